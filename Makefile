@@ -1,0 +1,34 @@
+# Each target does the whole set-up on a fresh machine that has only python3 (3.10 to 3.12) and make.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test proof lint miniature figures clean
+
+demo: $(VENV)/ready  ## train and evaluate three classes of the miniature
+	$(RUN) run.py --config configs/miniature.yml --class_index 2,5,14 --train True --evaluate True
+
+test: $(VENV)/ready lint  ## what CI runs
+	$(RUN) -m pytest -q
+
+proof: $(VENV)/ready  ## the slow proof: every class of the miniature reaches the bar
+	$(RUN) -m pytest -q -m slow
+
+lint: $(VENV)/ready
+	$(RUN) -m ruff check .
+
+miniature: $(VENV)/ready  ## train the miniature from scratch; see miniature/build.py
+	$(RUN) -m miniature.build
+
+figures: $(VENV)/ready  ## docs/method.png
+	$(RUN) docs/draw_method.py
+
+$(VENV)/ready: requirements.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else "Python 3.10 to 3.12 is needed, this is %d.%d: make PYTHON=python3.11 demo" % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet -r requirements.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache

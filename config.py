@@ -1,0 +1,124 @@
+"""Every hyper-parameter: its default in the paper's setting, what it does, what it may be.
+
+Edit a default here, put it in a YAML file (`--config`), or give it as a flag; flags beat the file.
+"""
+
+import difflib
+from dataclasses import asdict, dataclass, field, fields
+
+import yaml
+
+from utils import UserError, find_path, require
+
+
+def setting(default, text: str):
+    """A dataclass field with its help; a list default is copied for every config."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class RunConfig:
+    """The reference setting of Discriminative Class Tokens (ICCV 2023): Stable Diffusion 1.4 on a CUDA GPU."""
+
+    class_index: str = setting("", "Which classes: a number counted from 1 (283), a range (1-12), a list (1,5,9), "
+                                   "'all', or a name ('tiger cat'). --list_classes shows them.")
+    train: bool = setting(False, "Learn a token for each class.")
+    evaluate: bool = setting(False, "Draw the same seeds without and with the token, and judge them.")
+    exp_id: str = setting("demo", "The name of the run: the last folder of every output.")
+    model: str = setting("CompVis/stable-diffusion-v1-4", "The generator: a hub id or folder in the layout of a "
+                                                          "StableDiffusionPipeline.")
+    classifier: str = setting("inet", "The guiding classifier: inet, inat, cub, miniature, miniature_evaluator, "
+                                      "a transformers image classifier (hub id or folder), or timm:<name>.")
+    evaluator: str | None = setting(None, "A second classifier that judges and never guides (the same choices); none: "
+                                          "only the guiding one judges.")
+    class_names: str | None = setting(None, "A YAML file {number: name} of names to use in prompts instead of the "
+                                            "classifier's own, such as {135: crane bird}.")
+    real_images: str | None = setting(None, "A folder with a folder of real pictures for each class (named 0283_tiger_"
+                                            "cat, 283 or tiger cat), shown beside the generated ones.")
+    output_path: str = setting(".", "The folder that holds pipeline_token/ and img/.")
+    num_train_epochs: int = setting(50, "Updates at most.")
+    epoch_size: int = setting(5, "Images an update.")
+    number_of_prompts: int = setting(3, "How many of the paper's prompt templates take turns (1 to 3).")
+    target_accuracy: float = setting(0.7, "Stop when more than this share of an update's images is classified right; "
+                                          "with fresh noise, of the last three updates' images.")
+    early_stopping: int = setting(15, "Stop after this many updates without a better loss.")
+    batch_size: int = setting(5, "Images held in memory at once; changes speed and memory, not results.")
+    lr: float = setting(1.25e-3, "AdamW's learning rate (0.00025 x 5 images).")
+    betas: list[float] = setting([0.9, 0.999], "AdamW's betas.")
+    weight_decay: float = setting(1e-2, "AdamW's weight decay, on the one trained vector.")
+    eps: float = setting(1e-8, "AdamW's epsilon.")
+    max_grad_norm: float = setting(1.0, "The gradient's norm is clipped to this.")
+    seed: int = setting(35, "Seed of the first training image; the next ones count up. Evaluation uses 0 to "
+                            "test_size - 1, so this must not be below test_size.")
+    guidance_scale: float = setting(7.0, "Classifier-free guidance, in training and evaluation alike; 1 or less: none.")
+    height: int = setting(512, "Image height in pixels, divisible by 8.")
+    width: int = setting(512, "Image width in pixels, divisible by 8.")
+    num_inference_steps: int = setting(30, "Denoising steps of the checkpoint's own scheduler.")
+    train_timesteps: list[int] | None = setting(None, "Timesteps of the training trajectory, such as 999 800 600; it "
+                                                      "jumps from the last one to z_0. None: the checkpoint's own "
+                                                      "scheduler, as in the paper.")
+    fresh_noise: bool = setting(False, "New noise every update instead of the paper's same seeds.")
+    placeholder_token: str = setting("newclas", "The word that stands for the token in prompts.")
+    initializer_token: str = setting("a", "The word whose embedding the token starts from.")
+    test_size: int = setting(10, "Evaluation images a class, each without and with the token.")
+    device: str = setting("cuda", "cuda, cuda:1, mps or cpu.")
+    mixed_precision: str = setting("fp16", "Precision of the frozen generator: no, fp16 or bf16. The token and the "
+                                           "classifiers are always float32.")
+    gradient_checkpointing: bool = setting(False, "Recompute activations in the last step: slower, less memory.")
+    skip_exists: bool = setting(False, "Do not train a class whose token is already there.")
+
+    def validate(self):
+        """Raise UserError for the first setting that cannot work, saying what would."""
+        require(self.class_index, "which class? give --class_index 283, 1-12, 1,5,9, all or a name; --list_classes "
+                                  "shows the classes of the classifier")
+        require(self.train or self.evaluate, "nothing to do: give --train True, --evaluate True or both")
+        for name in ("num_train_epochs", "epoch_size", "early_stopping", "batch_size", "num_inference_steps",
+                     "test_size", "lr", "eps", "max_grad_norm"):
+            require(getattr(self, name) > 0, f"{name} must be greater than 0, not {getattr(self, name)}")
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            require(value > 0 and value % 8 == 0, f"{name} must be divisible by 8, for the VAE: {value} is not")
+        require(1 <= self.number_of_prompts <= 3, f"number_of_prompts must be 1, 2 or 3, not {self.number_of_prompts}")
+        require(0 <= self.target_accuracy <= 1, f"target_accuracy must lie in 0..1, not {self.target_accuracy}")
+        require(self.weight_decay >= 0, f"weight_decay must not be negative: {self.weight_decay}")
+        require(len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+                f"betas must be two numbers in [0, 1), such as 0.9 0.999, not {self.betas}")
+        require(self.seed >= self.test_size, f"seed {self.seed} would train on images that evaluation uses (seeds 0 to "
+                                             f"{self.test_size - 1}): give --seed {self.test_size} or more")
+        steps = self.train_timesteps
+        require(steps is None or steps and steps[-1] >= 0 and steps == sorted(set(steps), reverse=True),
+                f"train_timesteps must fall from noise to image, such as 999 800 600, not {steps}")
+        require(self.mixed_precision in ("no", "fp16", "bf16"),
+                f"mixed_precision must be no, fp16 or bf16, not {self.mixed_precision}")
+        require(self.exp_id.strip(". ") and not set(self.exp_id) & set("/\\"),
+                f"exp_id names a folder and may not be '{self.exp_id}'")
+
+
+def settings_from_file(path: str) -> list[str]:
+    """The flags that a YAML file of settings stands for: {'lr': 0.01} -> ['--lr', '0.01'].
+
+    Raises:
+        UserError: no such file, not a mapping, or a key that is no setting.
+    """
+    found = find_path(path)
+    require(found and found.is_file(), f"no settings file '{path}'; the ones shipped are in configs/")
+    try:
+        values = yaml.safe_load(found.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
+    require(isinstance(values, dict), f"'{path}' must hold settings such as 'lr: 0.001', one a line")
+    known, flags = [f.name for f in fields(RunConfig)], []
+    for key, value in values.items():
+        close = difflib.get_close_matches(str(key), known, 1)
+        require(key in known, f"'{path}' has an unknown setting '{key}'"
+                              + (f"; did you mean '{close[0]}'?" if close else "; --help lists them"))
+        if value is not None:
+            flags += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+    return flags
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved settings, as saved beside each token; `--config` reads them back."""
+    return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,148 @@
+"""The frozen generator: prompts to embeddings, noise to latents with a graph on one UNet call, latents to images."""
+
+import inspect
+import logging
+from typing import NamedTuple
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers.utils.torch_utils import randn_tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from utils import find_path, opening, require
+
+logging.getLogger("diffusers.configuration_utils").setLevel(logging.ERROR)  # 'expected types' of the safety checker
+
+
+class Components(NamedTuple):
+    """The parts of a latent diffusion model that take part; all weights frozen."""
+
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    scheduler: diffusers.SchedulerMixin
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.device
+
+    @property
+    def vae_scale_factor(self) -> int:
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+
+def load_components(model: str, device: str, dtype: torch.dtype, gradient_checkpointing: bool = False) -> Components:
+    """Load tokenizer, text encoder, UNet, VAE and scheduler one by one; nothing else of the pipeline is read.
+
+    Raises:
+        UserError: one line that says what is missing: the download, the login, the network or a file.
+    """
+    source = str(find_path(model) or model)
+    with opening(model):
+        scheduler_class = getattr(diffusers, DiffusionPipeline.load_config(source)["scheduler"][1])
+        components = Components(
+            CLIPTokenizer.from_pretrained(source, subfolder="tokenizer"),
+            _load_weights(CLIPTextModel, source, "text_encoder", dtype=dtype),
+            _load_weights(UNet2DConditionModel, source, "unet", torch_dtype=dtype),
+            _load_weights(AutoencoderKL, source, "vae", torch_dtype=dtype),
+            scheduler_class.from_pretrained(source, subfolder="scheduler"))
+    for module in (components.text_encoder, components.unet, components.vae):
+        module.requires_grad_(False).eval().to(device)
+    if gradient_checkpointing:
+        components.unet.enable_gradient_checkpointing()
+        components.vae.enable_gradient_checkpointing()
+    return components
+
+
+def _load_weights(cls, source, part, **dtype):
+    """Take the fp16 files for fp16 and the full ones otherwise; the other kind where a checkpoint has only that."""
+    variants = ("fp16", None) if torch.float16 in dtype.values() else (None, "fp16")
+    errors = []
+    for variant in variants:
+        try:
+            return cls.from_pretrained(source, subfolder=part, variant=variant, **dtype)
+        except (OSError, ValueError) as error:
+            errors.append(error)
+    raise errors[variants.index(None)]
+
+
+def encode_prompts(components: Components, prompts: list[str]) -> torch.Tensor:
+    """Prompts -> prompt_embeds [B, L, D], padded to L = tokenizer.model_max_length as in every SD pipeline.
+
+    Raises:
+        UserError: a prompt longer than L tokens, whose end (and the token in it, perhaps) would be cut off.
+    """
+    tokenizer = components.tokenizer
+    length = tokenizer.model_max_length
+    input_ids = tokenizer(prompts, padding="max_length", max_length=length, return_tensors=None).input_ids
+    for prompt, ids in zip(prompts, input_ids, strict=True):
+        require(len(ids) <= length, f"the prompt has {len(ids)} tokens and the model reads {length}, so its end, and "
+                                    f"the class token where it stands there, would be cut off: '{prompt}'")
+    return components.text_encoder(torch.tensor(input_ids, device=components.device))[0]
+
+
+def noise_sources(seeds: list[int]) -> list[torch.Generator]:
+    """One generator an image, seeded by that image's seed: batches and other classes never change a picture."""
+    return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+
+
+def initial_latents(components: Components, generators: list[torch.Generator], height: int, width: int):
+    """Unit noise z_T [B, 4, H/8, W/8], drawn in float32 on the CPU whatever the device and precision."""
+    factor = components.vae_scale_factor
+    require(height % factor == 0 and width % factor == 0,
+            f"height and width must be divisible by {factor}, for the VAE: {height} x {width} are not")
+    shape = (len(generators), components.unet.config.in_channels, height // factor, width // factor)
+    return randn_tensor(shape, generator=generators).to(components.device, components.unet.dtype)
+
+
+def trajectory(components: Components, num_inference_steps: int, timesteps: list[int] | None = None):
+    """A new scheduler set for one trajectory: the checkpoint's own, or explicit timesteps and then a jump to z_0."""
+    config = components.scheduler.config
+    if timesteps is None:
+        scheduler = type(components.scheduler).from_config(config)
+        scheduler.set_timesteps(num_inference_steps, device=components.device)
+    else:
+        last = config.num_train_timesteps - 1
+        require(timesteps[0] <= last, f"train_timesteps start at {timesteps[0]}, the model's go from {last} to 0")
+        scheduler = EulerDiscreteScheduler.from_config(config)
+        scheduler.set_timesteps(timesteps=timesteps, device=components.device)
+    return scheduler
+
+
+def denoise(components: Components, scheduler, latents: torch.Tensor, prompt_embeds: torch.Tensor,
+            negative_prompt_embeds: torch.Tensor, guidance_scale: float,
+            generators: list[torch.Generator]) -> torch.Tensor:
+    """z_T [B, 4, h, w] -> z_0, with a graph through one UNet call: the conditional half of the final step.
+
+    Gradient skipping (Sec. 3.2): earlier steps, and the unconditional half of the final one, run without a graph.
+    `scheduler` comes from `trajectory` and serves once. No guidance at a scale of 1 or less. `generators` are drawn
+    from by stochastic schedulers alone.
+    """
+    unet, guided = components.unet, guidance_scale > 1
+    latents = latents * scheduler.init_noise_sigma
+    extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    *early, final = scheduler.timesteps
+    with torch.no_grad():
+        both = torch.cat([negative_prompt_embeds, prompt_embeds]) if guided else prompt_embeds
+        for t in early:
+            model_input = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, t)
+            noise_pred = unet(model_input, t, encoder_hidden_states=both).sample
+            if guided:
+                unconditional, conditional = noise_pred.chunk(2)
+                noise_pred = unconditional + guidance_scale * (conditional - unconditional)
+            latents = scheduler.step(noise_pred, t, latents, **extra).prev_sample
+        model_input = scheduler.scale_model_input(latents, final)
+        if guided:
+            unconditional = unet(model_input, final, encoder_hidden_states=negative_prompt_embeds).sample
+    noise_pred = unet(model_input, final, encoder_hidden_states=prompt_embeds).sample
+    if guided:
+        noise_pred = unconditional + guidance_scale * (noise_pred - unconditional)
+    return scheduler.step(noise_pred, final, latents, **extra).prev_sample
+
+
+def decode(components: Components, latents: torch.Tensor) -> torch.Tensor:
+    """z_0 [B, 4, h, w] -> images [B, 3, H, W] in [0, 1], float32."""
+    images = components.vae.decode(latents / components.vae.config.scaling_factor).sample
+    return (images.float() / 2 + 0.5).clamp(0, 1)

@@ -1,0 +1,255 @@
+"""Train the miniature from scratch: drawings, two classifiers, VAE, text encoder and UNet, then measure it.
+
+    python -m miniature.build              # everything; a stage that is done is skipped, a killed one resumes
+    python -m miniature.build --stages quality
+
+Every step draws its randomness from the seed and its own number, so a resumed build is the uninterrupted one.
+"""
+
+import argparse
+import json
+import random
+import shutil
+from multiprocessing import Pool
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.training_utils import EMAModel
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tqdm import tqdm
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
+
+from miniature import world
+from miniature.quality import measure
+
+HERE = Path(__file__).parent
+CACHE, WEIGHTS = HERE / "cache", HERE / "weights"
+NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+                  "num_train_timesteps": 1000}
+PROMPT_LENGTH = 32
+GUIDING_SEED, EVALUATOR_SEED = 0, 1  # the evaluator is trained on other drawings than everything that guides
+
+
+# ---------------------------------------------------------------- drawings
+
+def _picture(seed):
+    rng = random.Random(seed)
+    index, context = world.sample_class(rng), world.sample_context(rng)
+    return np.asarray(world.draw(index, rng, context)), index, world.caption(index, rng, context)
+
+
+def drawings(seed: int, count: int) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    """Pictures uint8 [N, 3, 64, 64], class numbers [N] and captions; drawn once, then read from the cache."""
+    path = CACHE / f"drawings_{seed}_{count}.npz"
+    if not path.exists():
+        CACHE.mkdir(exist_ok=True)
+        with Pool(2) as pool:
+            seeds = range(seed * 10_000_000, seed * 10_000_000 + count)
+            drawn = list(tqdm(pool.imap(_picture, seeds, chunksize=64), total=count, desc="drawing"))
+        pictures, labels, captions = zip(*drawn, strict=True)
+        np.savez(path, pictures=np.stack(pictures), labels=np.array(labels), captions=np.array(captions))
+    data = np.load(path)
+    pictures = torch.from_numpy(data["pictures"]).permute(0, 3, 1, 2).contiguous()
+    return pictures, torch.from_numpy(data["labels"]), data["captions"].tolist()
+
+
+def scaled(pictures: torch.Tensor) -> torch.Tensor:
+    """uint8 in 0..255 -> float in [-1, 1]."""
+    return pictures.float() / 127.5 - 1
+
+
+# ---------------------------------------------------------------- the one training loop
+
+def fit(name: str, modules: torch.nn.ModuleDict, loss_at, steps: int, lr: float, weight_decay: float, ema=False):
+    """Train `modules` on `loss_at(generator)` for `steps`, with AdamW, one cycle, and a checkpoint every 250 steps."""
+    parameters = list(modules.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.05)
+    average = EMAModel(parameters, decay=0.999 if ema else 0.0)
+    path, start = CACHE / f"{name}.pt", 0
+    stateful = {"modules": modules, "optimizer": optimizer, "schedule": schedule, "average": average}
+    if path.exists():
+        saved = torch.load(path, weights_only=True)
+        start = saved.pop("step")
+        for key, state in saved.items():
+            stateful[key].load_state_dict(state)
+    bar = tqdm(range(start, steps), initial=start, total=steps, desc=name, mininterval=5)
+    for step in bar:
+        torch.manual_seed(step)
+        loss = loss_at(torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        average.step(parameters)
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+        if (step + 1) % 250 == 0 or step + 1 == steps:
+            state = {key: thing.state_dict() for key, thing in stateful.items()}
+            torch.save({**state, "step": step + 1}, path.with_suffix(".tmp"))
+            path.with_suffix(".tmp").replace(path)
+    if ema:
+        average.copy_to(parameters)
+
+
+def batch_of(count: int, size: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.randint(count, (size,), generator=generator)
+
+
+# ---------------------------------------------------------------- stages
+
+def build_classifier(name: str, model: torch.nn.Module, seed: int, steps: int):
+    """A classifier that tolerates what a decoder does to a picture: trained on blurred and noisy drawings too."""
+    pictures, labels, _ = drawings(seed, 24_000)
+
+    def loss_at(generator):
+        chosen = batch_of(len(pictures), 64, generator)
+        images = scaled(pictures[chosen])
+        if torch.rand((), generator=generator) < 0.5:
+            images = F.interpolate(F.avg_pool2d(images, 2), scale_factor=2, mode="bilinear")
+        images = images + 0.15 * torch.rand(64, 1, 1, 1, generator=generator) * torch.randn(
+            images.shape, generator=generator)
+        return F.cross_entropy(model(images).logits, labels[chosen], label_smoothing=0.05)
+
+    model.train()
+    fit(name, torch.nn.ModuleDict({"model": model}), loss_at, steps, lr=1e-3, weight_decay=0.05)
+    save_half(model.eval(), WEIGHTS / name)
+    ViTImageProcessor(size={"height": world.SIZE, "width": world.SIZE}).save_pretrained(WEIGHTS / name)
+
+
+def label_maps():
+    return {"id2label": dict(enumerate(world.LABELS)), "label2id": {label: i for i, label in enumerate(world.LABELS)}}
+
+
+def stage_classifier():
+    torch.manual_seed(1)
+    config = ViTConfig(image_size=world.SIZE, patch_size=8, hidden_size=96, num_hidden_layers=4,
+                       num_attention_heads=4, intermediate_size=192, **label_maps())
+    build_classifier("classifier", ViTForImageClassification(config), GUIDING_SEED, steps=1500)
+
+
+def stage_evaluator():
+    torch.manual_seed(2)
+    config = ResNetConfig(embedding_size=32, hidden_sizes=[32, 64, 96, 128], depths=[1, 1, 1, 1], layer_type="basic",
+                          **label_maps())
+    build_classifier("evaluator", ResNetForImageClassification(config), EVALUATOR_SEED, steps=1200)
+
+
+def stage_vae():
+    torch.manual_seed(3)
+    pictures, _, _ = drawings(GUIDING_SEED, 24_000)
+    levels = 4
+    vae = AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * levels, up_block_types=["UpDecoderBlock2D"] * levels,
+        block_out_channels=[16, 32, 64, 64], layers_per_block=1, latent_channels=4, norm_num_groups=8,
+        sample_size=world.SIZE)
+
+    def loss_at(generator):
+        images = scaled(pictures[batch_of(len(pictures), 32, generator)])
+        with torch.autocast("cpu", torch.bfloat16):
+            posterior = vae.encode(images).latent_dist
+            decoded = vae.decode(posterior.sample(generator)).sample.float()
+        divergence = posterior.kl().float().mean() / images[0].numel()
+        return F.l1_loss(decoded, images) + F.mse_loss(decoded, images) + 1e-4 * divergence
+
+    fit("vae", torch.nn.ModuleDict({"vae": vae}), loss_at, steps=3200, lr=2e-3, weight_decay=0.0)
+    with torch.no_grad():
+        latents = vae.encode(scaled(pictures[:512])).latent_dist.mean
+    vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
+    vae.save_pretrained(CACHE / "vae")
+
+
+def build_tokenizer(captions: list[str]) -> CLIPTokenizer:
+    """A byte-level BPE in CLIP's layout: the alphabet, the alphabet at a word's end, the merges, two special tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=1200, end_of_word_suffix="</w>", initial_alphabet=alphabet,
+                                  show_progress=False)
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
+    bpe.train_from_iterator(captions, trainer)
+    merges = [tuple(merge) for merge in json.loads(bpe.to_str())["model"]["merges"]]
+    words = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(merge) for merge in merges),
+             "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {word: i for i, word in enumerate(dict.fromkeys(words))}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=PROMPT_LENGTH)
+
+
+def stage_generator():
+    torch.manual_seed(4)
+    pictures, _, captions = drawings(GUIDING_SEED, 24_000)
+    tokenizer = build_tokenizer(captions)
+    vae = AutoencoderKL.from_pretrained(CACHE / "vae").eval()
+    with torch.no_grad():
+        posteriors = [vae.encode(scaled(part)).latent_dist for part in tqdm(pictures.split(250), desc="encoding")]
+    means, stds = (vae.config.scaling_factor * torch.cat([getattr(p, key) for p in posteriors])
+                   for key in ("mean", "std"))
+    text_encoder = CLIPTextModel(CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=PROMPT_LENGTH, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, projection_dim=64))
+    unet = UNet2DConditionModel(
+        sample_size=means.shape[-1], block_out_channels=(64, 128), layers_per_block=1, cross_attention_dim=64,
+        down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
+        attention_head_dim=4, norm_num_groups=16).to(memory_format=torch.channels_last)
+    scheduler = DDPMScheduler(**NOISE_SCHEDULE)
+    captions_and_empty = tokenizer([*captions, ""], padding="max_length", return_tensors="pt").input_ids
+
+    def loss_at(generator):
+        chosen = batch_of(len(pictures), 64, generator)
+        latents = means[chosen] + stds[chosen] * torch.randn(means[chosen].shape, generator=generator)
+        timesteps = torch.randint(1000, (64,), generator=generator)
+        noise = torch.randn(latents.shape, generator=generator)
+        chosen[torch.rand(64, generator=generator) < 0.1] = -1  # unconditional, for classifier-free guidance
+        prompt_embeds = text_encoder(captions_and_empty[chosen])[0]
+        noisy = scheduler.add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
+        return F.mse_loss(unet(noisy, timesteps, encoder_hidden_states=prompt_embeds).sample, noise)
+
+    fit("generator", torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}), loss_at, steps=6000, lr=1e-3,
+        weight_decay=0.01, ema=True)
+    pipeline = StableDiffusionPipeline(
+        vae, text_encoder, tokenizer, unet.to(memory_format=torch.contiguous_format),
+        PNDMScheduler(**NOISE_SCHEDULE, skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    save_half(pipeline, WEIGHTS / "generator")
+
+
+def save_half(model, folder: Path):
+    """Save as fp16 safetensors, the whole folder at once."""
+    shutil.rmtree(folder, ignore_errors=True)
+    model.half().save_pretrained(folder) if isinstance(model, torch.nn.Module) else model.to(
+        dtype=torch.float16).save_pretrained(folder)
+
+
+def stage_quality():
+    pictures, labels, _ = drawings(2, 2_000)
+    measure(WEIGHTS, HERE.parent / "docs" / "miniature.png", pictures.float() / 255, labels)
+
+
+STAGES = {"classifier": stage_classifier, "evaluator": stage_evaluator, "vae": stage_vae,
+          "generator": stage_generator, "quality": stage_quality}
+RESULTS = {"classifier": WEIGHTS / "classifier", "evaluator": WEIGHTS / "evaluator", "vae": CACHE / "vae",
+           "generator": WEIGHTS / "generator"}
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES),
+                        help="stages to run, in this order (all); a stage whose result exists is skipped: delete "
+                             "miniature/weights and miniature/cache to start afresh")
+    for stage in parser.parse_args().stages:
+        if stage in RESULTS and RESULTS[stage].exists():
+            print(f"{stage}: already built in {RESULTS[stage]}")
+        else:
+            STAGES[stage]()

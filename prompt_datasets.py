@@ -1,0 +1,92 @@
+"""What the generator is asked for: class names, prompts, and which classes a run is about."""
+
+import difflib
+import re
+from pathlib import Path
+
+import yaml
+from torch.utils.data import Dataset
+
+from utils import require
+
+TEMPLATES = ("A photo of a {}", "a high resolution realistic image of a {}", "A close-up photo of a {}")
+
+
+class PromptDataset(Dataset):
+    """One update's prompts, each with its image's seed: item i takes template i modulo their number."""
+
+    def __init__(self, phrase: str, templates: tuple[str, ...], seeds: list[int]):
+        self.phrase, self.templates, self.seeds = phrase, templates, seeds
+
+    def __len__(self):
+        return len(self.seeds)
+
+    def __getitem__(self, i):
+        return {"prompt": self.templates[i % len(self.templates)].format(self.phrase), "seed": self.seeds[i]}
+
+
+def class_name(label: str) -> str:
+    """The name a prompt uses: 'tench, Tinca tinca' -> 'tench', '001.Black_footed_Tern' -> 'Black footed Tern'."""
+    return re.sub(r"^\d+\.", "", label.split(",")[0]).replace("_", " ").strip()
+
+
+def class_names(labels: list[str], overrides: str | None = None) -> list[str]:
+    """The name of every class, from its label or from a YAML file {number from 1: name}.
+
+    Raises:
+        UserError: no such file, or not a mapping of class numbers to names.
+    """
+    names = [class_name(label) for label in labels]
+    if overrides is None:
+        return names
+    require(Path(overrides).is_file(), f"no class_names file '{overrides}'")
+    mapping = yaml.safe_load(Path(overrides).read_text(encoding="utf-8"))
+    require(isinstance(mapping, dict), f"'{overrides}' must map class numbers to names, such as '135: crane bird'")
+    for number, name in mapping.items():
+        require(isinstance(number, int) and 1 <= number <= len(names) and name,
+                f"'{overrides}': '{number}: {name}' must be a class number from 1 to {len(names)} and a name")
+        names[number - 1] = str(name)
+    return names
+
+
+def class_folder(index: int, name: str) -> str:
+    """The folder of class `index` (from 0): number from 1, then the name in plain letters: '0283_tiger_cat'."""
+    return f"{index + 1:04d}_{re.sub(r'[^a-z0-9]+', '_', name.lower()).strip('_')}".rstrip("_")
+
+
+def class_title(index: int, label: str) -> str:
+    """How a message names class `index` (from 0): '283 (tiger cat)', counted from 1."""
+    return f"{index + 1} ({label})"
+
+
+def select_classes(selection: str, labels: list[str], names: list[str]) -> list[int]:
+    """Class numbers from 0 for '283', '1-12', '1,5,9', 'all', a name or a whole label; the one place that converts.
+
+    Raises:
+        UserError: a number outside the classifier's classes, a name it does not know or that several classes share.
+    """
+    selection = str(selection).strip()
+    if selection == "all":
+        return list(range(len(labels)))
+    if re.fullmatch(r"[\d\s,-]+", selection):
+        return _by_number(selection, len(labels))
+    wanted = selection.lower()
+    by_label = [i for i, label in enumerate(labels) if label.lower() == wanted]
+    found = by_label or [i for i, name in enumerate(names) if name.lower() == wanted]
+    close = difflib.get_close_matches(wanted, [*map(str.lower, names), *map(str.lower, labels)], 1)
+    require(found, f"the classifier has no class '{selection}'"
+                   + (f"; did you mean '{close[0]}'?" if close else "; --list_classes shows its classes"))
+    require(len(found) == 1, f"'{selection}' names {len(found)} classes: give a number, "
+                             + " or ".join(class_title(i, labels[i]) for i in found))
+    return found
+
+
+def _by_number(selection: str, count: int) -> list[int]:
+    numbers = []
+    for part in selection.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        require(match, f"class_index '{selection}' is no number (283), range (1-12) or list (1,5,9)")
+        first, last = int(match[1]), int(match[2] or match[1])
+        require(1 <= first <= last <= count, f"class_index {part.strip()}: the classifier's classes are 1 to {count}")
+        numbers += range(first, last + 1)
+    return [number - 1 for number in dict.fromkeys(numbers)]

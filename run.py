@@ -1,0 +1,173 @@
+"""Train class tokens and evaluate them.
+
+    python run.py --class_index 283 --train True --evaluate True       Stable Diffusion 1.4 and ImageNet, on a GPU
+    python run.py --config configs/miniature.yml --class_index all --train True --evaluate True      anywhere, minutes
+    python run.py --config configs/miniature.yml --list_classes
+"""
+
+import argparse
+import platform
+import sys
+import time
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+from transformers import HfArgumentParser
+
+import class_token
+from classifiers import folder_name, load_classifier, load_labels
+from config import RunConfig, settings_from_file, to_yaml
+from diffusion import encode_prompts, initial_latents, load_components, noise_sources, trajectory
+from evaluation import evaluate_folder, generate, table
+from prompt_datasets import TEMPLATES, class_folder, class_names, class_title, select_classes
+from report import side_by_side
+from training import train_token
+from utils import WITHOUT_GPU_OR_NETWORK, UserError, require, write_json, write_text
+
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class OneLineParser(HfArgumentParser):
+    """Says what is wrong in one line instead of printing forty flags first."""
+
+    def error(self, message):
+        raise UserError(f"{message}; --help explains every setting")
+
+
+def parse(argv: list[str]) -> tuple[RunConfig, bool]:
+    """The settings of defaults, then the file of --config, then flags; and whether to list the classes."""
+    parser = OneLineParser(RunConfig, prog="run.py", description=__doc__, allow_abbrev=False)
+    parser.formatter_class = HelpFormatter
+    parser.add_argument("--config", metavar="FILE.yml", help="A YAML file of the settings below; flags beat it.")
+    parser.add_argument("--list_classes", action="store_true", help="Print the classes of --classifier and stop.")
+    given = parser.parse_args(argv)
+    from_file = settings_from_file(given.config) if given.config else []
+    config, extra = parser.parse_args_into_dataclasses([*from_file, *argv], look_for_args_file=False)
+    return config, extra.list_classes
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the examples at the top as written and shows each default."""
+
+
+def main(argv: list[str]) -> int:
+    try:
+        config, list_classes = parse(argv)
+        if list_classes:
+            labels = load_labels(config.classifier)
+            print("\n".join(f"{i + 1:5d}  {label}" for i, label in enumerate(labels)))
+            return 0
+        config.validate()
+        run(config)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(config: RunConfig):
+    """Train and evaluate every selected class, then print and write the summary."""
+    check_device(config)
+    labels = load_labels(config.classifier)
+    names = class_names(labels, config.class_names)
+    chosen = select_classes(config.class_index, labels, names)
+    real = {index: real_folder(config.real_images, index, names[index]) for index in chosen}
+    judges = {"classifier": load_classifier(config.classifier, config.device)}
+    if config.evaluator and config.evaluate:
+        judges["evaluator"] = load_classifier(config.evaluator, config.device)
+        require(judges["evaluator"].labels == labels, f"the evaluator '{config.evaluator}' must know the same classes "
+                                                      f"in the same order as the classifier '{config.classifier}'")
+    components = load_components(config.model, config.device, DTYPES[config.mixed_precision],
+                                 config.gradient_checkpointing)
+    token_id = class_token.add_placeholder(components.tokenizer, config.placeholder_token)
+    check_prompts(config, components, token_id, [names[index] for index in chosen])
+    results = []
+    for index in chosen:
+        parts = (folder_name(config.classifier), class_folder(index, names[index]), config.exp_id)
+        tokens, images = (Path(config.output_path, kind).joinpath(*parts) for kind in ("pipeline_token", "img"))
+        token_file = tokens / "learned_embeds.safetensors"
+        print(f"class {class_title(index, labels[index])}", flush=True)
+        if config.train and not (config.skip_exists and token_file.exists()):
+            train(config, components, judges["classifier"], index, names[index], token_id, tokens, images)
+        if config.evaluate:
+            results.append(evaluate(config, components, judges, index, names[index], token_id, token_file, images,
+                                    real[index]))
+    if results:
+        summary = Path(config.output_path, "img", folder_name(config.classifier), f"summary_{config.exp_id}.json")
+        write_json(summary, results)
+        print(f"\naccuracy without -> with the token, {config.test_size} images each, seeds 0 to "
+              f"{config.test_size - 1}\n{table(results)}\n\nsummary: {summary}")
+
+
+def train(config, components, classifier, index, name, token_id, tokens: Path, images: Path):
+    """Learn one token and save it with its settings and history."""
+    tokens.mkdir(parents=True, exist_ok=True)
+    write_text(tokens / "config.yml", to_yaml(config))
+    started = time.time()
+    trained = train_token(config, components, classifier, index, name, token_id, images / "train",
+                          tokens / "history.jsonl")
+    class_token.save(tokens / "learned_embeds.safetensors", config.placeholder_token, trained.vector, {
+        "class_index": index + 1, "class_name": name, "label": classifier.labels[index],
+        "classifier": config.classifier, "base_model": config.model, "seed": config.seed,
+        "updates": trained.updates, "loss": f"{trained.loss:.4f}", "train_accuracy": f"{trained.accuracy:.4f}",
+        "stopped": trained.stopped, "torch": torch.__version__, "diffusers": diffusers.__version__,
+        "transformers": transformers.__version__, "python": platform.python_version()})
+    print(f"  {trained.updates} updates in {time.time() - started:.0f} s, stopped: {trained.stopped}\n"
+          f"  token: {tokens / 'learned_embeds.safetensors'}")
+
+
+def evaluate(config, components, judges, index, name, token_id, token_file: Path, images: Path, real) -> dict:
+    """Draw, judge and show one class without and with its token."""
+    _, vector, _ = class_token.load(token_file)
+    width = components.text_encoder.config.hidden_size
+    require(len(vector) == width, f"'{token_file}' holds a vector of {len(vector)} numbers; the text encoder of "
+                                  f"'{config.model}' reads {width}: it was trained for another model")
+    folder = images / "eval"
+    generate(config, components, name, token_id, vector, folder)
+    metrics = evaluate_folder(config, judges, index, folder)
+    side_by_side(folder, f"class {class_title(index, judges['classifier'].labels[index])}", real)
+    print(f"  pictures: {folder / 'grid.png'}")
+    return metrics
+
+
+def check_prompts(config: RunConfig, components, token_id: int, names: list[str]):
+    """Find out before any long work, and before anything is written, what the generator cannot be asked."""
+    vector = class_token.initial_vector(components.tokenizer, components.text_encoder, config.initializer_token)
+    trajectory(components, config.num_inference_steps, config.train_timesteps)
+    initial_latents(components, noise_sources([0]), config.height, config.width)
+    longest = max(TEMPLATES, key=len)
+    with torch.no_grad(), class_token.spliced(components.text_encoder, token_id, vector.to(components.device)):
+        for name in names:
+            encode_prompts(components, [longest.format(f"{config.placeholder_token} {name}")])
+
+
+def check_device(config: RunConfig):
+    """Say at once what the device cannot do."""
+    kind = config.device.split(":")[0]
+    require(kind in ("cuda", "mps", "cpu"), f"device must be cuda, cuda:1, mps or cpu, not '{config.device}'")
+    require(kind != "cuda" or torch.cuda.is_available(),
+            f"no CUDA GPU here: use --device cpu --mixed_precision no (hours an image set), {WITHOUT_GPU_OR_NETWORK}")
+    require(kind != "mps" or torch.backends.mps.is_available(), f"no Apple GPU here, {WITHOUT_GPU_OR_NETWORK}")
+    require(kind != "cpu" or config.mixed_precision != "fp16", "a CPU has no fast fp16: use --mixed_precision no")
+
+
+def real_folder(root: str | None, index: int, name: str) -> Path | None:
+    """The folder of a class's real pictures, by its folder name, number or name.
+
+    Raises:
+        UserError: a root was given and has none.
+    """
+    if root is None:
+        return None
+    require(Path(root).is_dir(), f"no real_images folder '{root}'")
+    found = [Path(root, entry) for entry in (class_folder(index, name), str(index + 1), name)
+             if Path(root, entry).is_dir()]
+    require(found and any(found[0].iterdir()), f"'{root}' has no pictures of class {class_title(index, name)}: name "
+                                               f"their folder '{class_folder(index, name)}', '{index + 1}' or '{name}'")
+    return found[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

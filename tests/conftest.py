@@ -1,0 +1,96 @@
+"""A tiny random checkpoint in SD 1.4's exact layout, tiny classifiers, and the settings that run on them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+from config import RunConfig
+from diffusion import load_components
+
+LABELS = ["crane, bird", "crane, machine", "tiger cat", "horizontal bar, high bar", "7/8: odd"]
+WORDS = ["a", "photo", "of", "crane", "tiger", "cat", "high", "close", "up", "image", "resolution", "realistic"]
+MODEL_INDEX = {  # as in CompVis/stable-diffusion-v1-4
+    "_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.2.2",
+    "feature_extractor": ["transformers", "CLIPImageProcessor"],
+    "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+    "scheduler": ["diffusers", "PNDMScheduler"], "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"]}
+
+
+def save_tokenizer(folder: Path):
+    """SD 1.4's tokenizer files: vocab.json, merges.txt, special_tokens_map.json, tokenizer_config.json."""
+    letters = [chr(code) for code in range(33, 127)]
+    merges, tokens = [], [*letters, *(letter + "</w>" for letter in letters)]
+    for word in WORDS:
+        parts = [*word[:-1], word[-1] + "</w>"]
+        while len(parts) > 1:
+            if (parts[0], parts[1]) not in merges:
+                merges.append((parts[0], parts[1]))
+                tokens.append(parts[0] + parts[1])
+            parts = [parts[0] + parts[1], *parts[2:]]
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys([*tokens, "<|startoftext|>", "<|endoftext|>"]))}
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(merge) for merge in merges) + "\n")
+    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>",
+               "pad_token": "<|endoftext|>"}
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    (folder / "tokenizer_config.json").write_text(json.dumps(
+        {**special, "model_max_length": 24, "do_lower_case": True, "tokenizer_class": "CLIPTokenizer"}))
+    return len(vocabulary)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> str:
+    """Random weights, 32 x 32 images, fp32 and fp16 files."""
+    folder = tmp_path_factory.mktemp("tiny") / "stable-diffusion"
+    torch.manual_seed(0)
+    size = save_tokenizer(folder / "tokenizer")
+    text_encoder = CLIPTextModel(CLIPTextConfig(
+        vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=24, bos_token_id=0, eos_token_id=2, projection_dim=32))
+    unet = UNet2DConditionModel(
+        sample_size=4, block_out_channels=(16, 32), layers_per_block=1, cross_attention_dim=32, attention_head_dim=4,
+        norm_num_groups=8, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8), down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4, latent_channels=4, norm_num_groups=4, sample_size=32)
+    for name, module in (("text_encoder", text_encoder), ("unet", unet), ("vae", vae)):
+        module.save_pretrained(folder / name)
+        module.half().save_pretrained(folder / name, variant="fp16")
+    PNDMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True,
+                  steps_offset=1, set_alpha_to_one=False).save_pretrained(folder / "scheduler")
+    (folder / "model_index.json").write_text(json.dumps(MODEL_INDEX))
+    return str(folder)
+
+
+@pytest.fixture
+def components(tiny_model):
+    return load_components(tiny_model, "cpu", torch.float32)
+
+
+@pytest.fixture(scope="session")
+def tiny_classifier(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("classifier") / "vit"
+    torch.manual_seed(1)
+    config = ViTConfig(image_size=16, patch_size=8, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+                       intermediate_size=64, id2label=dict(enumerate(LABELS)),
+                       label2id={label: i for i, label in enumerate(LABELS)})
+    model = ViTForImageClassification(config)
+    torch.nn.init.normal_(model.classifier.weight, std=1.0)
+    model.save_pretrained(folder)
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def tiny_config(tiny_model, tiny_classifier, tmp_path) -> RunConfig:
+    return RunConfig(class_index="3", train=True, model=tiny_model, classifier=tiny_classifier, device="cpu",
+                     mixed_precision="no", height=32, width=32, num_inference_steps=3, num_train_epochs=3,
+                     test_size=2, output_path=str(tmp_path), target_accuracy=1.0)

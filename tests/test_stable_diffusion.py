@@ -1,0 +1,63 @@
+"""SD 1.4: its layout on a tiny checkpoint, its real sizes on the meta device, and what is said when it is not there."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors import safe_open
+from transformers import CLIPTextConfig, CLIPTextModel, ViTConfig, ViTForImageClassification
+
+from diffusion import load_components
+from utils import UserError
+
+
+def test_layout_loads_without_safety_checker_and_feature_extractor(tiny_model):
+    components = load_components(tiny_model, "cpu", torch.float32)
+    assert type(components.scheduler).__name__ == "PNDMScheduler"
+    assert components.vae_scale_factor == 8
+    for module in (components.text_encoder, components.unet, components.vae):
+        assert not module.training and not any(p.requires_grad for p in module.parameters())
+
+
+def test_old_key_names_are_what_is_read(tiny_model, components):
+    """SD 1.4's text encoder is stored as text_model.*; every weight must arrive."""
+    with safe_open(Path(tiny_model, "text_encoder", "model.safetensors"), "pt") as file:
+        assert all(key.startswith("text_model.") for key in file.keys())  # noqa: SIM118
+        stored = file.get_tensor("text_model.embeddings.token_embedding.weight")
+    assert torch.equal(components.text_encoder.get_input_embeddings().weight, stored)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("kept", ["fp32", "fp16"])
+def test_either_variant_serves_either_precision(tiny_model, tmp_path, dtype, kept):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    for file in folder.glob("*/*.safetensors"):
+        if (".fp16." in file.name) != (kept == "fp16"):
+            file.unlink()
+    assert load_components(str(folder), "cpu", dtype).unet.dtype == dtype
+
+
+def test_a_missing_part_is_one_line(tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    shutil.rmtree(tmp_path / "model" / "unet")
+    with pytest.raises(UserError, match="the folder lacks a file"):
+        load_components(str(tmp_path / "model"), "cpu", torch.float32)
+
+
+def test_real_architectures_have_their_published_sizes():
+    """Parameters of SD 1.4's three networks and of ViT-L/16, built from their configs without memory."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+        vae = AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512,
+                            down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4)
+        text_encoder = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12))
+        classifier = ViTForImageClassification(ViTConfig(
+            hidden_size=1024, intermediate_size=4096, num_attention_heads=16, num_hidden_layers=24, num_labels=1000))
+        noise = unet(torch.zeros(1, 4, 64, 64), torch.tensor(1), torch.zeros(1, 77, 768)).sample
+        images = vae.decode(noise).sample
+    sizes = [sum(p.numel() for p in m.parameters()) for m in (unet, vae, text_encoder, classifier)]
+    assert sizes == [859_520_964, 83_653_863, 123_060_480, 304_326_632]
+    assert images.shape == (1, 3, 512, 512)

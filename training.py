@@ -1,0 +1,132 @@
+"""Learn one class token: draw, classify, backpropagate through the final denoising step alone (Sec. 3)."""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from class_token import initial_vector, spliced
+from classifiers import Classifier
+from config import RunConfig
+from diffusion import Components, decode, denoise, encode_prompts, initial_latents, noise_sources, trajectory
+from prompt_datasets import TEMPLATES, PromptDataset
+from utils import require, save_images
+
+AVERAGED_UPDATES = 3  # with fresh noise one update's few images can be lucky
+
+
+class Trained(NamedTuple):
+    """The best vector [D], its loss (averaged as the stop rules do), the updates run and why the loop stopped."""
+
+    vector: torch.Tensor
+    loss: float
+    accuracy: float
+    updates: int
+    stopped: str
+
+
+def train_token(config: RunConfig, components: Components, classifier: Classifier, class_index: int, class_name: str,
+                token_id: int, image_folder: Path, history_path: Path) -> Trained:
+    """Learn v_c for class `class_index` (from 0); images go to `image_folder`, one line an update to `history_path`.
+
+    Raises:
+        UserError: the loss is not finite.
+    """
+    vector = initial_vector(components.tokenizer, components.text_encoder, config.initializer_token)
+    vector.requires_grad_()
+    optimizer = torch.optim.AdamW([vector], config.lr, tuple(config.betas), config.eps, config.weight_decay)
+    half = components.unet.dtype == torch.float16
+    scaler = torch.amp.GradScaler(components.device.type, init_scale=2.0**10, enabled=half)
+    history_path.write_text("")
+    history, best = [], None
+    bar = tqdm(range(config.num_train_epochs), desc=f"training {class_name}", unit="update")
+    for update in bar:
+        started = time.perf_counter()
+        loss, accuracy = accumulate_gradient(config, components, classifier, class_index, class_name, token_id, vector,
+                                             update, scaler, image_folder / f"{update:03d}")
+        require(math.isfinite(loss), f"the loss of update {update} is {loss}: try --mixed_precision bf16 or no, or a "
+                                     f"lower --lr than {config.lr}")
+        history.append((loss, accuracy))
+        improved, stop = judge(history, AVERAGED_UPDATES if config.fresh_noise else 1, config.target_accuracy,
+                               config.early_stopping)
+        if improved:
+            best = Trained(vector.detach().clone(), *recent(history, AVERAGED_UPDATES if config.fresh_noise else 1),
+                           update + 1, "")
+        bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.2f}")
+        scaler.unscale_(optimizer)
+        grad_norm = torch.nn.utils.clip_grad_norm_([vector], config.max_grad_norm).item()
+        with history_path.open("a") as lines:
+            lines.write(json.dumps({"update": update, "loss": loss, "accuracy": accuracy, "grad_norm": grad_norm,
+                                    "vector_norm": vector.norm().item(),
+                                    "seconds": round(time.perf_counter() - started, 3)}) + "\n")
+        if stop:
+            break
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    return best._replace(updates=len(history), stopped=stop or "the last update")
+
+
+def accumulate_gradient(config, components, classifier, class_index, class_name, token_id, vector, update, scaler,
+                        image_folder) -> tuple[float, float]:
+    """One update's images, batch by batch: add dL/dv to `vector.grad`; return the mean loss and the share right."""
+    first = config.seed + (update * config.epoch_size if config.fresh_noise else 0)
+    dataset = PromptDataset(f"{config.placeholder_token} {class_name}", TEMPLATES[:config.number_of_prompts],
+                            list(range(first, first + config.epoch_size)))
+    loss, right = 0.0, 0
+    for batch in DataLoader(dataset, config.batch_size):
+        with spliced(components.text_encoder, token_id, vector):
+            prompt_embeds = encode_prompts(components, batch["prompt"])
+        images = draw(config, components, prompt_embeds, batch["seed"].tolist(), config.train_timesteps)
+        logits = classifier(images)
+        targets = torch.full((len(images),), class_index, device=logits.device)
+        batch_loss = F.cross_entropy(logits, targets, reduction="sum") / config.epoch_size
+        scaler.scale(batch_loss).backward()
+        loss += batch_loss.item()
+        right += (logits.argmax(1) == targets).sum().item()
+        save_images(images, [image_folder / f"{seed}.png" for seed in batch["seed"].tolist()])
+    return loss, right / config.epoch_size
+
+
+def draw(config: RunConfig, components: Components, prompt_embeds: torch.Tensor, seeds: list[int],
+         timesteps: list[int] | None = None) -> torch.Tensor:
+    """Images [B, 3, H, W] in [0, 1] of `prompt_embeds` [B, L, D]; differentiable as `denoise` is.
+
+    `timesteps` None runs the checkpoint's own scheduler.
+    """
+    with torch.no_grad():
+        negative_prompt_embeds = encode_prompts(components, [""] * len(seeds))
+    generators = noise_sources(seeds)
+    latents = initial_latents(components, generators, config.height, config.width)
+    scheduler = trajectory(components, config.num_inference_steps, timesteps)
+    return decode(components, denoise(components, scheduler, latents, prompt_embeds, negative_prompt_embeds,
+                                      config.guidance_scale, generators))
+
+
+def recent(history: list[tuple[float, float]], window: int) -> tuple[float, float]:
+    """Loss and accuracy averaged over the last `window` updates."""
+    last = history[-window:]
+    return tuple(sum(values) / len(last) for values in zip(*last, strict=True))
+
+
+def judge(history: list[tuple[float, float]], window: int, target_accuracy: float,
+          early_stopping: int) -> tuple[bool, str | None]:
+    """After an update: is the (averaged) loss the best so far, and the reason to stop, if there is one.
+
+    `history` holds (loss, accuracy) of every update so far; averages run over the last `window` updates, and nothing
+    stops before there are as many.
+    """
+    averages = [recent(history[:end], window) for end in range(1, len(history) + 1)]
+    losses = [loss for loss, _ in averages]
+    best = losses.index(min(losses))
+    if len(history) >= window and averages[-1][1] > target_accuracy:
+        return best == len(losses) - 1, f"accuracy {averages[-1][1]:.2f} is above {target_accuracy}"
+    if len(losses) - 1 - best >= early_stopping:
+        return False, f"no better loss in {early_stopping} updates"
+    return best == len(losses) - 1, None
