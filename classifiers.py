@@ -40,7 +40,8 @@ class Preprocessing(NamedTuple):
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         size = list(self.size) if isinstance(self.size, tuple) else [self.size]
-        images = TF.resize(images, size, self.interpolation, antialias=True)
+        # bicubic overshoots at edges; a processor's 8-bit resize cuts that off, so we do
+        images = TF.resize(images, size, self.interpolation, antialias=True).clamp(0, 1)
         if self.crop:
             images = TF.center_crop(images, list(self.crop))
         return TF.normalize(images, self.mean, self.std)

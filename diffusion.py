@@ -6,12 +6,16 @@ from typing import NamedTuple
 
 import diffusers
 import torch
+import transformers
 from diffusers import AutoencoderKL, DiffusionPipeline, EulerDiscreteScheduler, UNet2DConditionModel
 from diffusers.utils.torch_utils import randn_tensor
+from huggingface_hub.utils import enable_progress_bars
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from utils import find_path, opening, require
 
+transformers.utils.logging.disable_progress_bar()  # weights load in a blink ...
+enable_progress_bars()  # ... but downloads do not
 logging.getLogger("diffusers.configuration_utils").setLevel(logging.ERROR)  # 'expected types' of the safety checker
 
 
@@ -101,7 +105,8 @@ def trajectory(components: Components, num_inference_steps: int, timesteps: list
     """A new scheduler set for one trajectory: the checkpoint's own, or explicit timesteps and then a jump to z_0."""
     config = components.scheduler.config
     if timesteps is None:
-        scheduler = type(components.scheduler).from_config(config)
+        # as StableDiffusionPipeline does for old checkpoints; latents have no range to be clipped to
+        scheduler = type(components.scheduler).from_config(config, clip_sample=False, steps_offset=1)
         scheduler.set_timesteps(num_inference_steps, device=components.device)
     else:
         last = config.num_train_timesteps - 1

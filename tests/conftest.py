@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from config import RunConfig
@@ -64,6 +65,9 @@ def tiny_model(tmp_path_factory) -> str:
     for name, module in (("text_encoder", text_encoder), ("unet", unet), ("vae", vae)):
         module.save_pretrained(folder / name)
         module.half().save_pretrained(folder / name, variant="fp16")
+    for file in (folder / "text_encoder").glob("*.safetensors"):  # SD 1.4's key names, which transformers 5 dropped
+        state = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in load_file(file).items()}
+        save_file(state, file, metadata={"format": "pt"})
     PNDMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True,
                   steps_offset=1, set_alpha_to_one=False).save_pretrained(folder / "scheduler")
     (folder / "model_index.json").write_text(json.dumps(MODEL_INDEX))

@@ -36,13 +36,14 @@ def noise_image(height=96, width=96):
 
 @pytest.mark.parametrize("kind", PROCESSORS)
 def test_preprocessing_equals_the_processor(kind):
-    """Within the rounding to 8 bits that the processor's resize does."""
+    """Within three of 255 levels: the processor's resize rounds to 8 bits twice."""
     pixels = noise_image()
     theirs = PROCESSORS[kind](Image.fromarray(pixels), return_tensors="pt").pixel_values
     images = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
-    ours = classifiers._from_processor(PROCESSORS[kind])(images)
+    preprocessing = classifiers._from_processor(PROCESSORS[kind])
+    ours = preprocessing(images)
     assert ours.shape == theirs.shape
-    assert (ours - theirs).abs().max() < 0.02
+    assert (ours - theirs).abs().max() * max(preprocessing.std) < 3 / 255
 
 
 def test_transformers_folder(tiny_classifier):

@@ -21,6 +21,7 @@ def flags(config: RunConfig, *more):
 
 def error_of(capsys, *argv) -> str:
     """The one line that a wrong call prints; its exit code is 2."""
+    capsys.readouterr()
     assert main([str(a) for a in argv]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ")
@@ -110,7 +111,7 @@ def test_list_classes(capsys, tiny_config):
 def test_help_explains_every_setting(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
-    text = capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())
     assert all(f"--{name}" in text for name in RunConfig.__dataclass_fields__) and "default: 0.00125" in text
 
 
