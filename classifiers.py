@@ -11,14 +11,16 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import timm
 import torch
-from timm.data import ImageNetInfo, resolve_model_data_config
+from PIL import Image
+from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
 
-from utils import UserError, find_path, opening, require
+from utils import find_path, opening, require
 
 REGISTRY = {
     "inet": "google/vit-large-patch16-224",
@@ -67,25 +69,31 @@ def load_classifier(name: str, device: str) -> Classifier:
     Raises:
         UserError: one line that says what is missing or what the checkpoint is not.
     """
-    spec = REGISTRY.get(name, name)
-    with opening(name):
-        if spec.startswith("timm:"):
-            model, labels, preprocessing, forward = _load_timm(spec.removeprefix("timm:"))
+    kind, source = _resolve(name)
+    with opening(name, source):
+        if kind == "timm":
+            model, labels, preprocessing, forward = _load_timm(source)
         else:
-            model, labels, preprocessing, forward = _load_transformers(spec.removeprefix("mean:"),
-                                                                       spec.startswith("mean:"))
+            model, labels, preprocessing, forward = _load_transformers(source, mean_pooled=kind == "mean")
     model.requires_grad_(False).eval().to(device)
     return Classifier(folder_name(name), labels, model, preprocessing, forward)
 
 
 def load_labels(name: str) -> list[str]:
     """The labels alone, without the weights where the format allows it."""
-    spec = REGISTRY.get(name, name)
-    if spec.startswith("timm:"):
+    kind, source = _resolve(name)
+    if kind == "timm":
         return load_classifier(name, "cpu").labels
-    source = spec.removeprefix("mean:")
-    with opening(name):
-        return _labels(AutoConfig.from_pretrained(str(find_path(source) or source)))
+    with opening(name, source):
+        return _labels(AutoConfig.from_pretrained(source))
+
+
+def _resolve(name: str) -> tuple[str, str]:
+    """A name as its kind ('timm', 'mean' or '') and the folder, hub id or timm name that it stands for."""
+    spec = REGISTRY.get(name, name)
+    kind = next((kind for kind in ("timm", "mean") if spec.startswith(f"{kind}:")), "")
+    source = spec.removeprefix(f"{kind}:")
+    return kind, source if kind == "timm" else str(find_path(source) or source)
 
 
 def folder_name(name: str) -> str:
@@ -109,21 +117,35 @@ def _mean_pooled_logits(model, pixel_values):
 
 
 def _load_transformers(source: str, mean_pooled: bool):
-    source = str(find_path(source) or source)
     loader = ViTForImageClassification if mean_pooled else AutoModelForImageClassification
     model, report = loader.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     require(not report["missing_keys"],
             f"'{source}' is not an image classifier as stored: it lacks {sorted(report['missing_keys'])[:3]}")
-    processor = AutoImageProcessor.from_pretrained(source)
-    return model, _labels(model.config), _from_processor(processor), _mean_pooled_logits if mean_pooled else _logits
+    preprocessing = _from_processor(AutoImageProcessor.from_pretrained(source))
+    return model, _labels(model.config), preprocessing, _mean_pooled_logits if mean_pooled else _logits
 
 
 def _from_processor(processor) -> Preprocessing:
-    """Preprocessing as a transformers image processor describes it.
+    """Preprocessing as a transformers image processor describes it, checked against that processor on one picture.
 
-    ConvNeXt's `crop_pct` (short side = size / crop_pct below 384, then crop) is the one special rule in use.
+    ConvNeXt's `crop_pct` (short side = size / crop_pct below 384, then crop) is the one special rule we know.
+
+    Raises:
+        UserError: the processor does something else besides; `timm:<name>` is the way for timm's models on the hub.
     """
     settings = processor.to_dict()
+    name = type(processor).__name__
+    require("size" in settings, f"its {name} names no image size; a timm model is called timm:hf-hub:<hub id>")
+    preprocessing = _described(settings)
+    pixels = np.random.default_rng(0).integers(0, 256, (320, 400, 3), dtype=np.uint8)
+    theirs = processor(Image.fromarray(pixels), return_tensors="pt").pixel_values
+    ours = preprocessing(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255)
+    levels = (ours - theirs).abs().max() * max(preprocessing.std) * 255 if ours.shape == theirs.shape else math.inf
+    require(levels < 4, f"its {name} does more than resize, centre crop and normalise")  # two roundings to 8 bits
+    return preprocessing
+
+
+def _described(settings: dict) -> Preprocessing:
     size, crop = settings["size"], settings.get("crop_size") if settings.get("do_center_crop") else None
     short = size.get("shortest_edge")
     if short and settings.get("crop_pct"):
@@ -134,7 +156,7 @@ def _from_processor(processor) -> Preprocessing:
         resize = (size["height"], size["width"])
     if isinstance(crop, dict):
         crop = (crop["height"], crop["width"])
-    normalised = settings.get("do_normalize", True)
+    normalised = settings.get("do_normalize")
     return Preprocessing(resize, crop, _interpolation(settings.get("resample", 2)),
                          settings["image_mean"] if normalised else [0.0] * 3,
                          settings["image_std"] if normalised else [1.0] * 3)
@@ -148,11 +170,9 @@ def _interpolation(resample: int) -> InterpolationMode:
 
 
 def _load_timm(name: str):
-    try:
-        model = timm.create_model(name, pretrained=True)
-    except RuntimeError as error:  # timm's own way of saying that it knows no such model
-        raise UserError(f"timm knows no pretrained model '{name}'; timm.list_models(pretrained=True) lists them: "
-                        f"{error}") from error
+    require(name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) or timm.is_model(name.split(".")[0]),
+            f"timm knows no model '{name}'; timm.list_models(pretrained=True) lists them")
+    model = timm.create_model(name, pretrained=True)
     data = resolve_model_data_config(model)
     _, height, width = data["input_size"]
     require(data["crop_mode"] in ("center", "squash"), f"timm crop_mode '{data['crop_mode']}' is not supported")
@@ -163,11 +183,12 @@ def _load_timm(name: str):
 
 
 def _timm_labels(model) -> list[str]:
-    """Labels that the checkpoint carries, ImageNet-1k's for 1,000 classes, else numbers."""
-    names = model.pretrained_cfg.get("label_names")
+    """Labels that the checkpoint carries, else those of the ImageNet with as many classes, else numbers."""
+    names, told = model.pretrained_cfg.get("label_names"), model.pretrained_cfg.get("label_descriptions")
+    subset = infer_imagenet_subset(model)
     if names:
-        return list(names)
-    if model.num_classes == 1000:
-        info = ImageNetInfo("imagenet-1k")
-        return [info.index_to_description(i) for i in range(1000)]
+        return [told.get(name, name) for name in names] if isinstance(told, dict) else list(told or names)
+    if subset:
+        info = ImageNetInfo(subset)
+        return [info.index_to_description(i) for i in range(model.num_classes)]
     return [f"class {i + 1}" for i in range(model.num_classes)]

@@ -3,12 +3,14 @@
 Edit a default here, put it in a YAML file (`--config`), or give it as a flag; flags beat the file.
 """
 
+import argparse
 import difflib
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 
 import yaml
+from transformers import HfArgumentParser
 
-from utils import UserError, find_path, require
+from utils import UserError, read_yaml_mapping, require
 
 
 def setting(default, text: str):
@@ -31,8 +33,8 @@ class RunConfig:
                                                           "StableDiffusionPipeline.")
     classifier: str = setting("inet", "The guiding classifier: inet, inat, cub, miniature, miniature_evaluator, "
                                       "a transformers image classifier (hub id or folder), or timm:<name>.")
-    evaluator: str | None = setting(None, "A second classifier that judges and never guides (the same choices); none: "
-                                          "only the guiding one judges.")
+    evaluator: str | None = setting(None, "A second classifier that judges and never guides (the same choices). "
+                                          "'none': only the guiding one judges.")
     class_names: str | None = setting(None, "A YAML file {number: name} of names to use in prompts instead of the "
                                             "classifier's own, such as {135: crane bird}.")
     real_images: str | None = setting(None, "A folder with a folder of real pictures for each class (named 0283_tiger_"
@@ -57,8 +59,8 @@ class RunConfig:
     width: int = setting(512, "Image width in pixels, divisible by 8.")
     num_inference_steps: int = setting(30, "Denoising steps of the checkpoint's own scheduler.")
     train_timesteps: list[int] | None = setting(None, "Timesteps of the training trajectory, such as 999 800 600; it "
-                                                      "jumps from the last one to z_0. None: the checkpoint's own "
-                                                      "scheduler, as in the paper.")
+                                                      "jumps from the last one to z_0. 'none': the checkpoint's "
+                                                      "own scheduler, as in the paper.")
     fresh_noise: bool = setting(False, "New noise every update instead of the paper's same seeds.")
     placeholder_token: str = setting("newclas", "The word that stands for the token in prompts.")
     initializer_token: str = setting("a", "The word whose embedding the token starts from.")
@@ -85,8 +87,9 @@ class RunConfig:
         require(self.weight_decay >= 0, f"weight_decay must not be negative: {self.weight_decay}")
         require(len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
                 f"betas must be two numbers in [0, 1), such as 0.9 0.999, not {self.betas}")
-        require(self.seed >= self.test_size, f"seed {self.seed} would train on images that evaluation uses (seeds 0 to "
-                                             f"{self.test_size - 1}): give --seed {self.test_size} or more")
+        require(not self.train or self.seed >= self.test_size,
+                f"seed {self.seed} would train on images that evaluation uses (seeds 0 to {self.test_size - 1}): give "
+                f"--seed {self.test_size} or more")
         steps = self.train_timesteps
         require(steps is None or steps and steps[-1] >= 0 and steps == sorted(set(steps), reverse=True),
                 f"train_timesteps must fall from noise to image, such as 999 800 600, not {steps}")
@@ -102,23 +105,50 @@ def settings_from_file(path: str) -> list[str]:
     Raises:
         UserError: no such file, not a mapping, or a key that is no setting.
     """
-    found = find_path(path)
-    require(found and found.is_file(), f"no settings file '{path}'; the ones shipped are in configs/")
-    try:
-        values = yaml.safe_load(found.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
-    require(isinstance(values, dict), f"'{path}' must hold settings such as 'lr: 0.001', one a line")
     known, flags = [f.name for f in fields(RunConfig)], []
-    for key, value in values.items():
-        close = difflib.get_close_matches(str(key), known, 1)
+    for key, value in read_yaml_mapping(path, "lr: 0.001").items():
+        close = difflib.get_close_matches(key, known, 1)
         require(key in known, f"'{path}' has an unknown setting '{key}'"
                               + (f"; did you mean '{close[0]}'?" if close else "; --help lists them"))
-        if value is not None:
-            flags += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+        if value not in ("null", "~", ""):
+            flags += [f"--{key}", *(value if isinstance(value, list) else [value])]
     return flags
 
 
 def to_yaml(config: RunConfig) -> str:
     """The resolved settings, as saved beside each token; `--config` reads them back."""
     return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
+
+
+class OneLineParser(HfArgumentParser):
+    """Says what is wrong in one line instead of printing forty flags first."""
+
+    def error(self, message):
+        raise UserError(f"{message}; --help explains every setting")
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the examples at the top as written and shows each default."""
+
+
+def parse(argv: list[str], description: str | None = None) -> tuple[RunConfig, bool]:
+    """The settings of defaults, then the file of --config, then flags; and whether to list the classes.
+
+    '--train_timesteps none' and the like unset a setting that may be None.
+
+    Raises:
+        UserError: a flag, key or value that is no setting.
+    """
+    parser = OneLineParser(RunConfig, prog="run.py", description=description, allow_abbrev=False)
+    parser.formatter_class = HelpFormatter
+    parser.add_argument("--config", metavar="FILE.yml", help="A YAML file of the settings below; flags beat it.")
+    parser.add_argument("--list_classes", action="store_true", help="Print the classes of --classifier and stop.")
+    may_be_none = [f.name for f in fields(RunConfig) if f.default is None]
+    unset = [name for name in may_be_none if [f"--{name}", "none"] in map(list, zip(argv, argv[1:], strict=False))]
+    for name in unset:
+        at = argv.index(f"--{name}")
+        argv = argv[:at] + argv[at + 2:]
+    config_file = parser.parse_args(argv).config
+    from_file = settings_from_file(config_file) if config_file else []
+    config, extra = parser.parse_args_into_dataclasses([*from_file, *argv], look_for_args_file=False)
+    return replace(config, **dict.fromkeys(unset)), extra.list_classes

@@ -44,7 +44,7 @@ def load_components(model: str, device: str, dtype: torch.dtype, gradient_checkp
         UserError: one line that says what is missing: the download, the login, the network or a file.
     """
     source = str(find_path(model) or model)
-    with opening(model):
+    with opening(model, source):
         scheduler_class = getattr(diffusers, DiffusionPipeline.load_config(source)["scheduler"][1])
         components = Components(
             CLIPTokenizer.from_pretrained(source, subfolder="tokenizer"),
@@ -52,6 +52,8 @@ def load_components(model: str, device: str, dtype: torch.dtype, gradient_checkp
             _load_weights(UNet2DConditionModel, source, "unet", torch_dtype=dtype),
             _load_weights(AutoencoderKL, source, "vae", torch_dtype=dtype),
             scheduler_class.from_pretrained(source, subfolder="scheduler"))
+    require(components.tokenizer.model_max_length <= components.text_encoder.config.max_position_embeddings,
+            f"the tokenizer's files of '{model}' are missing or another model's")
     for module in (components.text_encoder, components.unet, components.vae):
         module.requires_grad_(False).eval().to(device)
     if gradient_checkpointing:
@@ -111,7 +113,9 @@ def trajectory(components: Components, num_inference_steps: int, timesteps: list
     else:
         last = config.num_train_timesteps - 1
         require(timesteps[0] <= last, f"train_timesteps start at {timesteps[0]}, the model's go from {last} to 0")
-        scheduler = EulerDiscreteScheduler.from_config(config)
+        scheduler = EulerDiscreteScheduler.from_config(
+            config, use_karras_sigmas=False, use_exponential_sigmas=False, use_beta_sigmas=False,
+            final_sigmas_type="zero")
         scheduler.set_timesteps(timesteps=timesteps, device=components.device)
     return scheduler
 
@@ -151,3 +155,18 @@ def decode(components: Components, latents: torch.Tensor) -> torch.Tensor:
     """z_0 [B, 4, h, w] -> images [B, 3, H, W] in [0, 1], float32."""
     images = components.vae.decode(latents / components.vae.config.scaling_factor).sample
     return (images.float() / 2 + 0.5).clamp(0, 1)
+
+
+def generate_images(components: Components, prompt_embeds: torch.Tensor, seeds: list[int], height: int, width: int,
+                    guidance_scale: float, num_inference_steps: int, timesteps: list[int] | None = None):
+    """Images [B, 3, H, W] in [0, 1] of `prompt_embeds` [B, L, D], one a seed; differentiable as `denoise` is.
+
+    `timesteps` None runs the checkpoint's own scheduler for `num_inference_steps`.
+    """
+    with torch.no_grad():
+        negative_prompt_embeds = encode_prompts(components, [""]).expand(len(seeds), -1, -1)
+    generators = noise_sources(seeds)
+    latents = initial_latents(components, generators, height, width)
+    scheduler = trajectory(components, num_inference_steps, timesteps)
+    return decode(components, denoise(components, scheduler, latents, prompt_embeds, negative_prompt_embeds,
+                                      guidance_scale, generators))

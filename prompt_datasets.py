@@ -2,12 +2,10 @@
 
 import difflib
 import re
-from pathlib import Path
 
-import yaml
 from torch.utils.data import Dataset
 
-from utils import require
+from utils import read_yaml_mapping, require
 
 TEMPLATES = ("A photo of a {}", "a high resolution realistic image of a {}", "A close-up photo of a {}")
 
@@ -39,13 +37,10 @@ def class_names(labels: list[str], overrides: str | None = None) -> list[str]:
     names = [class_name(label) for label in labels]
     if overrides is None:
         return names
-    require(Path(overrides).is_file(), f"no class_names file '{overrides}'")
-    mapping = yaml.safe_load(Path(overrides).read_text(encoding="utf-8"))
-    require(isinstance(mapping, dict), f"'{overrides}' must map class numbers to names, such as '135: crane bird'")
-    for number, name in mapping.items():
-        require(isinstance(number, int) and 1 <= number <= len(names) and name,
+    for number, name in read_yaml_mapping(overrides, "135: crane bird").items():
+        require(number.isdecimal() and 1 <= int(number) <= len(names) and isinstance(name, str) and name,
                 f"'{overrides}': '{number}: {name}' must be a class number from 1 to {len(names)} and a name")
-        names[number - 1] = str(name)
+        names[int(number) - 1] = name
     return names
 
 

@@ -5,56 +5,35 @@
     python run.py --config configs/miniature.yml --list_classes
 """
 
-import argparse
+import glob
+import json
 import platform
+import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers
 import torch
 import transformers
-from transformers import HfArgumentParser
 
 import class_token
 from classifiers import folder_name, load_classifier, load_labels
-from config import RunConfig, settings_from_file, to_yaml
+from config import RunConfig, parse, to_yaml
 from diffusion import encode_prompts, initial_latents, load_components, noise_sources, trajectory
 from evaluation import evaluate_folder, generate, table
 from prompt_datasets import TEMPLATES, class_folder, class_names, class_title, select_classes
 from report import side_by_side
 from training import train_token
-from utils import WITHOUT_GPU_OR_NETWORK, UserError, require, write_json, write_text
+from utils import WITHOUT_GPU_OR_NETWORK, UserError, find_path, require, write_json, write_text
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-class OneLineParser(HfArgumentParser):
-    """Says what is wrong in one line instead of printing forty flags first."""
-
-    def error(self, message):
-        raise UserError(f"{message}; --help explains every setting")
-
-
-def parse(argv: list[str]) -> tuple[RunConfig, bool]:
-    """The settings of defaults, then the file of --config, then flags; and whether to list the classes."""
-    parser = OneLineParser(RunConfig, prog="run.py", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = HelpFormatter
-    parser.add_argument("--config", metavar="FILE.yml", help="A YAML file of the settings below; flags beat it.")
-    parser.add_argument("--list_classes", action="store_true", help="Print the classes of --classifier and stop.")
-    given = parser.parse_args(argv)
-    from_file = settings_from_file(given.config) if given.config else []
-    config, extra = parser.parse_args_into_dataclasses([*from_file, *argv], look_for_args_file=False)
-    return config, extra.list_classes
-
-
-class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the examples at the top as written and shows each default."""
-
-
 def main(argv: list[str]) -> int:
     try:
-        config, list_classes = parse(argv)
+        config, list_classes = parse(argv, __doc__)
         if list_classes:
             labels = load_labels(config.classifier)
             print("\n".join(f"{i + 1:5d}  {label}" for i, label in enumerate(labels)))
@@ -69,7 +48,7 @@ def main(argv: list[str]) -> int:
 
 def run(config: RunConfig):
     """Train and evaluate every selected class, then print and write the summary."""
-    check_device(config)
+    check_device(config.device, config.mixed_precision)
     labels = load_labels(config.classifier)
     names = class_names(labels, config.class_names)
     chosen = select_classes(config.class_index, labels, names)
@@ -95,16 +74,20 @@ def run(config: RunConfig):
             results.append(evaluate(config, components, judges, index, names[index], token_id, token_file, images,
                                     real[index]))
     if results:
-        summary = Path(config.output_path, "img", folder_name(config.classifier), f"summary_{config.exp_id}.json")
-        write_json(summary, results)
+        everything = Path(config.output_path, "img", folder_name(config.classifier))
+        summary = everything / f"summary_{config.exp_id}.json"
+        write_json(summary, [json.loads(path.read_text(encoding="utf-8")) for path in
+                             sorted(everything.glob(f"*/{glob.escape(config.exp_id)}/eval/metrics.json"))])
         print(f"\naccuracy without -> with the token, {config.test_size} images each, seeds 0 to "
-              f"{config.test_size - 1}\n{table(results)}\n\nsummary: {summary}")
+              f"{config.test_size - 1}\n{table(results)}\n\nall classes of run '{config.exp_id}': {summary}")
 
 
 def train(config, components, classifier, index, name, token_id, tokens: Path, images: Path):
     """Learn one token and save it with its settings and history."""
-    tokens.mkdir(parents=True, exist_ok=True)
-    write_text(tokens / "config.yml", to_yaml(config))
+    for old in (images / "train", tokens):  # a shorter run must not be mixed with what a longer one left
+        shutil.rmtree(old, ignore_errors=True)
+    tokens.mkdir(parents=True)
+    write_text(tokens / "config.yml", to_yaml(replace(config, class_index=str(index + 1))))
     started = time.time()
     trained = train_token(config, components, classifier, index, name, token_id, images / "train",
                           tokens / "history.jsonl")
@@ -120,12 +103,15 @@ def train(config, components, classifier, index, name, token_id, tokens: Path, i
 
 def evaluate(config, components, judges, index, name, token_id, token_file: Path, images: Path, real) -> dict:
     """Draw, judge and show one class without and with its token."""
-    _, vector, _ = class_token.load(token_file)
+    _, vector, header = class_token.load(token_file)
     width = components.text_encoder.config.hidden_size
     require(len(vector) == width, f"'{token_file}' holds a vector of {len(vector)} numbers; the text encoder of "
                                   f"'{config.model}' reads {width}: it was trained for another model")
+    require(int(header.get("seed", config.test_size)) >= config.test_size,
+            f"'{token_file}' was trained on seeds from {header.get('seed')} on, which {config.test_size} evaluation "
+            f"images would use too: give --test_size {header.get('seed')} or less")
     folder = images / "eval"
-    generate(config, components, name, token_id, vector, folder)
+    generate(config, components, index, name, token_id, vector, folder)
     metrics = evaluate_folder(config, judges, index, folder)
     side_by_side(folder, f"class {class_title(index, judges['classifier'].labels[index])}", real)
     print(f"  pictures: {folder / 'grid.png'}")
@@ -143,14 +129,17 @@ def check_prompts(config: RunConfig, components, token_id: int, names: list[str]
             encode_prompts(components, [longest.format(f"{config.placeholder_token} {name}")])
 
 
-def check_device(config: RunConfig):
+def check_device(device: str, mixed_precision: str):
     """Say at once what the device cannot do."""
-    kind = config.device.split(":")[0]
-    require(kind in ("cuda", "mps", "cpu"), f"device must be cuda, cuda:1, mps or cpu, not '{config.device}'")
-    require(kind != "cuda" or torch.cuda.is_available(),
-            f"no CUDA GPU here: use --device cpu --mixed_precision no (hours an image set), {WITHOUT_GPU_OR_NETWORK}")
+    kind, _, number = device.partition(":")
+    require(kind in ("cuda", "mps", "cpu") and (not number or kind == "cuda" and number.isdecimal()),
+            f"device must be cuda, cuda:1, mps or cpu, not '{device}'")
+    require(kind != "cuda" or torch.cuda.is_available(), "no CUDA GPU here: use --device cpu --mixed_precision no, "
+                                                         f"which is slow, {WITHOUT_GPU_OR_NETWORK}")
+    require(not number or int(number) < torch.cuda.device_count(),
+            f"no GPU {number} here: there are {torch.cuda.device_count()}, counted from 0")
     require(kind != "mps" or torch.backends.mps.is_available(), f"no Apple GPU here, {WITHOUT_GPU_OR_NETWORK}")
-    require(kind != "cpu" or config.mixed_precision != "fp16", "a CPU has no fast fp16: use --mixed_precision no")
+    require(kind != "cpu" or mixed_precision != "fp16", "a CPU has no fast fp16: use --mixed_precision no")
 
 
 def real_folder(root: str | None, index: int, name: str) -> Path | None:
@@ -161,9 +150,9 @@ def real_folder(root: str | None, index: int, name: str) -> Path | None:
     """
     if root is None:
         return None
-    require(Path(root).is_dir(), f"no real_images folder '{root}'")
-    found = [Path(root, entry) for entry in (class_folder(index, name), str(index + 1), name)
-             if Path(root, entry).is_dir()]
+    folder = find_path(root)
+    require(folder and folder.is_dir(), f"no real_images folder '{root}'")
+    found = [folder / entry for entry in (class_folder(index, name), str(index + 1), name) if (folder / entry).is_dir()]
     require(found and any(found[0].iterdir()), f"'{root}' has no pictures of class {class_title(index, name)}: name "
                                                f"their folder '{class_folder(index, name)}', '{index + 1}' or '{name}'")
     return found[0]

@@ -14,8 +14,8 @@ from tqdm import tqdm
 from class_token import initial_vector, spliced
 from classifiers import Classifier
 from config import RunConfig
-from diffusion import Components, decode, denoise, encode_prompts, initial_latents, noise_sources, trajectory
-from prompt_datasets import TEMPLATES, PromptDataset
+from diffusion import Components, encode_prompts, generate_images
+from prompt_datasets import TEMPLATES, PromptDataset, class_title
 from utils import require, save_images
 
 AVERAGED_UPDATES = 3  # with fresh noise one update's few images can be lucky
@@ -43,9 +43,9 @@ def train_token(config: RunConfig, components: Components, classifier: Classifie
     optimizer = torch.optim.AdamW([vector], config.lr, tuple(config.betas), config.eps, config.weight_decay)
     half = components.unet.dtype == torch.float16
     scaler = torch.amp.GradScaler(components.device.type, init_scale=2.0**10, enabled=half)
-    history_path.write_text("")
-    history, best = [], None
-    bar = tqdm(range(config.num_train_epochs), desc=f"training {class_name}", unit="update")
+    window = AVERAGED_UPDATES if config.fresh_noise else 1
+    history, best, stop = [], None, None
+    bar = tqdm(range(config.num_train_epochs), desc=f"training {class_title(class_index, class_name)}", unit="update")
     for update in bar:
         started = time.perf_counter()
         loss, accuracy = accumulate_gradient(config, components, classifier, class_index, class_name, token_id, vector,
@@ -53,14 +53,12 @@ def train_token(config: RunConfig, components: Components, classifier: Classifie
         require(math.isfinite(loss), f"the loss of update {update} is {loss}: try --mixed_precision bf16 or no, or a "
                                      f"lower --lr than {config.lr}")
         history.append((loss, accuracy))
-        improved, stop = judge(history, AVERAGED_UPDATES if config.fresh_noise else 1, config.target_accuracy,
-                               config.early_stopping)
-        if improved:
-            best = Trained(vector.detach().clone(), *recent(history, AVERAGED_UPDATES if config.fresh_noise else 1),
-                           update + 1, "")
-        bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.2f}")
+        improved, stop = verdict(history, window, config.target_accuracy, config.early_stopping)
+        if improved or best is None:
+            best = vector.detach().clone(), *recent(history, window)
         scaler.unscale_(optimizer)
         grad_norm = torch.nn.utils.clip_grad_norm_([vector], config.max_grad_norm).item()
+        bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.2f}")
         with history_path.open("a") as lines:
             lines.write(json.dumps({"update": update, "loss": loss, "accuracy": accuracy, "grad_norm": grad_norm,
                                     "vector_norm": vector.norm().item(),
@@ -70,11 +68,12 @@ def train_token(config: RunConfig, components: Components, classifier: Classifie
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
-    return best._replace(updates=len(history), stopped=stop or "the last update")
+    return Trained(*best, len(history), stop or "the last update")
 
 
-def accumulate_gradient(config, components, classifier, class_index, class_name, token_id, vector, update, scaler,
-                        image_folder) -> tuple[float, float]:
+def accumulate_gradient(config: RunConfig, components: Components, classifier: Classifier, class_index: int,
+                        class_name: str, token_id: int, vector: torch.Tensor, update: int,
+                        scaler: torch.amp.GradScaler, image_folder: Path) -> tuple[float, float]:
     """One update's images, batch by batch: add dL/dv to `vector.grad`; return the mean loss and the share right."""
     first = config.seed + (update * config.epoch_size if config.fresh_noise else 0)
     dataset = PromptDataset(f"{config.placeholder_token} {class_name}", TEMPLATES[:config.number_of_prompts],
@@ -83,7 +82,8 @@ def accumulate_gradient(config, components, classifier, class_index, class_name,
     for batch in DataLoader(dataset, config.batch_size):
         with spliced(components.text_encoder, token_id, vector):
             prompt_embeds = encode_prompts(components, batch["prompt"])
-        images = draw(config, components, prompt_embeds, batch["seed"].tolist(), config.train_timesteps)
+        images = generate_images(components, prompt_embeds, batch["seed"].tolist(), config.height, config.width,
+                                 config.guidance_scale, config.num_inference_steps, config.train_timesteps)
         logits = classifier(images)
         targets = torch.full((len(images),), class_index, device=logits.device)
         batch_loss = F.cross_entropy(logits, targets, reduction="sum") / config.epoch_size
@@ -94,39 +94,27 @@ def accumulate_gradient(config, components, classifier, class_index, class_name,
     return loss, right / config.epoch_size
 
 
-def draw(config: RunConfig, components: Components, prompt_embeds: torch.Tensor, seeds: list[int],
-         timesteps: list[int] | None = None) -> torch.Tensor:
-    """Images [B, 3, H, W] in [0, 1] of `prompt_embeds` [B, L, D]; differentiable as `denoise` is.
-
-    `timesteps` None runs the checkpoint's own scheduler.
-    """
-    with torch.no_grad():
-        negative_prompt_embeds = encode_prompts(components, [""] * len(seeds))
-    generators = noise_sources(seeds)
-    latents = initial_latents(components, generators, config.height, config.width)
-    scheduler = trajectory(components, config.num_inference_steps, timesteps)
-    return decode(components, denoise(components, scheduler, latents, prompt_embeds, negative_prompt_embeds,
-                                      config.guidance_scale, generators))
-
-
 def recent(history: list[tuple[float, float]], window: int) -> tuple[float, float]:
     """Loss and accuracy averaged over the last `window` updates."""
     last = history[-window:]
     return tuple(sum(values) / len(last) for values in zip(*last, strict=True))
 
 
-def judge(history: list[tuple[float, float]], window: int, target_accuracy: float,
-          early_stopping: int) -> tuple[bool, str | None]:
-    """After an update: is the (averaged) loss the best so far, and the reason to stop, if there is one.
+def verdict(history: list[tuple[float, float]], window: int, target_accuracy: float,
+            early_stopping: int) -> tuple[bool, str | None]:
+    """After an update: is the averaged loss the best so far, and the reason to stop, if there is one.
 
-    `history` holds (loss, accuracy) of every update so far; averages run over the last `window` updates, and nothing
-    stops before there are as many.
+    `history` holds (loss, accuracy) of every update so far. Averages run over `window` updates and nothing counts
+    before there are as many: one lucky update is neither the best nor a reason to stop.
     """
-    averages = [recent(history[:end], window) for end in range(1, len(history) + 1)]
-    losses = [loss for loss, _ in averages]
+    averages = [recent(history[:end], window) for end in range(window, len(history) + 1)]
+    if not averages:
+        return True, None
+    losses, accuracy = [loss for loss, _ in averages], averages[-1][1]
     best = losses.index(min(losses))
-    if len(history) >= window and averages[-1][1] > target_accuracy:
-        return best == len(losses) - 1, f"accuracy {averages[-1][1]:.2f} is above {target_accuracy}"
+    improved = best == len(losses) - 1
+    if accuracy > target_accuracy:
+        return improved, f"accuracy {accuracy:.2f} is above {target_accuracy}"
     if len(losses) - 1 - best >= early_stopping:
-        return False, f"no better loss in {early_stopping} updates"
-    return best == len(losses) - 1, None
+        return improved, f"no better loss in {early_stopping} updates"
+    return improved, None

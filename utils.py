@@ -1,19 +1,25 @@
 """Small things every room needs: one-line errors, files that are never half written, images to and from disk."""
 
 import json
+import logging
 import os
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from huggingface_hub.errors import (
     GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
 from PIL import Image
+
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # or transformers asks owners of .bin files to convert
 
 ROOT = Path(__file__).parent
 WITHOUT_GPU_OR_NETWORK = "or try --config configs/miniature.yml, which needs no download, no account and no GPU"
@@ -34,40 +40,75 @@ def find_path(name: str) -> Path | None:
     return next((path for path in (Path(name).expanduser(), ROOT / name) if path.exists()), None)
 
 
-@contextmanager
-def opening(name: str):
-    """Turn what goes wrong while a checkpoint is opened or downloaded into one line that says what to do.
+def read_yaml_mapping(path: str, example: str) -> dict[str, str | list[str]]:
+    """A YAML file of 'key: value' lines, every scalar as it was typed (`no` stays 'no', 1e-3 stays '1e-3').
 
     Raises:
-        UserError: for a gated or missing repository, no network, a folder without the files, an unknown format.
+        UserError: no such file, not YAML, or not a mapping; `example` shows a right line.
     """
+    found = find_path(path)
+    require(found and found.is_file(), f"no file '{path}'")
+    try:
+        values = yaml.load(found.read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
+    require(isinstance(values, dict), f"'{path}' must hold lines such as '{example}'")
+    return values
+
+
+@contextmanager
+def opening(name: str, source: str | None = None):
+    """Turn whatever goes wrong while a checkpoint is opened or downloaded into one line that says what to do.
+
+    `source` is the folder or hub id that `name` stands for; library chatter below a critical error is held back.
+
+    Raises:
+        UserError: a gated, private or missing repository, no network, a folder with missing or broken files.
+    """
+    logging.disable(logging.ERROR)
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # the libraries raise a dozen kinds, some straight from Exception
         causes, cause = [], error
         while cause is not None and cause not in causes:
             causes.append(cause)
             cause = cause.__cause__ or cause.__context__
-        raise UserError(f"cannot open '{name}': {_why(name, causes)}") from error
+        source = source or name
+        called = f"'{name}'" if source in (name, str(find_path(name))) else f"'{name}' ({source})"
+        raise UserError(f"cannot open {called}: {_why(source, causes)}") from error
+    finally:
+        logging.disable(logging.NOTSET)
 
 
-def _why(name: str, causes: list[BaseException]) -> str:
+def _why(source: str, causes: list[BaseException]) -> str:
     def caused_by(*kinds):
         return any(isinstance(cause, kinds) for cause in causes)
 
-    if caused_by(GatedRepoError):
-        return ("its owner asks for a login: accept its terms on huggingface.co, then run `hf auth login`; "
-                + WITHOUT_GPU_OR_NETWORK)
-    if find_path(name):
+    answers = [cause.response.status_code for cause in causes if isinstance(cause, HfHubHTTPError)]
+    # the hub's HTTP library has changed its name before; its connection errors have not
+    unreachable = any(kind.__name__ == "TransportError" for cause in causes for kind in type(cause).__mro__)
+    if find_path(source):
         return "the folder lacks a file or holds a broken one: " + _first_line(causes[0])
+    if caused_by(GatedRepoError):
+        return (f"its owner asks for a login: accept the terms at huggingface.co/{source}, then run `hf auth login`; "
+                + WITHOUT_GPU_OR_NETWORK)
+    if caused_by(HFValidationError):
+        return "no such folder, and no hub id either"
     if caused_by(RepositoryNotFoundError):
         return ("no such folder here and no such model on the hub; check the spelling, or run `hf auth login` where "
                 "it is private; " + WITHOUT_GPU_OR_NETWORK)
-    if caused_by(LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError) or any(
-            type(cause).__module__.split(".")[0] in ("httpx", "httpcore", "requests", "urllib3") for cause in causes):
+    if set(answers) & {401, 403}:
+        return ("the hub refuses your access: run `hf auth login` with a token that may read gated repositories; "
+                + WITHOUT_GPU_OR_NETWORK)
+    if answers:
+        return f"the hub answered with status {answers[0]}; try again later, {WITHOUT_GPU_OR_NETWORK}"
+    if unreachable or caused_by(LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError):
         return ("it is not downloaded yet and the hub cannot be reached; connect once, or give a local folder; "
                 + WITHOUT_GPU_OR_NETWORK)
-    return _first_line(causes[0]) + "; " + WITHOUT_GPU_OR_NETWORK
+    return (f"{_first_line(causes[0])} (half downloaded, perhaps, and the hub cannot be reached); "
+            + WITHOUT_GPU_OR_NETWORK)
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,12 +9,11 @@ from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
 
 from classifiers import load_classifier
-from diffusion import encode_prompts, load_components
+from config import parse
+from diffusion import encode_prompts, generate_images, load_components
 from miniature import world
 from prompt_datasets import TEMPLATES
 from report import sheet
-from run import parse
-from training import draw
 from utils import ROOT, write_json
 
 BARS = {"classifiers_on_drawings": 0.99, "bare_noun_is_a_sense": 0.90, "each_sense_between": [0.10, 0.90],
@@ -28,7 +27,8 @@ def generate(config, components, prompts: list[str]) -> torch.Tensor:
     parts = []
     for start in range(0, len(prompts), BATCH):
         batch = prompts[start:start + BATCH]
-        parts.append(draw(config, components, encode_prompts(components, batch), range(start, start + len(batch))))
+        parts.append(generate_images(components, encode_prompts(components, batch), range(start, start + len(batch)),
+                                     config.height, config.width, config.guidance_scale, config.num_inference_steps))
     return torch.cat(parts)
 
 
@@ -71,7 +71,7 @@ def measure(weights: Path, picture: Path, drawings: torch.Tensor, labels: torch.
 
 
 def sheet_rows(config, components) -> list[tuple[str, list[Image.Image]]]:
-    """A row a class: four drawings, then pictures of its bare noun, of its adjective, and of that in every context."""
+    """A row a class: three drawings, then pictures of its bare noun, of its adjective, and of that in every context."""
     rng, rows = random.Random(7), []
     for i, thing in enumerate(tqdm(world.THINGS, desc="sheet")):
         known = f"{thing.adjectives[0]} {thing.noun}"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
@@ -21,6 +21,11 @@ MODEL_INDEX = {  # as in CompVis/stable-diffusion-v1-4
     "scheduler": ["diffusers", "PNDMScheduler"], "text_encoder": ["transformers", "CLIPTextModel"],
     "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"]}
+
+SCHEDULER = {  # scheduler/scheduler_config.json, likewise
+    "_class_name": "PNDMScheduler", "_diffusers_version": "0.7.0.dev0", "beta_end": 0.012,
+    "beta_schedule": "scaled_linear", "beta_start": 0.00085, "num_train_timesteps": 1000, "set_alpha_to_one": False,
+    "skip_prk_steps": True, "steps_offset": 1, "trained_betas": None, "clip_sample": False}
 
 
 def save_tokenizer(folder: Path):
@@ -38,12 +43,30 @@ def save_tokenizer(folder: Path):
     folder.mkdir(parents=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(merge) for merge in merges) + "\n")
-    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>",
-               "pad_token": "<|endoftext|>"}
-    (folder / "special_tokens_map.json").write_text(json.dumps(special))
-    (folder / "tokenizer_config.json").write_text(json.dumps(
-        {**special, "model_max_length": 24, "do_lower_case": True, "tokenizer_class": "CLIPTokenizer"}))
+    special = {f"{kind}_token": {"content": f"<|{mark}oftext|>", "lstrip": False, "normalized": True, "rstrip": False,
+                                 "single_word": False}
+               for kind, mark in (("bos", "start"), ("eos", "end"), ("unk", "end"))}
+    (folder / "special_tokens_map.json").write_text(json.dumps({**special, "pad_token": "<|endoftext|>"}))
+    typed = {kind: {"__type": "AddedToken", **token} for kind, token in special.items()}
+    (folder / "tokenizer_config.json").write_text(json.dumps({
+        **typed, "pad_token": "<|endoftext|>", "add_prefix_space": False, "errors": "replace", "do_lower_case": True,
+        "model_max_length": 24, "name_or_path": "openai/clip", "tokenizer_class": "CLIPTokenizer"}))
     return len(vocabulary)
+
+
+def rename_keys(folder: Path):
+    """Give the weights the names they have in SD 1.4's files: `text_model.*` and the VAE's first attention layers."""
+    for file in (folder / "text_encoder").glob("*.safetensors"):
+        state = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in load_file(file).items()}
+        state["text_model.embeddings.position_ids"] = torch.arange(24)[None]
+        save_file(state, file, metadata={"format": "pt"})
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    for file in (folder / "vae").glob("*.safetensors"):
+        state = load_file(file)
+        for new, name in old.items():
+            state = {key.replace(f".attentions.0.{new}.", f".attentions.0.{name}."): value
+                     for key, value in state.items()}
+        save_file(state, file, metadata={"format": "pt"})
 
 
 @pytest.fixture(scope="session")
@@ -65,12 +88,12 @@ def tiny_model(tmp_path_factory) -> str:
     for name, module in (("text_encoder", text_encoder), ("unet", unet), ("vae", vae)):
         module.save_pretrained(folder / name)
         module.half().save_pretrained(folder / name, variant="fp16")
-    for file in (folder / "text_encoder").glob("*.safetensors"):  # SD 1.4's key names, which transformers 5 dropped
-        state = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in load_file(file).items()}
-        save_file(state, file, metadata={"format": "pt"})
-    PNDMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True,
-                  steps_offset=1, set_alpha_to_one=False).save_pretrained(folder / "scheduler")
-    (folder / "model_index.json").write_text(json.dumps(MODEL_INDEX))
+    rename_keys(folder)
+    for name, content in (("model_index.json", MODEL_INDEX), ("scheduler/scheduler_config.json", SCHEDULER),
+                          ("safety_checker/config.json", {"architectures": ["StableDiffusionSafetyChecker"]}),
+                          ("feature_extractor/preprocessor_config.json", {"crop_size": 224, "size": 224})):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content))
     return str(folder)
 
 

@@ -12,6 +12,7 @@ from timm.data import create_transform, resolve_model_data_config
 from transformers import (
     AutoImageProcessor,
     ConvNextImageProcessor,
+    EfficientNetImageProcessor,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
@@ -30,7 +31,7 @@ PROCESSORS = {
 }
 
 
-def noise_image(height=96, width=96):
+def noise_image(height=96, width=120):
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -113,6 +114,18 @@ def test_timm_model_from_disk_equals_timm(tmp_path):
         theirs = model(transform(Image.fromarray(pixels))[None])
         ours = classifier(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255)
     assert torch.allclose(ours, theirs, atol=2e-2)
+
+
+def test_a_processor_that_does_more_is_refused():
+    """EfficientNet's first version normalises a second time; saying nothing would train on wrong pictures."""
+    processor = EfficientNetImageProcessor(size={"height": 32, "width": 32}, include_top=True)
+    with pytest.raises(UserError, match="EfficientNetImageProcessor.* does more than"):
+        classifiers._from_processor(processor)
+
+
+def test_timm_says_which_models_it_knows():
+    with pytest.raises(UserError, match=r"timm knows no model 'resnet999'"):
+        load_classifier("timm:resnet999", "cpu")
 
 
 def test_a_checkpoint_without_a_head_is_refused(tiny_classifier, tmp_path):

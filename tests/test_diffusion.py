@@ -5,26 +5,15 @@ import torch
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline
 
 import class_token
-from diffusion import (
-    decode,
-    denoise,
-    encode_prompts,
-    initial_latents,
-    load_components,
-    noise_sources,
-    trajectory,
-)
+from diffusion import encode_prompts, generate_images, initial_latents, load_components, noise_sources, trajectory
 from utils import UserError
 
 PROMPTS = ["a photo of a crane", "a photo of a tiger cat", "a crane"]
 
 
 def sample(components, prompts, seeds, steps=5, guidance_scale=7.0, timesteps=None):
-    generators = noise_sources(seeds)
-    latents = initial_latents(components, generators, 32, 32)
-    embeds, negative = encode_prompts(components, prompts), encode_prompts(components, [""] * len(prompts))
-    scheduler = trajectory(components, steps, timesteps)
-    return decode(components, denoise(components, scheduler, latents, embeds, negative, guidance_scale, generators))
+    return generate_images(components, encode_prompts(components, prompts), seeds, 32, 32, guidance_scale, steps,
+                           timesteps)
 
 
 @pytest.mark.parametrize("scheduler", [PNDMScheduler, DDIMScheduler, EulerAncestralDiscreteScheduler])
@@ -103,14 +92,18 @@ def test_gradient_equals_a_straightforward_last_step(components, timesteps):
 
 
 def test_gradient_checkpointing_changes_nothing(tiny_model):
-    gradients = []
+    gradients, decoded = [], []
     for checkpointing in (False, True):
         components = load_components(tiny_model, "cpu", torch.float32, checkpointing)
+        calls = []
+        components.vae.decoder.mid_block.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         token_id = class_token.add_placeholder(components.tokenizer, "newclas")
         vector = torch.ones(32, requires_grad=True)
         with class_token.spliced(components.text_encoder, token_id, vector):
             sample(components, ["a newclas crane"], [0]).sum().backward()
         gradients.append(vector.grad)
+        decoded.append(len(calls))
+    assert decoded == [1, 2]  # forward, and once more on the way back
     assert torch.allclose(*gradients, rtol=1e-5)
 
 
@@ -119,3 +112,11 @@ def test_pictures_refuse_sizes_and_timesteps_that_cannot_be(components):
         initial_latents(components, noise_sources([0]), 30, 32)
     with pytest.raises(UserError, match="from 999 to 0"):
         trajectory(components, 5, [1200, 600])
+
+
+def test_explicit_timesteps_end_in_a_jump_whatever_the_checkpoint_says(components):
+    """A checkpoint made for Karras sigmas trains on explicit timesteps too, and the last step lands on z_0."""
+    karras = DDIMScheduler.from_config(components.scheduler.config)
+    karras.register_to_config(use_karras_sigmas=True, final_sigmas_type="sigma_min")
+    scheduler = trajectory(components._replace(scheduler=karras), 5, [999, 800, 600])
+    assert scheduler.timesteps.tolist() == [999, 800, 600] and scheduler.sigmas[-1] == 0

@@ -9,8 +9,8 @@ import yaml
 from PIL import Image
 
 import class_token
-from config import RunConfig
-from run import main, parse
+from config import RunConfig, parse
+from run import main
 
 
 def flags(config: RunConfig, *more):
@@ -42,6 +42,14 @@ def test_flags_beat_the_file(tmp_path):
     file.write_text("lr: 1e-2\nseed: 77\ntrain_timesteps: [999, 600]\nevaluator: null\nfresh_noise: true\n")
     config, _ = parse(["--config", str(file), "--seed", "78"])
     assert (config.lr, config.seed, config.train_timesteps, config.fresh_noise) == (0.01, 78, [999, 600], True)
+    assert parse(["--train_timesteps", "none", "--config", str(file)])[0].train_timesteps is None
+
+
+def test_yaml_words_mean_what_they_say(tmp_path):
+    file = tmp_path / "settings.yml"
+    file.write_text("mixed_precision: no\ntrain: yes\nexp_id: 007\n")
+    config, _ = parse(["--config", str(file)])
+    assert (config.mixed_precision, config.train, config.exp_id) == ("no", True, "007")
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in Path("configs").glob("*.yml")))
@@ -60,8 +68,9 @@ def test_shipped_configs_are_valid(name):
     (["--class_index", "1", "--train", "True", "--train_timesteps", "600", "800"], "must fall from noise to image"),
     (["--class_index", "1", "--train", "True", "--betas", "0.9"], "betas must be two numbers"),
     (["--class_index", "1", "--train", "True", "--device", "tpu"], "device must be"),
+    (["--class_index", "1", "--train", "True", "--device", "cpu:x"], "device must be"),
     (["--class_index", "1", "--train", "True", "--exp_id", "a/b"], "names a folder"),
-    (["--config", "nowhere.yml"], "no settings file 'nowhere.yml'"),
+    (["--config", "nowhere.yml"], "no file 'nowhere.yml'"),
 ])
 def test_wrong_settings(capsys, argv, reason):
     assert reason in error_of(capsys, *argv)
@@ -138,6 +147,32 @@ def test_train_and_evaluate(capsys, tiny_config, tmp_path):
     assert (images / "eval" / "grid.png").exists() and "mean" in out and "class 3 (tiger cat)" in out
     assert main(flags(tiny_config, "--class_index", "3", "--evaluate", "True", "--real_images",
                       str(tmp_path / "real"))) == 0
+
+
+def test_a_smaller_evaluation_judges_its_own_images_alone(tiny_config, tmp_path):
+    argv = flags(tiny_config, "--class_index", "3", "--evaluate", "True")
+    assert main([*argv, "--train", "True", "--num_train_epochs", "3", "--test_size", "4"]) == 0
+    assert main([*argv, "--train", "True", "--num_train_epochs", "1", "--test_size", "3"]) == 0
+    metrics = json.loads(next((tmp_path / "img").rglob("metrics.json")).read_text())
+    assert metrics["images"] == 3
+    assert metrics["with"]["classifier"]["accuracy"] * 3 == pytest.approx(round(
+        metrics["with"]["classifier"]["accuracy"] * 3))
+    assert [p.name for p in next((tmp_path / "img").rglob("train")).iterdir()] == ["000"]
+
+
+def test_evaluation_never_uses_training_seeds(capsys, tiny_config):
+    argv = flags(tiny_config, "--class_index", "3")
+    assert main([*argv, "--train", "True", "--num_train_epochs", "1"]) == 0
+    line = error_of(capsys, *argv, "--evaluate", "True", "--test_size", "50")
+    assert "trained on seeds from 35 on" in line and "--test_size 35" in line
+
+
+def test_summary_gathers_the_classes_of_a_shell_loop(tiny_config, tmp_path):
+    for index in ("2", "3"):
+        assert main(flags(tiny_config, "--class_index", index, "--train", "True", "--evaluate", "True",
+                          "--num_train_epochs", "1")) == 0
+    summary = json.loads(next((tmp_path / "img").rglob("summary_demo.json")).read_text())
+    assert [metrics["class_index"] for metrics in summary] == [2, 3]
 
 
 def test_skip_exists_trains_nothing(tiny_config, tmp_path):

@@ -22,12 +22,17 @@ def test_layout_loads_without_safety_checker_and_feature_extractor(tiny_model):
 
 
 def test_old_key_names_are_read(tiny_model, components):
-    """SD 1.4's text encoder is stored as text_model.*; every weight must arrive."""
-    stored = load_file(Path(tiny_model, "text_encoder", "model.safetensors"))
-    loaded = {key.removeprefix("text_model."): value for key, value in components.text_encoder.state_dict().items()}
-    for key, value in stored.items():
-        assert torch.equal(loaded[key.removeprefix("text_model.")], value)
-    assert len(stored) == len([key for key in loaded if "position_ids" not in key])
+    """SD 1.4's text encoder is stored as text_model.*, its VAE's attention as query, key, value, proj_attn; every
+    weight must arrive."""
+    for part, file in (("text_encoder", "model"), ("vae", "diffusion_pytorch_model")):
+        stored = load_file(Path(tiny_model, part, f"{file}.safetensors"))
+        stored.pop("text_model.embeddings.position_ids", None)
+        loaded = getattr(components, part).state_dict()
+        assert len(stored) == len([key for key in loaded if "position_ids" not in key])
+        for key, value in stored.items():
+            for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
+                key = key.replace(f".attentions.0.{old}.", f".attentions.0.{new}.")
+            assert torch.equal(loaded.get(key, loaded.get(key.removeprefix("text_model."))), value)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -41,10 +46,11 @@ def test_either_variant_serves_either_precision(tiny_model, tmp_path, dtype, kep
     assert load_components(str(folder), "cpu", dtype).unet.dtype == dtype
 
 
-def test_a_missing_part_is_one_line(tiny_model, tmp_path):
+@pytest.mark.parametrize("part", ["tokenizer", "text_encoder", "unet", "vae", "scheduler"])
+def test_a_missing_part_is_one_line(tiny_model, tmp_path, part):
     shutil.copytree(tiny_model, tmp_path / "model")
-    shutil.rmtree(tmp_path / "model" / "unet")
-    with pytest.raises(UserError, match="the folder lacks a file"):
+    shutil.rmtree(tmp_path / "model" / part)
+    with pytest.raises(UserError, match="the folder lacks a file|the tokenizer's files"):
         load_components(str(tmp_path / "model"), "cpu", torch.float32)
 
 

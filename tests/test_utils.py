@@ -1,0 +1,77 @@
+"""What a person is told when a checkpoint cannot be opened, from the libraries' own exceptions; files; images."""
+
+from importlib import import_module
+
+import pytest
+import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+
+from utils import UserError, load_images, opening, replacing, save_images
+
+http = import_module(HTTPError.__module__.split(".")[0])  # httpx, or what took its place in the hub's client
+
+
+def answer(status):
+    return http.Response(status, request=http.Request("GET", "https://hub"))
+
+
+@pytest.mark.parametrize("error, sentence", [
+    (GatedRepoError("gated", response=answer(403)), "accept the terms at huggingface.co/own/model, then run `hf auth"),
+    (RepositoryNotFoundError("none", response=answer(404)), "no such model on the hub; check the spelling"),
+    (HfHubHTTPError("forbidden", response=answer(403)), "refuses your access: run `hf auth login`"),
+    (HfHubHTTPError("busy", response=answer(503)), "the hub answered with status 503; try again later"),
+    (HFValidationError("Repo id must be ..."), "no such folder, and no hub id either"),
+    (LocalEntryNotFoundError("not cached"), "not downloaded yet and the hub cannot be reached"),
+    (OfflineModeIsEnabled("offline"), "not downloaded yet and the hub cannot be reached"),
+    (http.ConnectError("refused"), "not downloaded yet and the hub cannot be reached"),
+    (http.ProxyError("proxy"), "not downloaded yet and the hub cannot be reached"),
+    (RuntimeError("size mismatch\nfor 12 tensors"), "cannot open 'name' (own/model): size mismatch (half downloaded"),
+])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_one_right_line(error, sentence, wrapped):
+    """Alone, or wrapped in the OSError that transformers and diffusers make of it."""
+    with pytest.raises(UserError) as raised, opening("name", "own/model"):
+        if not wrapped:
+            raise error
+        try:
+            raise error
+        except Exception as cause:
+            raise (RuntimeError(str(error)) if isinstance(error, RuntimeError) else OSError("Can't load it")) from cause
+    assert sentence in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_refused_access_behind_a_missing_entry():
+    """The hub's client wraps a refused token in 'not cached'; the refusal is what matters."""
+    with pytest.raises(UserError, match="refuses your access"), opening("own/model"):
+        raise LocalEntryNotFoundError("not cached") from HfHubHTTPError("forbidden", response=answer(403))
+
+
+def test_a_folder_with_a_broken_file(tmp_path):
+    with pytest.raises(UserError, match="the folder lacks a file or holds a broken one: bad header"), \
+            opening(str(tmp_path)):
+        raise Exception("bad header.")
+
+
+def test_replacing_leaves_the_old_file_when_writing_fails(tmp_path):
+    file = tmp_path / "new" / "file.txt"
+    with replacing(file) as temporary:
+        temporary.write_text("whole")
+    with pytest.raises(RuntimeError), replacing(file) as temporary:
+        temporary.write_text("hal")
+        raise RuntimeError
+    assert file.read_text() == "whole" and [path.name for path in file.parent.iterdir()] == ["file.txt"]
+
+
+def test_images_come_back_to_the_nearest_level(tmp_path):
+    images = torch.rand(2, 3, 5, 7)
+    paths = [tmp_path / "0.png", tmp_path / "1.png"]
+    save_images(images, paths)
+    assert (load_images(paths) - images).abs().max() <= 0.5 / 255 + 1e-6
