@@ -37,14 +37,15 @@ def noise_image(height=96, width=120):
 
 @pytest.mark.parametrize("kind", PROCESSORS)
 def test_preprocessing_equals_the_processor(kind):
-    """Within three of 255 levels: the processor's resize rounds to 8 bits twice."""
+    """The same pixels but for rounding: the processor's resize rounds, and cuts off, to 8 bits twice."""
     pixels = noise_image()
     theirs = PROCESSORS[kind](Image.fromarray(pixels), return_tensors="pt").pixel_values
     images = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
     preprocessing = classifiers._from_processor(PROCESSORS[kind])
     ours = preprocessing(images)
     assert ours.shape == theirs.shape
-    assert (ours - theirs).abs().max() * max(preprocessing.std) < 3 / 255
+    levels = (ours - theirs).abs() * max(preprocessing.std) * 255
+    assert levels.mean() < 0.5 and levels.max() < 8
 
 
 def test_transformers_folder(tiny_classifier):

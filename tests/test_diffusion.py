@@ -96,7 +96,7 @@ def test_gradient_checkpointing_changes_nothing(tiny_model):
     for checkpointing in (False, True):
         components = load_components(tiny_model, "cpu", torch.float32, checkpointing)
         calls = []
-        components.vae.decoder.mid_block.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        components.vae.decoder.mid_block.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         token_id = class_token.add_placeholder(components.tokenizer, "newclas")
         vector = torch.ones(32, requires_grad=True)
         with class_token.spliced(components.text_encoder, token_id, vector):
