@@ -10,6 +10,7 @@ from class_token import spliced
 from classifiers import Classifier
 from config import RunConfig
 from diffusion import Components, encode_prompts, generate_images
+from metrics import Proportion, mcnemar, wilson
 from prompt_datasets import TEMPLATES, class_title
 from utils import load_images, save_images, write_json
 
@@ -35,19 +36,27 @@ def generate(config: RunConfig, components: Components, class_index: int, class_
 
 @torch.no_grad()
 def judge_images(classifier: Classifier, paths: list[Path], class_index: int, batch_size: int) -> dict:
-    """What `classifier` says of these PNG files: accuracy, mean target probability, what it saw instead."""
+    """What `classifier` says of these PNG files: which are right, how sure it is of the target, what it saw instead.
+
+    Accuracy and top-5 come with Wilson 95 % intervals; 'right' has one true or false a file, in their order.
+    """
     device = next(classifier.model.parameters()).device
     probabilities = torch.cat([classifier(load_images(paths[i:i + batch_size]).to(device)).softmax(1).cpu()
                                for i in range(0, len(paths), batch_size)])  # [N, C]
-    predicted = probabilities.argmax(1)
-    others = Counter(classifier.labels[i] for i in predicted.tolist() if i != class_index)
-    return {"accuracy": (predicted == class_index).float().mean().item(),
+    likeliest = probabilities.topk(min(5, probabilities.shape[1])).indices
+    right = likeliest[:, 0] == class_index
+    others = Counter(classifier.labels[i] for i in likeliest[~right, 0].tolist())
+    return {"accuracy": wilson(int(right.sum()), len(right))._asdict(),
+            "top5": wilson(int((likeliest == class_index).any(1).sum()), len(right))._asdict(),
             "mean_target_probability": probabilities[:, class_index].mean().item(),
-            "predicted_instead": dict(others.most_common())}
+            "predicted_instead": dict(others.most_common()), "right": right.tolist()}
 
 
 def evaluate_folder(config: RunConfig, judges: dict[str, Classifier], class_index: int, folder: Path) -> dict:
-    """Judge folder/{without,with} by every judge {role: classifier}; write and return metrics.json."""
+    """Judge folder/{without,with} by every judge {role: classifier}; write and return metrics.json.
+
+    The paired test asks whether the token changes what is right on the same seeds (McNemar, exact, two-sided).
+    """
     labels = judges["classifier"].labels
     names = [f"{seed}.png" for seed in range(config.test_size)]
     metrics = {
@@ -55,25 +64,29 @@ def evaluate_folder(config: RunConfig, judges: dict[str, Classifier], class_inde
         "seeds": [0, config.test_size - 1], "judges": {role: judge.name for role, judge in judges.items()},
         **{arm: {role: judge_images(judge, [folder / arm / name for name in names], class_index, config.batch_size)
                  for role, judge in judges.items()} for arm in ARMS}}
+    metrics["mcnemar_p"] = {role: mcnemar(*(torch.tensor(metrics[arm][role]["right"]) for arm in ARMS))
+                            for role in judges}
     write_json(folder / "metrics.json", metrics)
     return metrics
 
 
+def pooled(all_metrics: list[dict], arm: str, role: str) -> Proportion:
+    """The accuracy of all classes' images together, with its interval."""
+    right = [right for metrics in all_metrics for right in metrics[arm][role]["right"]]
+    return wilson(sum(right), len(right))
+
+
 def table(all_metrics: list[dict]) -> str:
-    """One line a class, accuracy without -> with by every judge, and the mean over the classes last."""
+    """One line a class, accuracy without -> with by every judge, and all images together last."""
     roles = list(all_metrics[0]["judges"])
-    head = ["", "class", *(f"by the {role}" for role in roles), "without the token also seen as"]
-    rows = []
+    lines = [["", "class", *(f"by the {role}" for role in roles), "without the token also seen as"]]
     for metrics in all_metrics:
         instead = metrics["without"][roles[-1]]["predicted_instead"]
-        rows.append([str(metrics["class_index"]), metrics["label"],
-                     *(f"{metrics['without'][role]['accuracy']:.2f} -> {metrics['with'][role]['accuracy']:.2f}"
-                       for role in roles), ", ".join(f"{label} {n}" for label, n in list(instead.items())[:2])])
-    means = ["", "mean"]
-    for role in roles:
-        before, after = (sum(m[arm][role]["accuracy"] for m in all_metrics) / len(all_metrics) for arm in ARMS)
-        means.append(f"{before:.2f} -> {after:.2f}")
-    lines = [head, *rows, [*means, ""]]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        lines.append([str(metrics["class_index"]), metrics["label"],
+                      *(" -> ".join(f"{metrics[arm][role]['accuracy']['value']:.2f}" for arm in ARMS)
+                        for role in roles), ", ".join(f"{label} {n}" for label, n in list(instead.items())[:2])])
+    lines.append(["", "all", *(" -> ".join("{:.2f} [{:.2f}, {:.2f}]".format(*pooled(all_metrics, arm, role))
+                                           for arm in ARMS) for role in roles), ""])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
                      for line in lines)

@@ -78,8 +78,8 @@ def run(config: RunConfig):
         summary = everything / f"summary_{config.exp_id}.json"
         write_json(summary, [json.loads(path.read_text(encoding="utf-8")) for path in
                              sorted(everything.glob(f"*/{glob.escape(config.exp_id)}/eval/metrics.json"))])
-        print(f"\naccuracy without -> with the token, {config.test_size} images each, seeds 0 to "
-              f"{config.test_size - 1}\n{table(results)}\n\nall classes of run '{config.exp_id}': {summary}")
+        print(f"\naccuracy without -> with the token [Wilson 95 % interval], {config.test_size} images each, seeds "
+              f"0 to {config.test_size - 1}\n{table(results)}\n\nall classes of run '{config.exp_id}': {summary}")
 
 
 def train(config, components, classifier, index, name, token_id, tokens: Path, images: Path):
