@@ -139,9 +139,10 @@ def parse(argv: list[str], description: str | None = None) -> tuple[RunConfig, b
     Raises:
         UserError: a flag, key or value that is no setting.
     """
-    parser = OneLineParser(RunConfig, prog="run.py", description=description, allow_abbrev=False)
+    parser = OneLineParser(RunConfig, usage="python run.py [--config FILE.yml] [--SETTING VALUE ...]",
+                           description=description, allow_abbrev=False)
     parser.formatter_class = HelpFormatter
-    parser.add_argument("--config", metavar="FILE.yml", help="A YAML file of the settings below; flags beat it.")
+    parser.add_argument("--config", metavar="FILE.yml", help="A YAML file of these settings; flags beat it.")
     parser.add_argument("--list_classes", action="store_true", help="Print the classes of --classifier and stop.")
     may_be_none = [f.name for f in fields(RunConfig) if f.default is None]
     unset = [name for name in may_be_none if [f"--{name}", "none"] in map(list, zip(argv, argv[1:], strict=False))]

@@ -1,5 +1,8 @@
 """Draw the same seeds without and with the token, and measure what classifiers see; both meet in folders of PNG."""
 
+import hashlib
+import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -19,19 +22,41 @@ ARMS = ("without", "with")
 
 @torch.no_grad()
 def generate(config: RunConfig, components: Components, class_index: int, class_name: str, token_id: int,
-             vector: torch.Tensor, folder: Path):
-    """Write folder/without/<seed>.png and folder/with/<seed>.png for seeds 0 to test_size - 1, by the full sampler."""
-    jobs = [(arm, seed) for arm in ARMS for seed in range(config.test_size)]
-    phrase = {"without": class_name, "with": f"{config.placeholder_token} {class_name}"}
-    with tqdm(total=len(jobs), desc=f"drawing {class_title(class_index, class_name)}", unit="image") as bar:
+             vector: torch.Tensor, folder: Path) -> int:
+    """Write folder/without/<seed>.png and folder/with/<seed>.png for seeds 0 to test_size - 1, by the full sampler.
+
+    Pictures that are there already, drawn with the same settings and token, are kept; returns how many were drawn.
+    """
+    prompts = {"without": TEMPLATES[0].format(class_name),
+               "with": TEMPLATES[0].format(f"{config.placeholder_token} {class_name}")}
+    forget_other_settings(config, prompts, vector, folder)
+    jobs = [(arm, seed) for arm in ARMS for seed in range(config.test_size)
+            if not (folder / arm / f"{seed}.png").exists()]
+    with tqdm(total=len(jobs), desc=f"drawing {class_title(class_index, class_name)}", unit="image",
+              disable=not jobs) as bar:
         for start in range(0, len(jobs), config.batch_size):
             batch = jobs[start:start + config.batch_size]
             with spliced(components.text_encoder, token_id, vector.to(components.device)):
-                prompt_embeds = encode_prompts(components, [TEMPLATES[0].format(phrase[arm]) for arm, _ in batch])
+                prompt_embeds = encode_prompts(components, [prompts[arm] for arm, _ in batch])
             images = generate_images(components, prompt_embeds, [seed for _, seed in batch], config.height,
                                      config.width, config.guidance_scale, config.num_inference_steps)
             save_images(images, [folder / arm / f"{seed}.png" for arm, seed in batch])
             bar.update(len(batch))
+    return len(jobs)
+
+
+def forget_other_settings(config: RunConfig, prompts: dict[str, str], vector: torch.Tensor, folder: Path):
+    """Delete an arm's pictures unless folder/drawn.json says that they were drawn as they would be now."""
+    record = folder / "drawn.json"
+    before = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    decisive = ("model", "height", "width", "guidance_scale", "num_inference_steps", "mixed_precision")
+    token = hashlib.sha256(vector.float().cpu().numpy().tobytes()).hexdigest()
+    now = {arm: {"prompt": prompts[arm], "token": token if arm == "with" else None,
+                 **{name: getattr(config, name) for name in decisive}} for arm in ARMS}
+    for arm in ARMS:
+        if before.get(arm) != now[arm]:
+            shutil.rmtree(folder / arm, ignore_errors=True)
+    write_json(record, now)
 
 
 @torch.no_grad()

@@ -111,7 +111,8 @@ def evaluate(config, components, judges, index, name, token_id, token_file: Path
             f"'{token_file}' was trained on seeds from {header.get('seed')} on, which {config.test_size} evaluation "
             f"images would use too: give --test_size {header.get('seed')} or less")
     folder = images / "eval"
-    generate(config, components, index, name, token_id, vector, folder)
+    if not generate(config, components, index, name, token_id, vector, folder):
+        print("  the pictures are there already, drawn with this token and these settings")
     metrics = evaluate_folder(config, judges, index, folder)
     side_by_side(folder, f"class {class_title(index, judges['classifier'].labels[index])}", real)
     print(f"  pictures: {folder / 'grid.png'}")

@@ -54,7 +54,7 @@ def train_token(config: RunConfig, components: Components, classifier: Classifie
                                      f"lower --lr than {config.lr}")
         history.append((loss, accuracy))
         improved, stop = verdict(history, window, config.target_accuracy, config.early_stopping)
-        if improved or best is None:
+        if improved:
             best = vector.detach().clone(), *recent(history, window)
         scaler.unscale_(optimizer)
         grad_norm = torch.nn.utils.clip_grad_norm_([vector], config.max_grad_norm).item()

@@ -162,6 +162,29 @@ def test_a_smaller_evaluation_judges_its_own_images_alone(tiny_config, tmp_path)
     assert [p.name for p in next((tmp_path / "img").rglob("train")).iterdir()] == ["000"]
 
 
+def test_evaluating_again_draws_only_what_is_missing(capsys, tiny_config, tmp_path):
+    argv = flags(tiny_config, "--class_index", "3", "--evaluate", "True")
+    assert main([*argv, "--train", "True", "--num_train_epochs", "1"]) == 0
+    folder = next((tmp_path / "img").rglob("eval"))
+
+    def again(*more):
+        before = {path: path.stat().st_mtime_ns for path in folder.rglob("*/*.png")}
+        capsys.readouterr()
+        assert main([*argv, *more]) == 0
+        drawn = {f"{path.parent.name}/{path.stem}" for path in folder.rglob("*/*.png")
+                 if path.stat().st_mtime_ns != before.get(path)}
+        return drawn, "there already" in capsys.readouterr().out
+
+    assert again() == (set(), True)
+    (folder / "with" / "1.png").unlink()
+    assert again() == ({"with/1"}, False)
+    assert again("--test_size", "3") == ({"without/2", "with/2"}, False)
+    token = next((tmp_path / "pipeline_token").rglob("*.safetensors"))
+    class_token.save(token, "newclas", torch.ones(32), {})
+    assert again() == ({"with/0", "with/1"}, False)
+    assert again("--guidance_scale", "2") == ({"without/0", "without/1", "with/0", "with/1"}, False)
+
+
 def test_evaluation_never_uses_training_seeds(capsys, tiny_config):
     argv = flags(tiny_config, "--class_index", "3")
     assert main([*argv, "--train", "True", "--num_train_epochs", "1"]) == 0
