@@ -23,8 +23,9 @@ miniature: $(VENV)/ready  ## train the miniature, or what is missing of it; see 
 miniature/weights/quality.json:
 	$(RUN) -m miniature.build
 
-figures: $(VENV)/ready  ## docs/method.png
-	$(RUN) docs/draw_method.py
+figures: $(VENV)/ready  ## docs/method.png and docs/world.png
+	$(RUN) -m docs.draw_method
+	$(RUN) -m docs.draw_world
 
 $(VENV)/ready: requirements.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else "Python 3.10 to 3.12 is needed, this is %d.%d: make PYTHON=python3.11 demo" % v)'

@@ -1,6 +1,6 @@
 """Draw docs/method.png: what runs without a graph, what with one, and where the gradient goes.
 
-    python docs/draw_method.py
+    python -m docs.draw_method
 """
 
 from pathlib import Path

@@ -34,7 +34,10 @@ class Pen:
 
     def line(self, points, colour, width):
         placed = [self.place(*point) for point in points]
-        self.canvas.line(placed, fill=self.tone(colour), width=max(1, round(width * self.scale)), joint="curve")
+        width = max(1, round(width * self.scale))
+        if self.outline:
+            self.canvas.line(placed, fill=self.outline, width=width + 10, joint="curve")
+        self.canvas.line(placed, fill=self.tone(colour), width=width, joint="curve")
 
 
 def vary(rng, colour, spread=20):
