@@ -223,6 +223,7 @@ def stage_generator():
         PNDMScheduler(**NOISE_SCHEDULE, skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     pipeline.to(dtype=torch.float16).save_pretrained(WEIGHTS / "generator")
+    tokenizer.backend_tokenizer.model.save(str(WEIGHTS / "generator" / "tokenizer"))  # vocab.json, merges.txt too
 
 
 def stage_quality():
