@@ -67,7 +67,9 @@ def measure(weights: Path, picture: Path, drawings: torch.Tensor, labels: torch.
         "bare_nouns": nouns, "pictures_a_noun": PER_NOUN, "own_adjectives": adjectives,
         "pictures_an_adjective": PER_ADJECTIVE, "judged_by": "evaluator"})
     picture.parent.mkdir(exist_ok=True)
-    sheet(sheet_rows(config, components), picture, cell=80, title="Drawn, and drawn by the generator from words")
+    sheet(sheet_rows(config, components), picture, cell=80,
+          title="3 drawings; generated from words: 3 x the bare noun, 3 x with its adjective, and that in the snow, at "
+                "night, as a drawing, as a painting")
 
 
 def sheet_rows(config, components) -> list[tuple[str, list[Image.Image]]]:
