@@ -29,6 +29,7 @@ from training import train_token
 from utils import WITHOUT_GPU_OR_NETWORK, UserError, find_path, require, write_json, write_text
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+TOKEN_FILE = "learned_embeds.safetensors"
 
 
 def main(argv: list[str]) -> int:
@@ -53,6 +54,10 @@ def run(config: RunConfig):
     names = class_names(labels, config.class_names)
     chosen = select_classes(config.class_index, labels, names)
     real = {index: real_folder(config.real_images, index, names[index]) for index in chosen}
+    folders = {index: output_folders(config, index, names[index]) for index in chosen}
+    if not config.train:
+        for tokens, _ in folders.values():
+            class_token.load(tokens / TOKEN_FILE)  # before gigabytes are loaded for nothing
     judges = {"classifier": load_classifier(config.classifier, config.device)}
     if config.evaluator and config.evaluate:
         judges["evaluator"] = load_classifier(config.evaluator, config.device)
@@ -64,15 +69,13 @@ def run(config: RunConfig):
     check_prompts(config, components, token_id, [names[index] for index in chosen])
     results = []
     for index in chosen:
-        parts = (folder_name(config.classifier), class_folder(index, names[index]), config.exp_id)
-        tokens, images = (Path(config.output_path, kind).joinpath(*parts) for kind in ("pipeline_token", "img"))
-        token_file = tokens / "learned_embeds.safetensors"
+        tokens, images = folders[index]
         print(f"class {class_title(index, labels[index])}", flush=True)
-        if config.train and not (config.skip_exists and token_file.exists()):
+        if config.train and not (config.skip_exists and (tokens / TOKEN_FILE).exists()):
             train(config, components, judges["classifier"], index, names[index], token_id, tokens, images)
         if config.evaluate:
-            results.append(evaluate(config, components, judges, index, names[index], token_id, token_file, images,
-                                    real[index]))
+            results.append(evaluate(config, components, judges, index, names[index], token_id, tokens / TOKEN_FILE,
+                                    images, real[index]))
     if results:
         everything = Path(config.output_path, "img", folder_name(config.classifier))
         summary = everything / f"summary_{config.exp_id}.json"
@@ -80,6 +83,12 @@ def run(config: RunConfig):
                              sorted(everything.glob(f"*/{glob.escape(config.exp_id)}/eval/metrics.json"))])
         print(f"\naccuracy without -> with the token [Wilson 95 % interval], {config.test_size} images each, seeds "
               f"0 to {config.test_size - 1}\n{table(results)}\n\nall classes of run '{config.exp_id}': {summary}")
+
+
+def output_folders(config: RunConfig, index: int, name: str) -> tuple[Path, Path]:
+    """Where class `index` (from 0) keeps its token and its images: pipeline_token/... and img/..."""
+    parts = folder_name(config.classifier), class_folder(index, name), config.exp_id
+    return tuple(Path(config.output_path, kind, *parts) for kind in ("pipeline_token", "img"))
 
 
 def train(config, components, classifier, index, name, token_id, tokens: Path, images: Path):
@@ -91,14 +100,14 @@ def train(config, components, classifier, index, name, token_id, tokens: Path, i
     started = time.time()
     trained = train_token(config, components, classifier, index, name, token_id, images / "train",
                           tokens / "history.jsonl")
-    class_token.save(tokens / "learned_embeds.safetensors", config.placeholder_token, trained.vector, {
+    class_token.save(tokens / TOKEN_FILE, config.placeholder_token, trained.vector, {
         "class_index": index + 1, "class_name": name, "label": classifier.labels[index],
         "classifier": config.classifier, "base_model": config.model, "seed": config.seed,
         "updates": trained.updates, "loss": f"{trained.loss:.4f}", "train_accuracy": f"{trained.accuracy:.4f}",
         "stopped": trained.stopped, "torch": torch.__version__, "diffusers": diffusers.__version__,
         "transformers": transformers.__version__, "python": platform.python_version()})
     print(f"  {trained.updates} updates in {time.time() - started:.0f} s, stopped: {trained.stopped}\n"
-          f"  token: {tokens / 'learned_embeds.safetensors'}")
+          f"  token: {tokens / TOKEN_FILE}")
 
 
 def evaluate(config, components, judges, index, name, token_id, token_file: Path, images: Path, real) -> dict:
