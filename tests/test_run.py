@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 
 import class_token
-from config import RunConfig, parse
+from config import RunConfig, parse, to_yaml
 from run import main
 
 
@@ -43,6 +43,11 @@ def test_flags_beat_the_file(tmp_path):
     config, _ = parse(["--config", str(file), "--seed", "78"])
     assert (config.lr, config.seed, config.train_timesteps, config.fresh_noise) == (0.01, 78, [999, 600], True)
     assert parse(["--train_timesteps", "none", "--config", str(file)])[0].train_timesteps is None
+
+
+def test_a_saved_config_repeats_the_run(tmp_path, tiny_config):
+    (tmp_path / "config.yml").write_text(to_yaml(tiny_config))
+    assert parse(["--config", str(tmp_path / "config.yml")])[0] == tiny_config
 
 
 def test_yaml_words_mean_what_they_say(tmp_path):
