@@ -1,7 +1,7 @@
 """Train class tokens and evaluate them.
 
     python run.py --class_index 283 --train True --evaluate True       Stable Diffusion 1.4 and ImageNet, on a GPU
-    python run.py --config configs/miniature.yml --class_index all --train True --evaluate True      anywhere, minutes
+    python run.py --config configs/miniature.yml --class_index all --train True --evaluate True      without a GPU
     python run.py --config configs/miniature.yml --list_classes
 """
 

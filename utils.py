@@ -95,7 +95,7 @@ def _why(source: str, causes: list[BaseException]) -> str:
         return (f"its owner asks for a login: accept the terms at huggingface.co/{source}, then run `hf auth login`; "
                 + WITHOUT_GPU_OR_NETWORK)
     if caused_by(HFValidationError):
-        return "no such folder, and no hub id either"
+        return "no such folder, and no hub id either (the miniature's weights come from `make miniature`)"
     if caused_by(RepositoryNotFoundError):
         return ("no such folder here and no such model on the hub; check the spelling, or run `hf auth login` where "
                 "it is private; " + WITHOUT_GPU_OR_NETWORK)

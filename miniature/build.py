@@ -233,8 +233,10 @@ def stage_quality():
 
 STAGES = {"classifier": stage_classifier, "evaluator": stage_evaluator, "vae": stage_vae,
           "generator": stage_generator, "quality": stage_quality}
-RESULTS = {"classifier": WEIGHTS / "classifier", "evaluator": WEIGHTS / "evaluator",
-           "vae": WEIGHTS / "generator" / "vae", "generator": WEIGHTS / "generator" / "model_index.json"}
+RESULTS = {  # the file that a stage writes last: a stage killed while saving is not done
+    **{name: WEIGHTS / name / "preprocessor_config.json" for name in ("classifier", "evaluator")},
+    "vae": WEIGHTS / "generator" / "vae" / "diffusion_pytorch_model.safetensors",
+    "generator": WEIGHTS / "generator" / "tokenizer" / "merges.txt"}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
