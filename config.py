@@ -144,8 +144,9 @@ def parse(argv: list[str], description: str | None = None) -> tuple[RunConfig, b
     parser.formatter_class = HelpFormatter
     parser.add_argument("--config", metavar="FILE.yml", help="A YAML file of these settings; flags beat it.")
     parser.add_argument("--list_classes", action="store_true", help="Print the classes of --classifier and stop.")
+    argv = [part for flag in argv for part in (flag.split("=", 1) if flag.startswith("--") else [flag])]
     may_be_none = [f.name for f in fields(RunConfig) if f.default is None]
-    unset = [name for name in may_be_none if [f"--{name}", "none"] in map(list, zip(argv, argv[1:], strict=False))]
+    unset = [name for name in may_be_none if (f"--{name}", "none") in zip(argv, argv[1:], strict=False)]
     for name in unset:
         at = argv.index(f"--{name}")
         argv = argv[:at] + argv[at + 2:]

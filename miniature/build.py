@@ -2,22 +2,27 @@
 
     python -m miniature.build              # everything; a stage that is done is skipped, a killed one resumes
     python -m miniature.build --stages quality
+    OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 2 -m miniature.build    # a worker a core shares each batch
 
-Every step draws its randomness from the seed and its own number, so a resumed build is the uninterrupted one.
+Every step draws its randomness from the seed, its own number and its worker's, so a resumed build is the
+uninterrupted one.
 """
 
 import argparse
 import json
+import os
 import random
 from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.training_utils import EMAModel
+from diffusers.training_utils import EMAModel, compute_snr
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 from tqdm import tqdm
 from transformers import (
     CLIPTextConfig,
@@ -35,6 +40,7 @@ from miniature.quality import measure
 
 HERE = Path(__file__).parent
 CACHE, WEIGHTS = HERE / "cache", HERE / "weights"
+FIRST_VAE = CACHE / "vae"
 NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
                   "num_train_timesteps": 1000}
 PROMPT_LENGTH = 32
@@ -52,13 +58,14 @@ def _picture(seed):
 def drawings(seed: int, count: int) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     """Pictures uint8 [N, 3, 64, 64], class numbers [N] and captions; drawn once, then read from the cache."""
     path = CACHE / f"drawings_{seed}_{count}.npz"
-    if not path.exists():
+    if first_worker() and not path.exists():
         CACHE.mkdir(exist_ok=True)
         with Pool(2) as pool:
             seeds = range(seed * 10_000_000, seed * 10_000_000 + count)
             drawn = list(tqdm(pool.imap(_picture, seeds, chunksize=64), total=count, desc="drawing"))
         pictures, labels, captions = zip(*drawn, strict=True)
         np.savez(path, pictures=np.stack(pictures), labels=np.array(labels), captions=np.array(captions))
+    wait_for_the_first()
     data = np.load(path)
     pictures = torch.from_numpy(data["pictures"]).permute(0, 3, 1, 2).contiguous()
     return pictures, torch.from_numpy(data["labels"]), data["captions"].tolist()
@@ -72,7 +79,11 @@ def scaled(pictures: torch.Tensor) -> torch.Tensor:
 # ---------------------------------------------------------------- the one training loop
 
 def fit(name: str, modules: torch.nn.ModuleDict, loss_at, steps: int, lr: float, weight_decay: float, ema=False):
-    """Train `modules` on `loss_at(generator)` for `steps`, with AdamW, one cycle, and a checkpoint every 250 steps."""
+    """Train `modules` on `loss_at(generator)` for `steps`, with AdamW, one cycle, and a checkpoint every 100 steps.
+
+    Several workers each take their share of the batch, with their own `generator`, and average their gradients.
+    """
+    rank, workers = worker()
     parameters = list(modules.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.05)
@@ -84,19 +95,23 @@ def fit(name: str, modules: torch.nn.ModuleDict, loss_at, steps: int, lr: float,
         start = saved.pop("step")
         for key, state in saved.items():
             stateful[key].load_state_dict(state)
-    bar = tqdm(range(start, steps), initial=start, total=steps, desc=name, mininterval=5)
+    bar = tqdm(range(start, steps), initial=start, total=steps, desc=name, mininterval=5, disable=not first_worker())
     for step in bar:
-        torch.manual_seed(step)
-        loss = loss_at(torch.Generator().manual_seed(step))
+        torch.manual_seed(step * workers + rank)
+        loss = loss_at(torch.Generator().manual_seed(step * workers + rank))
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        if workers > 1:
+            gradient = parameters_to_vector([parameter.grad for parameter in parameters]) / workers
+            dist.all_reduce(gradient)
+            vector_to_parameters(gradient, [parameter.grad for parameter in parameters])
+        clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         average.step(parameters)
         if step % 20 == 0:
             bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
-        if (step + 1) % 250 == 0 or step + 1 == steps:
+        if first_worker() and ((step + 1) % 100 == 0 or step + 1 == steps):
             state = {key: thing.state_dict() for key, thing in stateful.items()}
             torch.save({**state, "step": step + 1}, path.with_suffix(".tmp"))
             path.with_suffix(".tmp").replace(path)
@@ -104,8 +119,24 @@ def fit(name: str, modules: torch.nn.ModuleDict, loss_at, steps: int, lr: float,
         average.copy_to(parameters)
 
 
+def worker() -> tuple[int, int]:
+    """This process's number and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def first_worker() -> bool:
+    return worker()[0] == 0
+
+
+def wait_for_the_first():
+    """Wait until the first worker has written what all read."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def batch_of(count: int, size: int, generator: torch.Generator) -> torch.Tensor:
-    return torch.randint(count, (size,), generator=generator)
+    """This worker's share of a batch of `size` out of `count` drawings."""
+    return torch.randint(count, (size // worker()[1],), generator=generator)
 
 
 # ---------------------------------------------------------------- stages
@@ -125,8 +156,9 @@ def build_classifier(name: str, model: torch.nn.Module, seed: int, steps: int):
 
     model.train()
     fit(name, torch.nn.ModuleDict({"model": model}), loss_at, steps, lr=1e-3, weight_decay=0.05)
-    model.half().save_pretrained(WEIGHTS / name)
-    ViTImageProcessor(size={"height": world.SIZE, "width": world.SIZE}).save_pretrained(WEIGHTS / name)
+    if first_worker():
+        model.half().save_pretrained(WEIGHTS / name)
+        ViTImageProcessor(size={"height": world.SIZE, "width": world.SIZE}).save_pretrained(WEIGHTS / name)
 
 
 def label_maps():
@@ -137,17 +169,18 @@ def stage_classifier():
     torch.manual_seed(1)
     config = ViTConfig(image_size=world.SIZE, patch_size=8, hidden_size=96, num_hidden_layers=4,
                        num_attention_heads=4, intermediate_size=192, **label_maps())
-    build_classifier("classifier", ViTForImageClassification(config), GUIDING_SEED, steps=1500)
+    build_classifier("classifier", ViTForImageClassification(config), GUIDING_SEED, steps=800)
 
 
 def stage_evaluator():
     torch.manual_seed(2)
     config = ResNetConfig(embedding_size=32, hidden_sizes=[32, 64, 96, 128], depths=[1, 1, 1, 1], layer_type="basic",
                           **label_maps())
-    build_classifier("evaluator", ResNetForImageClassification(config), EVALUATOR_SEED, steps=1200)
+    build_classifier("evaluator", ResNetForImageClassification(config), EVALUATOR_SEED, steps=600)
 
 
 def stage_vae():
+    """Encoder and decoder together, until the latents are good enough to stay."""
     torch.manual_seed(3)
     pictures, _, _ = drawings(GUIDING_SEED, 24_000)
     levels = 4
@@ -157,18 +190,56 @@ def stage_vae():
         sample_size=world.SIZE)
 
     def loss_at(generator):
-        images = scaled(pictures[batch_of(len(pictures), 32, generator)])
+        images = scaled(pictures[batch_of(len(pictures), 16, generator)])
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(images).latent_dist
             decoded = vae.decode(posterior.sample(generator)).sample.float()
         divergence = posterior.kl().float().mean() / images[0].numel()
         return F.l1_loss(decoded, images) + F.mse_loss(decoded, images) + 1e-4 * divergence
 
-    fit("vae", torch.nn.ModuleDict({"vae": vae}), loss_at, steps=3200, lr=2e-3, weight_decay=0.0)
+    fit("vae", torch.nn.ModuleDict({"vae": vae}), loss_at, steps=900, lr=2e-3, weight_decay=0.0)
     with torch.no_grad():
         latents = vae.encode(scaled(pictures[:512])).latent_dist.mean
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
-    vae.half().save_pretrained(WEIGHTS / "generator" / "vae")
+    if first_worker():
+        (CACHE / "latents.pt").unlink(missing_ok=True)
+        vae.half().save_pretrained(FIRST_VAE)
+
+
+def load_vae() -> AutoencoderKL:
+    folder = FIRST_VAE if FIRST_VAE.exists() else WEIGHTS / "generator" / "vae"
+    return AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).eval()
+
+
+@torch.no_grad()
+def encoded(vae: AutoencoderKL, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation [N, 4, 8, 8] of every drawing's latents; encoded once, then cached."""
+    path = CACHE / "latents.pt"
+    if first_worker() and not path.exists():
+        posteriors = [vae.encode(scaled(part)).latent_dist for part in tqdm(pictures.split(250), desc="encoding")]
+        torch.save([torch.cat([getattr(posterior, key) for posterior in posteriors]) for key in ("mean", "std")], path)
+    wait_for_the_first()
+    return torch.load(path, weights_only=True)
+
+
+def stage_decoder():
+    """The latents stay and the decoder learns on, as the decoder of Stable Diffusion's own VAE did."""
+    pictures, _, _ = drawings(GUIDING_SEED, 24_000)
+    vae = load_vae()
+    means, stds = encoded(vae, pictures)
+
+    def loss_at(generator):
+        chosen = batch_of(len(pictures), 16, generator)
+        images = scaled(pictures[chosen])
+        latents = means[chosen] + stds[chosen] * torch.randn(means[chosen].shape, generator=generator)
+        with torch.autocast("cpu", torch.bfloat16):
+            decoded = vae.decode(latents).sample.float()
+        return F.l1_loss(decoded, images) + F.mse_loss(decoded, images)
+
+    parts = torch.nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
+    fit("decoder", parts, loss_at, steps=1000, lr=2e-3, weight_decay=0.0)
+    if first_worker():
+        vae.half().save_pretrained(WEIGHTS / "generator" / "vae")
 
 
 def build_tokenizer(captions: list[str]) -> CLIPTokenizer:
@@ -190,40 +261,46 @@ def stage_generator():
     torch.manual_seed(4)
     pictures, _, captions = drawings(GUIDING_SEED, 24_000)
     tokenizer = build_tokenizer(captions)
-    vae = AutoencoderKL.from_pretrained(WEIGHTS / "generator" / "vae", torch_dtype=torch.float32).eval()
-    with torch.no_grad():
-        posteriors = [vae.encode(scaled(part)).latent_dist for part in tqdm(pictures.split(250), desc="encoding")]
-    means, stds = (vae.config.scaling_factor * torch.cat([getattr(p, key) for p in posteriors])
-                   for key in ("mean", "std"))
+    vae = load_vae()
+    means, stds = (vae.config.scaling_factor * part for part in encoded(vae, pictures))
     text_encoder = CLIPTextModel(CLIPTextConfig(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
         max_position_embeddings=PROMPT_LENGTH, bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, projection_dim=64))
     unet = UNet2DConditionModel(
-        sample_size=means.shape[-1], block_out_channels=(64, 128), layers_per_block=1, cross_attention_dim=64,
-        down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
+        sample_size=means.shape[-1], block_out_channels=(48, 96), layers_per_block=1, cross_attention_dim=64,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=4, norm_num_groups=16).to(memory_format=torch.channels_last)
     scheduler = DDPMScheduler(**NOISE_SCHEDULE)
     captions_and_empty = tokenizer([*captions, ""], padding="max_length", return_tensors="pt").input_ids
 
     def loss_at(generator):
-        chosen = batch_of(len(pictures), 64, generator)
+        chosen = batch_of(len(pictures), 32, generator)
         latents = means[chosen] + stds[chosen] * torch.randn(means[chosen].shape, generator=generator)
-        timesteps = torch.randint(1000, (64,), generator=generator)
+        timesteps = torch.randint(1000, chosen.shape, generator=generator)
         noise = torch.randn(latents.shape, generator=generator)
-        chosen[torch.rand(64, generator=generator) < 0.1] = -1  # unconditional, for classifier-free guidance
+        chosen[torch.rand(chosen.shape, generator=generator) < 0.1] = -1  # unconditional, for guidance
         prompt_embeds = text_encoder(captions_and_empty[chosen])[0]
         noisy = scheduler.add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
-        return F.mse_loss(unet(noisy, timesteps, encoder_hidden_states=prompt_embeds).sample, noise)
+        predicted = unet(noisy, timesteps, encoder_hidden_states=prompt_embeds).sample
+        snr = compute_snr(scheduler, timesteps)
+        return ((predicted - noise).square().mean(dim=(1, 2, 3)) * snr.clamp(max=5) / snr).mean()  # min-SNR weighting
 
-    fit("generator", torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}), loss_at, steps=6000, lr=1e-3,
+    fit("generator", torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}), loss_at, steps=3000, lr=1.5e-3,
         weight_decay=0.01, ema=True)
+    if first_worker():
+        save_generator(tokenizer, text_encoder, unet.to(memory_format=torch.contiguous_format))
+
+
+def save_generator(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, unet: UNet2DConditionModel):
+    """A StableDiffusionPipeline's folder, in half precision; vocab.json and merges.txt too, as SD 1.4 has them."""
+    folder = WEIGHTS / "generator"
     pipeline = StableDiffusionPipeline(
-        vae, text_encoder, tokenizer, unet.to(memory_format=torch.contiguous_format),
+        AutoencoderKL.from_pretrained(folder / "vae"), text_encoder, tokenizer, unet,
         PNDMScheduler(**NOISE_SCHEDULE, skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False)
-    pipeline.to(dtype=torch.float16).save_pretrained(WEIGHTS / "generator")
-    tokenizer.backend_tokenizer.model.save(str(WEIGHTS / "generator" / "tokenizer"))  # vocab.json, merges.txt too
+    pipeline.to(dtype=torch.float16).save_pretrained(folder)
+    tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))
 
 
 def stage_quality():
@@ -232,19 +309,32 @@ def stage_quality():
 
 
 STAGES = {"classifier": stage_classifier, "evaluator": stage_evaluator, "vae": stage_vae,
-          "generator": stage_generator, "quality": stage_quality}
-RESULTS = {  # the file that a stage writes last: a stage killed while saving is not done
-    **{name: WEIGHTS / name / "preprocessor_config.json" for name in ("classifier", "evaluator")},
-    "vae": WEIGHTS / "generator" / "vae" / "diffusion_pytorch_model.safetensors",
-    "generator": WEIGHTS / "generator" / "tokenizer" / "merges.txt"}
+          "decoder": stage_decoder, "generator": stage_generator, "quality": stage_quality}
+VAE_FILE = "diffusion_pytorch_model.safetensors"
+RESULTS = {  # a stage is done when one of its files exists; it writes them last, so one killed while saving is not
+    "classifier": [WEIGHTS / "classifier" / "preprocessor_config.json"],
+    "evaluator": [WEIGHTS / "evaluator" / "preprocessor_config.json"],
+    "vae": [FIRST_VAE / VAE_FILE, WEIGHTS / "generator" / "vae" / VAE_FILE],
+    "decoder": [WEIGHTS / "generator" / "vae" / VAE_FILE],
+    "generator": [WEIGHTS / "generator" / "tokenizer" / "merges.txt"]}
 
-if __name__ == "__main__":
+
+def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES),
                         help="stages to run, in this order (all); a stage whose result exists is skipped: delete "
                              "miniature/weights and miniature/cache to start afresh")
-    for stage in parser.parse_args().stages:
-        if stage in RESULTS and RESULTS[stage].exists():
-            print(f"{stage}: already built in {RESULTS[stage]}")
-        else:
+    stages = parser.parse_args().stages
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("gloo")
+    for stage in stages:
+        wait_for_the_first()
+        done = [path.parent for path in RESULTS.get(stage, []) if path.exists()]
+        if done:
+            print(f"{stage}: already built in {done[0]}")
+        elif first_worker() or stage in RESULTS:
             STAGES[stage]()
+
+
+if __name__ == "__main__":
+    main()

@@ -42,7 +42,8 @@ def test_flags_beat_the_file(tmp_path):
     file.write_text("lr: 1e-2\nseed: 77\ntrain_timesteps: [999, 600]\nevaluator: null\nfresh_noise: true\n")
     config, _ = parse(["--config", str(file), "--seed", "78"])
     assert (config.lr, config.seed, config.train_timesteps, config.fresh_noise) == (0.01, 78, [999, 600], True)
-    assert parse(["--train_timesteps", "none", "--config", str(file)])[0].train_timesteps is None
+    for unset in (["--train_timesteps", "none"], ["--train_timesteps=none"]):
+        assert parse([*unset, "--config", str(file)])[0].train_timesteps is None
 
 
 def test_a_saved_config_repeats_the_run(tmp_path, tiny_config):
