@@ -65,6 +65,10 @@ class RunConfig:
     placeholder_token: str = setting("newclas", "The word that stands for the token in prompts.")
     initializer_token: str = setting("a", "The word whose embedding the token starts from.")
     test_size: int = setting(10, "Evaluation images a class, each without and with the token.")
+    eval_prompts: list[str] = setting([], "More prompts to evaluate in, with {} for the class, such as \"A painting of "
+                                          "{}\" \"A photo of a {} in the snow\"; or a text file with one a line.")
+    controls: bool = setting(False, "Evaluate an untrained and a random token of the same norm too: what they gain is "
+                                    "not the training's.")
     device: str = setting("cuda", "cuda, cuda:1, mps or cpu.")
     mixed_precision: str = setting("fp16", "Precision of the frozen generator: no, fp16 or bf16. The token and the "
                                            "classifiers are always float32.")
@@ -110,7 +114,7 @@ def settings_from_file(path: str) -> list[str]:
         close = difflib.get_close_matches(key, known, 1)
         require(key in known, f"'{path}' has an unknown setting '{key}'"
                               + (f"; did you mean '{close[0]}'?" if close else "; --help lists them"))
-        if value not in ("null", "~", ""):
+        if value not in ("null", "~", "", []):
             flags += [f"--{key}", *(value if isinstance(value, list) else [value])]
     return flags
 

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -14,49 +15,85 @@ from classifiers import Classifier
 from config import RunConfig
 from diffusion import Components, encode_prompts, generate_images
 from metrics import Proportion, mcnemar, wilson
-from prompt_datasets import TEMPLATES, class_title
+from prompt_datasets import TEMPLATES, prompt_folder
 from utils import load_images, save_images, write_json
 
 ARMS = ("without", "with")
+CONTROLS = ("untrained", "random")
+
+
+class Arm(NamedTuple):
+    """One set of pictures of a class: its folder under eval/, its prompt, the vector that the token stands for."""
+
+    folder: str
+    prompt: str
+    vector: torch.Tensor | None
+
+
+def arms_of(config: RunConfig, class_name: str, vector: torch.Tensor, untrained: torch.Tensor) -> list[Arm]:
+    """Without and with the token, in the paper's prompt and in every --eval_prompts; then the negative controls.
+
+    The controls stand in the token's place: the vector that training started from, and a random direction of the
+    trained vector's norm. What they gain is not the training's.
+    """
+    token = f"{config.placeholder_token} {class_name}"
+    arms = []
+    for template in (TEMPLATES[0], *config.eval_prompts):
+        folder = "" if template == TEMPLATES[0] else f"prompts/{prompt_folder(template)}/"
+        arms += [Arm(f"{folder}without", template.format(class_name), None),
+                 Arm(f"{folder}with", template.format(token), vector)]
+    if config.controls:
+        direction = torch.randn(len(vector), generator=torch.Generator().manual_seed(0))
+        arms += [Arm("untrained", TEMPLATES[0].format(token), untrained),
+                 Arm("random", TEMPLATES[0].format(token), direction * vector.norm().cpu() / direction.norm())]
+    return arms
 
 
 @torch.no_grad()
-def generate(config: RunConfig, components: Components, class_index: int, class_name: str, token_id: int,
-             vector: torch.Tensor, folder: Path) -> int:
-    """Write folder/without/<seed>.png and folder/with/<seed>.png for seeds 0 to test_size - 1, by the full sampler.
+def generate(config: RunConfig, components: Components, title: str, token_id: int, arms: list[Arm],
+             folder: Path) -> int:
+    """Write folder/<arm>/<seed>.png for seeds 0 to test_size - 1 of every arm, by the full sampler.
 
     Pictures that are there already, drawn with the same settings and token, are kept; returns how many were drawn.
     """
-    prompts = {"without": TEMPLATES[0].format(class_name),
-               "with": TEMPLATES[0].format(f"{config.placeholder_token} {class_name}")}
-    forget_other_settings(config, prompts, vector, folder)
-    jobs = [(arm, seed) for arm in ARMS for seed in range(config.test_size)
-            if not (folder / arm / f"{seed}.png").exists()]
-    with tqdm(total=len(jobs), desc=f"drawing {class_title(class_index, class_name)}", unit="image",
-              disable=not jobs) as bar:
+    forget_other_settings(config, arms, folder)
+    embeds = {arm.folder: embed(components, token_id, arm) for arm in arms}
+    jobs = [(arm, seed) for arm in arms for seed in range(config.test_size)
+            if not (folder / arm.folder / f"{seed}.png").exists()]
+    with tqdm(total=len(jobs), desc=f"drawing {title}", unit="image", disable=not jobs) as bar:
         for start in range(0, len(jobs), config.batch_size):
             batch = jobs[start:start + config.batch_size]
-            with spliced(components.text_encoder, token_id, vector.to(components.device)):
-                prompt_embeds = encode_prompts(components, [prompts[arm] for arm, _ in batch])
+            prompt_embeds = torch.cat([embeds[arm.folder] for arm, _ in batch])
             images = generate_images(components, prompt_embeds, [seed for _, seed in batch], config.height,
                                      config.width, config.guidance_scale, config.num_inference_steps)
-            save_images(images, [folder / arm / f"{seed}.png" for arm, seed in batch])
+            save_images(images, [folder / arm.folder / f"{seed}.png" for arm, seed in batch])
             bar.update(len(batch))
     return len(jobs)
 
 
-def forget_other_settings(config: RunConfig, prompts: dict[str, str], vector: torch.Tensor, folder: Path):
+def embed(components: Components, token_id: int, arm: Arm) -> torch.Tensor:
+    """The arm's prompt_embeds [1, L, D]."""
+    if arm.vector is None:
+        return encode_prompts(components, [arm.prompt])
+    with spliced(components.text_encoder, token_id, arm.vector.to(components.device)):
+        return encode_prompts(components, [arm.prompt])
+
+
+def forget_other_settings(config: RunConfig, arms: list[Arm], folder: Path):
     """Delete an arm's pictures unless folder/drawn.json says that they were drawn as they would be now."""
     record = folder / "drawn.json"
     before = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
     decisive = ("model", "height", "width", "guidance_scale", "num_inference_steps", "mixed_precision")
-    token = hashlib.sha256(vector.float().cpu().numpy().tobytes()).hexdigest()
-    now = {arm: {"prompt": prompts[arm], "token": token if arm == "with" else None,
-                 **{name: getattr(config, name) for name in decisive}} for arm in ARMS}
-    for arm in ARMS:
+    settings = {name: getattr(config, name) for name in decisive}
+    now = {arm.folder: {"prompt": arm.prompt, "token": fingerprint(arm.vector), **settings} for arm in arms}
+    for arm in now:
         if before.get(arm) != now[arm]:
             shutil.rmtree(folder / arm, ignore_errors=True)
-    write_json(record, now)
+    write_json(record, before | now)
+
+
+def fingerprint(vector: torch.Tensor | None) -> str | None:
+    return None if vector is None else hashlib.sha256(vector.float().cpu().numpy().tobytes()).hexdigest()
 
 
 @torch.no_grad()
@@ -77,22 +114,32 @@ def judge_images(classifier: Classifier, paths: list[Path], class_index: int, ba
             "predicted_instead": dict(others.most_common()), "right": right.tolist()}
 
 
-def evaluate_folder(config: RunConfig, judges: dict[str, Classifier], class_index: int, folder: Path) -> dict:
-    """Judge folder/{without,with} by every judge {role: classifier}; write and return metrics.json.
+def evaluate_folder(config: RunConfig, judges: dict[str, Classifier], class_index: int, arms: list[Arm],
+                    folder: Path) -> dict:
+    """Judge every arm's pictures under `folder` by every judge {role: classifier}; write and return metrics.json.
 
-    The paired test asks whether the token changes what is right on the same seeds (McNemar, exact, two-sided).
+    'without' and 'with' (and the controls) hold the paper's prompt; 'contexts' holds one such pair for each of
+    --eval_prompts. 'mcnemar_p' asks whether the token changes what is right on the same seeds.
     """
     labels = judges["classifier"].labels
     names = [f"{seed}.png" for seed in range(config.test_size)]
+    judged = {arm.folder: {role: judge_images(judge, [folder / arm.folder / name for name in names], class_index,
+                                              config.batch_size) for role, judge in judges.items()} for arm in arms}
     metrics = {
         "class_index": class_index + 1, "label": labels[class_index], "images": config.test_size,
         "seeds": [0, config.test_size - 1], "judges": {role: judge.name for role, judge in judges.items()},
-        **{arm: {role: judge_images(judge, [folder / arm / name for name in names], class_index, config.batch_size)
-                 for role, judge in judges.items()} for arm in ARMS}}
-    metrics["mcnemar_p"] = {role: mcnemar(*(torch.tensor(metrics[arm][role]["right"]) for arm in ARMS))
-                            for role in judges}
+        **{arm: judged[arm] for arm in (*ARMS, *CONTROLS) if arm in judged},
+        "mcnemar_p": paired(*(judged[arm] for arm in ARMS)), "contexts": {}}
+    for template in config.eval_prompts:
+        pair = {arm: judged[f"prompts/{prompt_folder(template)}/{arm}"] for arm in ARMS}
+        metrics["contexts"][template] = {**pair, "mcnemar_p": paired(*pair.values())}
     write_json(folder / "metrics.json", metrics)
     return metrics
+
+
+def paired(before: dict, after: dict) -> dict[str, float]:
+    """McNemar's exact two-sided p-value by every judge."""
+    return {role: mcnemar(*(torch.tensor(arm[role]["right"]) for arm in (before, after))) for role in before}
 
 
 def pooled(all_metrics: list[dict], arm: str, role: str) -> Proportion:

@@ -5,9 +5,28 @@ import re
 
 from torch.utils.data import Dataset
 
-from utils import read_yaml_mapping, require
+from utils import find_path, read_yaml_mapping, require
 
 TEMPLATES = ("A photo of a {}", "a high resolution realistic image of a {}", "A close-up photo of a {}")
+
+
+def evaluation_prompts(given: list[str]) -> list[str]:
+    """The prompts of --eval_prompts: as given, or the lines of the one text file that is given.
+
+    Raises:
+        UserError: no such file, a prompt without exactly one {} for the class phrase, or two that share a folder.
+    """
+    if len(given) == 1 and "{}" not in given[0]:
+        file = find_path(given[0])
+        require(file and file.is_file(), f"eval_prompts: '{given[0]}' is no file, and no prompt either: a prompt has a "
+                                         "{} where the class goes, such as 'A painting of {}'")
+        given = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    for template in given:
+        require(template.count("{}") == 1 and not set(template.replace("{}", "")) & set("{}"),
+                f"eval_prompts: '{template}' needs one {{}} where the class goes, such as 'A painting of {{}}'")
+    folders = [prompt_folder(template) for template in given]
+    require(len(set(folders)) == len(folders), f"eval_prompts: two of these differ in no letter or digit: {given}")
+    return given
 
 
 class PromptDataset(Dataset):
@@ -47,6 +66,11 @@ def class_names(labels: list[str], overrides: str | None = None) -> list[str]:
 def class_folder(index: int, name: str) -> str:
     """The folder of class `index` (from 0): number from 1, then the name in plain letters: '0283_tiger_cat'."""
     return f"{index + 1:04d}_{re.sub(r'[^a-z0-9]+', '_', name.lower()).strip('_')}".rstrip("_")
+
+
+def prompt_folder(template: str) -> str:
+    """The folder of an evaluation prompt's pictures: 'A painting of {}' -> 'a_painting_of'."""
+    return re.sub(r"[^a-z0-9]+", "_", template.lower()).strip("_") or "class"
 
 
 def class_title(index: int, label: str) -> str:

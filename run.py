@@ -22,8 +22,15 @@ import class_token
 from classifiers import folder_name, load_classifier, load_labels
 from config import RunConfig, parse, to_yaml
 from diffusion import encode_prompts, initial_latents, load_components, noise_sources, trajectory
-from evaluation import evaluate_folder, generate, table
-from prompt_datasets import TEMPLATES, class_folder, class_names, class_title, select_classes
+from evaluation import arms_of, evaluate_folder, generate, table
+from prompt_datasets import (
+    TEMPLATES,
+    class_folder,
+    class_names,
+    class_title,
+    evaluation_prompts,
+    select_classes,
+)
 from report import side_by_side
 from training import train_token
 from utils import WITHOUT_GPU_OR_NETWORK, UserError, find_path, require, write_json, write_text
@@ -40,7 +47,7 @@ def main(argv: list[str]) -> int:
             print("\n".join(f"{i + 1:5d}  {label}" for i, label in enumerate(labels)))
             return 0
         config.validate()
-        run(config)
+        run(replace(config, eval_prompts=evaluation_prompts(config.eval_prompts)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -120,10 +127,13 @@ def evaluate(config, components, judges, index, name, token_id, token_file: Path
             f"'{token_file}' was trained on seeds from {header.get('seed')} on, which {config.test_size} evaluation "
             f"images would use too: give --test_size {header.get('seed')} or less")
     folder = images / "eval"
-    if not generate(config, components, index, name, token_id, vector, folder):
+    untrained = class_token.initial_vector(components.tokenizer, components.text_encoder, config.initializer_token)
+    arms = arms_of(config, name, vector, untrained)
+    title = class_title(index, judges["classifier"].labels[index])
+    if not generate(config, components, title, token_id, arms, folder):
         print("  the pictures are there already, drawn with this token and these settings")
-    metrics = evaluate_folder(config, judges, index, folder)
-    side_by_side(folder, f"class {class_title(index, judges['classifier'].labels[index])}", real)
+    metrics = evaluate_folder(config, judges, index, arms, folder)
+    side_by_side(folder, f"class {title}", real)
     print(f"  pictures: {folder / 'grid.png'}")
     return metrics
 
@@ -133,10 +143,10 @@ def check_prompts(config: RunConfig, components, token_id: int, names: list[str]
     vector = class_token.initial_vector(components.tokenizer, components.text_encoder, config.initializer_token)
     trajectory(components, config.num_inference_steps, config.train_timesteps)
     initial_latents(components, noise_sources([0]), config.height, config.width)
-    longest = max(TEMPLATES, key=len)
+    templates = [*TEMPLATES, *(config.eval_prompts if config.evaluate else [])]
     with torch.no_grad(), class_token.spliced(components.text_encoder, token_id, vector.to(components.device)):
         for name in names:
-            encode_prompts(components, [longest.format(f"{config.placeholder_token} {name}")])
+            encode_prompts(components, [prompt.format(f"{config.placeholder_token} {name}") for prompt in templates])
 
 
 def check_device(device: str, mixed_precision: str):

@@ -1,6 +1,8 @@
 """Every kind of classifier against the library it comes from; preprocessing against the checkpoint's own processor."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,6 +62,15 @@ def test_transformers_folder(tiny_classifier):
     theirs = ViTForImageClassification.from_pretrained(tiny_classifier)(**inputs).logits
     ours = classifier(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255)
     assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_a_checkpoint_that_exists_only_as_bin(tiny_classifier, tmp_path):
+    """The iNat and CUB classifiers on the hub may be such; the file is read as weights only, nothing is unpickled."""
+    old = tmp_path / "old"
+    shutil.copytree(tiny_classifier, old, ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.save(load_file(Path(tiny_classifier) / "model.safetensors"), old / "pytorch_model.bin")
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(load_classifier(str(old), "cpu")(images), load_classifier(tiny_classifier, "cpu")(images))
 
 
 def old_vit_keys(state, depth):

@@ -10,7 +10,9 @@ from PIL import Image
 
 import class_token
 from config import RunConfig, parse, to_yaml
+from diffusion import encode_prompts, generate_images, load_components
 from run import main
+from utils import load_images
 
 
 def flags(config: RunConfig, *more):
@@ -76,6 +78,9 @@ def test_shipped_configs_are_valid(name):
     (["--class_index", "1", "--train", "True", "--device", "tpu"], "device must be"),
     (["--class_index", "1", "--train", "True", "--device", "cpu:x"], "device must be"),
     (["--class_index", "1", "--train", "True", "--exp_id", "a/b"], "names a folder"),
+    (["--class_index", "1", "--evaluate", "True", "--eval_prompts", "in snow"], "is no file, and no prompt either"),
+    (["--class_index", "1", "--evaluate", "True", "--eval_prompts", "{}", "on the moon"], "'on the moon' needs one {}"),
+    (["--class_index", "1", "--evaluate", "True", "--eval_prompts", "A {}", "a {}!"], "two of these differ in no letter"),
     (["--config", "nowhere.yml"], "no file 'nowhere.yml'"),
 ])
 def test_wrong_settings(capsys, argv, reason):
@@ -189,6 +194,34 @@ def test_evaluating_again_draws_only_what_is_missing(capsys, tiny_config, tmp_pa
     class_token.save(token, "newclas", torch.ones(32), {})
     assert again() == ({"with/0", "with/1"}, False)
     assert again("--guidance_scale", "2") == ({"without/0", "without/1", "with/0", "with/1"}, False)
+
+
+def test_contexts_and_controls(tiny_config, tmp_path):
+    """Every arm has its own pictures; the untrained control is the initialiser's word in the token's place."""
+    argv = flags(tiny_config, "--class_index", "3", "--evaluate", "True", "--eval_prompts", "A painting of a {}",
+                 "{} at night", "--controls", "True")
+    assert main([*argv, "--train", "True", "--num_train_epochs", "1"]) == 0
+    folder = next((tmp_path / "img").rglob("eval"))
+    arms = {path.parent.relative_to(folder).as_posix() for path in folder.rglob("*/0.png")}
+    assert arms == {"without", "with", "untrained", "random", "prompts/a_painting_of_a/without",
+                    "prompts/a_painting_of_a/with", "prompts/at_night/without", "prompts/at_night/with"}
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert set(metrics["contexts"]) == {"A painting of a {}", "{} at night"}
+    assert 0 <= metrics["contexts"]["{} at night"]["with"]["classifier"]["accuracy"]["value"] <= 1
+    components = load_components(tiny_config.model, "cpu", torch.float32)
+    prompt_embeds = encode_prompts(components, ["A photo of a a tiger cat"])
+    expected = generate_images(components, prompt_embeds, [1], tiny_config.height, tiny_config.width,
+                               tiny_config.guidance_scale, tiny_config.num_inference_steps)
+    assert (load_images([folder / "untrained" / "1.png"]) - expected).abs().max() <= 0.5 / 255 + 1e-5
+
+
+def test_prompts_from_a_file(tiny_config, tmp_path):
+    (tmp_path / "prompts.txt").write_text("A painting of a {}\n\n{} at night\n")
+    argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--evaluate", "True", "--num_train_epochs", "1",
+                 "--eval_prompts", str(tmp_path / "prompts.txt"))
+    assert main(argv) == 0
+    metrics = json.loads(next((tmp_path / "img").rglob("metrics.json")).read_text())
+    assert list(metrics["contexts"]) == ["A painting of a {}", "{} at night"]
 
 
 def test_evaluation_never_uses_training_seeds(capsys, tiny_config):
