@@ -92,6 +92,22 @@ def load_labels(name: str) -> list[str]:
         return _labels(AutoConfig.from_pretrained(source))
 
 
+def penultimate(classifier: Classifier, prepared: torch.Tensor) -> torch.Tensor:
+    """Features [B, D] that the last linear layer reads, for images that `classifier.preprocessing` has prepared.
+
+    Raises:
+        UserError: the model does not end in a linear layer.
+    """
+    heads = [module for module in classifier.model.modules()
+             if isinstance(module, torch.nn.Linear) and module.out_features == len(classifier.labels)]
+    require(heads, f"features: '{classifier.name}' does not end in a linear layer over its classes")
+    features = []
+    hook = heads[-1].register_forward_hook(lambda module, inputs, output: features.append(inputs[0]))
+    classifier.forward(classifier.model, prepared)
+    hook.remove()
+    return features[0].flatten(1)
+
+
 def _resolve(name: str) -> tuple[str, str]:
     """A name as its kind ('timm', 'mean' or '') and the folder, hub id or timm name that it stands for."""
     spec = REGISTRY.get(name, name)

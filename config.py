@@ -37,8 +37,12 @@ class RunConfig:
                                           "'none': only the guiding one judges.")
     class_names: str | None = setting(None, "A YAML file {number: name} of names to use in prompts instead of the "
                                             "classifier's own, such as {135: crane bird}.")
-    real_images: str | None = setting(None, "A folder with a folder of real pictures for each class (named 0283_tiger_"
-                                            "cat, 283 or tiger cat), shown beside the generated ones.")
+    real_images: str | None = setting(None, "Real pictures, shown beside the generated ones and compared with them: a "
+                                            "folder with a folder for each class (named 0283_tiger_cat, 283, tiger cat "
+                                            "or the label), or module:function that draws one.")
+    features: str = setting("inception", "What FID, KID and coverage compare, where real_images are given: inception, "
+                                         "inception:<file of weights>, or a classifier's last features (the same "
+                                         "choices as classifier).")
     output_path: str = setting(".", "The folder that holds pipeline_token/ and img/.")
     num_train_epochs: int = setting(50, "Updates at most.")
     epoch_size: int = setting(5, "Images an update.")
@@ -67,6 +71,8 @@ class RunConfig:
     test_size: int = setting(10, "Evaluation images a class, each without and with the token.")
     eval_prompts: list[str] = setting([], "More prompts to evaluate in, with {} for the class, such as \"A painting of "
                                           "{}\" \"A photo of a {} in the snow\"; or a text file with one a line.")
+    context_judge: str | None = setting(None, "module:function that says which words of a prompt a picture (PIL) "
+                                              "shows, or None: eval_prompts are then judged by it too.")
     controls: bool = setting(False, "Evaluate an untrained and a random token of the same norm too: what they gain is "
                                     "not the training's.")
     device: str = setting("cuda", "cuda, cuda:1, mps or cpu.")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from class_token import spliced
@@ -16,7 +17,7 @@ from config import RunConfig
 from diffusion import Components, encode_prompts, generate_images
 from metrics import Proportion, mcnemar, wilson
 from prompt_datasets import TEMPLATES, prompt_folder
-from utils import load_images, save_images, write_json
+from utils import imported, load_images, save_images, write_json
 
 ARMS = ("without", "with")
 CONTROLS = ("untrained", "random")
@@ -133,8 +134,18 @@ def evaluate_folder(config: RunConfig, judges: dict[str, Classifier], class_inde
     for template in config.eval_prompts:
         pair = {arm: judged[f"prompts/{prompt_folder(template)}/{arm}"] for arm in ARMS}
         metrics["contexts"][template] = {**pair, "mcnemar_p": paired(*pair.values())}
+        if config.context_judge:
+            metrics["contexts"][template]["context_kept"] = {
+                arm: context_kept(config.context_judge, template, [folder / "prompts" / prompt_folder(template) / arm
+                                                                   / name for name in names]) for arm in ARMS}
     write_json(folder / "metrics.json", metrics)
     return metrics
+
+
+def context_kept(judge: str, template: str, files: list[Path]) -> dict:
+    """The share of pictures, with its interval, in which `judge` sees what `template` asks for."""
+    seen = [imported(judge, "context_judge")(Image.open(file)) for file in files]
+    return wilson(sum(bool(words) and words.lower() in template.lower() for words in seen), len(seen))._asdict()
 
 
 def paired(before: dict, after: dict) -> dict[str, float]:
@@ -142,10 +153,18 @@ def paired(before: dict, after: dict) -> dict[str, float]:
     return {role: mcnemar(*(torch.tensor(arm[role]["right"]) for arm in (before, after))) for role in before}
 
 
-def pooled(all_metrics: list[dict], arm: str, role: str) -> Proportion:
-    """The accuracy of all classes' images together, with its interval."""
-    right = [right for metrics in all_metrics for right in metrics[arm][role]["right"]]
+def pooled(arms: list[dict], role: str) -> Proportion:
+    """The accuracy of all classes' images together, with its interval; one judged arm a class."""
+    right = [right for arm in arms for right in arm[role]["right"]]
     return wilson(sum(right), len(right))
+
+
+def interval(share: Proportion) -> str:
+    return f"{share.value:.2f} [{share.low:.2f}, {share.high:.2f}]"
+
+
+def before_and_after(all_metrics: list[dict], role: str) -> str:
+    return " -> ".join(interval(pooled([metrics[arm] for metrics in all_metrics], role)) for arm in ARMS)
 
 
 def table(all_metrics: list[dict]) -> str:
@@ -157,8 +176,28 @@ def table(all_metrics: list[dict]) -> str:
         lines.append([str(metrics["class_index"]), metrics["label"],
                       *(" -> ".join(f"{metrics[arm][role]['accuracy']['value']:.2f}" for arm in ARMS)
                         for role in roles), ", ".join(f"{label} {n}" for label, n in list(instead.items())[:2])])
-    lines.append(["", "all", *(" -> ".join("{:.2f} [{:.2f}, {:.2f}]".format(*pooled(all_metrics, arm, role))
-                                           for arm in ARMS) for role in roles), ""])
+    lines.append(["", "all", *(before_and_after(all_metrics, role) for role in roles), ""])
+    for control in CONTROLS:
+        if control in all_metrics[0]:
+            arms = [metrics[control] for metrics in all_metrics]
+            lines.append(["", f"{control} token", *(interval(pooled(arms, role)) for role in roles), ""])
+    return aligned(lines)
+
+
+def contexts_table(all_metrics: list[dict]) -> str:
+    """One line a prompt: accuracy of all classes together, and how often the picture shows what the prompt adds."""
+    roles = list(all_metrics[0]["judges"])
+    lines = [["prompt", *(f"by the {role}" for role in roles), "context kept"]]
+    for template in all_metrics[0]["contexts"]:
+        contexts = [metrics["contexts"][template] for metrics in all_metrics]
+        kept = [[context["context_kept"][arm]["value"] for context in contexts] for arm in ARMS
+                if "context_kept" in contexts[0]]
+        lines.append([template, *(before_and_after(contexts, role) for role in roles),
+                      " -> ".join(f"{sum(shares) / len(shares):.2f}" for shares in kept)])
+    return aligned(lines)
+
+
+def aligned(lines: list[list[str]]) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
                      for line in lines)

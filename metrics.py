@@ -8,6 +8,7 @@ from scipy.stats import binomtest
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
+NEAREST_K = 5  # neighbours that the balls of precision, recall, density and coverage reach to (Naeem et al. 2020)
 COMPARABLE_FID = 2048  # images a side below which FID's bias dwarfs the differences that papers report
 
 
@@ -81,7 +82,7 @@ class Prdc(NamedTuple):
     coverage: float
 
 
-def prdc(real: torch.Tensor, generated: torch.Tensor, nearest_k: int = 5) -> Prdc:
+def prdc(real: torch.Tensor, generated: torch.Tensor, nearest_k: int = NEAREST_K) -> Prdc:
     """How faithful (precision, density) and how diverse (recall, coverage) generated features [M, D] are to [N, D].
 
     A sample's ball reaches to its `nearest_k`-th neighbour of its own kind (eq. 1 to 4 of Naeem et al. 2020).

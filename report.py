@@ -28,13 +28,10 @@ def sheet(rows: list[tuple[str, list[Path | Image.Image]]], path: Path, cell: in
         canvas.save(temporary, format="PNG")
 
 
-def side_by_side(folder: Path, title: str, real: Path | None = None, columns: int = 10):
+def side_by_side(folder: Path, title: str, real: list[Path], columns: int = 10):
     """Write folder/grid.png: the first seeds without the token, the same with it, and real pictures where given."""
     def first(where):
         return sorted(where.glob("*.png"), key=lambda path: int(path.stem))[:columns]
 
     rows = [("without", first(folder / "without")), ("with token", first(folder / "with"))]
-    if real:
-        kinds = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-        rows.append(("real", sorted(p for p in real.iterdir() if p.suffix.lower() in kinds)[:columns]))
-    sheet(rows, folder / "grid.png", title=title)
+    sheet(rows + [("real", real[:columns])] * bool(real), folder / "grid.png", title=title)

@@ -7,6 +7,7 @@
 
 import glob
 import json
+import math
 import platform
 import shutil
 import sys
@@ -17,12 +18,15 @@ from pathlib import Path
 import diffusers
 import torch
 import transformers
+from tqdm import tqdm
 
 import class_token
 from classifiers import folder_name, load_classifier, load_labels
 from config import RunConfig, parse, to_yaml
 from diffusion import encode_prompts, initial_latents, load_components, noise_sources, trajectory
-from evaluation import arms_of, evaluate_folder, generate, table
+from distribution import check_counts, distribution, distribution_table, load_extractor
+from evaluation import ARMS, arms_of, contexts_table, evaluate_folder, generate, table
+from metrics import COMPARABLE_FID
 from prompt_datasets import (
     TEMPLATES,
     class_folder,
@@ -31,9 +35,10 @@ from prompt_datasets import (
     evaluation_prompts,
     select_classes,
 )
+from real import readable, real_pictures
 from report import side_by_side
 from training import train_token
-from utils import WITHOUT_GPU_OR_NETWORK, UserError, find_path, require, write_json, write_text
+from utils import WITHOUT_GPU_OR_NETWORK, UserError, imported, require, write_json, write_text
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TOKEN_FILE = "learned_embeds.safetensors"
@@ -57,14 +62,19 @@ def main(argv: list[str]) -> int:
 def run(config: RunConfig):
     """Train and evaluate every selected class, then print and write the summary."""
     check_device(config.device, config.mixed_precision)
+    if config.context_judge:
+        imported(config.context_judge, "context_judge")
     labels = load_labels(config.classifier)
     names = class_names(labels, config.class_names)
     chosen = select_classes(config.class_index, labels, names)
-    real = {index: real_folder(config.real_images, index, names[index]) for index in chosen}
     folders = {index: output_folders(config, index, names[index]) for index in chosen}
     if not config.train:
         for tokens, _ in folders.values():
             class_token.load(tokens / TOKEN_FILE)  # before gigabytes are loaded for nothing
+    real, extractor = dict.fromkeys(chosen, []), None
+    if config.evaluate and config.real_images:
+        real = all_real_pictures(config, chosen, names, labels, folders)
+        extractor = load_extractor(config.features, config.device)
     judges = {"classifier": load_classifier(config.classifier, config.device)}
     if config.evaluator and config.evaluate:
         judges["evaluator"] = load_classifier(config.evaluator, config.device)
@@ -84,12 +94,38 @@ def run(config: RunConfig):
             results.append(evaluate(config, components, judges, index, names[index], token_id, tokens / TOKEN_FILE,
                                     images, real[index]))
     if results:
-        everything = Path(config.output_path, "img", folder_name(config.classifier))
-        summary = everything / f"summary_{config.exp_id}.json"
-        write_json(summary, [json.loads(path.read_text(encoding="utf-8")) for path in
-                             sorted(everything.glob(f"*/{glob.escape(config.exp_id)}/eval/metrics.json"))])
-        print(f"\naccuracy without -> with the token [Wilson 95 % interval], {config.test_size} images each, seeds "
-              f"0 to {config.test_size - 1}\n{table(results)}\n\nall classes of run '{config.exp_id}': {summary}")
+        summarise(config, results, extractor, [folders[index][1] / "eval" for index in chosen],
+                  [real[index] for index in chosen])
+
+
+def summarise(config: RunConfig, results: list[dict], extractor, folders: list[Path], real: list[list[Path]]):
+    """Print what the classes of this call gave; write the summary of all classes of the run."""
+    distances = None
+    print(f"\naccuracy without -> with the token [Wilson 95 % interval], {config.test_size} images each, seeds 0 to "
+          f"{config.test_size - 1}\n{table(results)}")
+    if config.eval_prompts:
+        print(f"\nin other prompts\n{contexts_table(results)}")
+    if extractor:
+        arms = {arm: [folder / arm / f"{seed}.png" for folder in folders for seed in range(config.test_size)]
+                for arm in ARMS}
+        distances = distribution(extractor, arms, real, config.batch_size)
+        print(f"\n{distribution_table(distances)}")
+    everything = Path(config.output_path, "img", folder_name(config.classifier))
+    summary = everything / f"summary_{config.exp_id}.json"
+    metrics = sorted(everything.glob(f"*/{glob.escape(config.exp_id)}/eval/metrics.json"))
+    write_json(summary, {"classes": [json.loads(path.read_text(encoding="utf-8")) for path in metrics],
+                         "distribution": distances})
+    print(f"\nall classes of run '{config.exp_id}': {summary}")
+
+
+def all_real_pictures(config: RunConfig, chosen: list[int], names, labels, folders) -> dict[int, list[Path]]:
+    """Every class's real pictures; where a function draws them, enough for an FID that can be compared."""
+    count = config.test_size + math.ceil(COMPARABLE_FID / len(chosen))
+    real = {index: readable(real_pictures(config.real_images, index, names[index], labels[index],
+                                          folders[index][1].parent / "real", count))
+            for index in tqdm(chosen, desc="real pictures", unit="class")}
+    check_counts(config.test_size * len(chosen), sum(map(len, real.values())))
+    return real
 
 
 def output_folders(config: RunConfig, index: int, name: str) -> tuple[Path, Path]:
@@ -160,22 +196,6 @@ def check_device(device: str, mixed_precision: str):
             f"no GPU {number} here: there are {torch.cuda.device_count()}, counted from 0")
     require(kind != "mps" or torch.backends.mps.is_available(), f"no Apple GPU here, {WITHOUT_GPU_OR_NETWORK}")
     require(kind != "cpu" or mixed_precision != "fp16", "a CPU has no fast fp16: use --mixed_precision no")
-
-
-def real_folder(root: str | None, index: int, name: str) -> Path | None:
-    """The folder of a class's real pictures, by its folder name, number or name.
-
-    Raises:
-        UserError: a root was given and has none.
-    """
-    if root is None:
-        return None
-    folder = find_path(root)
-    require(folder and folder.is_dir(), f"no real_images folder '{root}'")
-    found = [folder / entry for entry in (class_folder(index, name), str(index + 1), name) if (folder / entry).is_dir()]
-    require(found and any(found[0].iterdir()), f"'{root}' has no pictures of class {class_title(index, name)}: name "
-                                               f"their folder '{class_folder(index, name)}', '{index + 1}' or '{name}'")
-    return found[0]
 
 
 if __name__ == "__main__":

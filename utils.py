@@ -1,5 +1,6 @@
 """Small things every room needs: one-line errors, files that are never half written, images to and from disk."""
 
+import importlib
 import json
 import logging
 import os
@@ -54,6 +55,21 @@ def read_yaml_mapping(path: str, example: str) -> dict[str, str | list[str]]:
         raise UserError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
     require(isinstance(values, dict), f"'{path}' must hold lines such as '{example}'")
     return values
+
+
+def imported(reference: str, setting: str):
+    """The function that 'module:function' names.
+
+    Raises:
+        UserError: no such module or function; `setting` is the flag that named it.
+    """
+    module, _, name = reference.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{setting}: no module '{error.name}' for '{reference}'") from error
+    require(callable(function), f"{setting}: module '{module}' has no function '{name}'; it is written module:function")
+    return function
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import random
+from functools import partial
 from multiprocessing import Pool
 from pathlib import Path
 
@@ -40,7 +41,6 @@ from miniature.quality import measure
 
 HERE = Path(__file__).parent
 CACHE, WEIGHTS = HERE / "cache", HERE / "weights"
-FIRST_VAE = CACHE / "vae"
 NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
                   "num_train_timesteps": 1000}
 PROMPT_LENGTH = 32
@@ -169,7 +169,7 @@ def stage_classifier():
     torch.manual_seed(1)
     config = ViTConfig(image_size=world.SIZE, patch_size=8, hidden_size=96, num_hidden_layers=4,
                        num_attention_heads=4, intermediate_size=192, **label_maps())
-    build_classifier("classifier", ViTForImageClassification(config), GUIDING_SEED, steps=800)
+    build_classifier("classifier", ViTForImageClassification(config), GUIDING_SEED, steps=1400)
 
 
 def stage_evaluator():
@@ -179,42 +179,34 @@ def stage_evaluator():
     build_classifier("evaluator", ResNetForImageClassification(config), EVALUATOR_SEED, steps=600)
 
 
-def reconstruction_loss(decoded: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """Pixels, and the colours of 8 x 8 areas, which pixels alone teach late."""
-    areas = F.l1_loss(F.avg_pool2d(decoded, 8), F.avg_pool2d(images, 8))
-    return F.l1_loss(decoded, images) + F.mse_loss(decoded, images) + areas
-
-
 def stage_vae():
-    """Encoder and decoder together, until the latents are good enough to stay."""
+    """Half-size pictures first: they teach shapes and colours at a quarter of the cost; then pictures as they are."""
     torch.manual_seed(3)
     pictures, _, _ = drawings(GUIDING_SEED, 24_000)
     levels = 4
     vae = AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * levels, up_block_types=["UpDecoderBlock2D"] * levels,
-        block_out_channels=[16, 32, 64, 64], layers_per_block=1, latent_channels=4, sample_size=world.SIZE,
-        norm_num_groups=2)  # a group of two or three channels would normalise a picture's colour away
+        block_out_channels=[16, 32, 64, 64], layers_per_block=1, latent_channels=4, norm_num_groups=4,
+        sample_size=world.SIZE)
 
-    def loss_at(generator):
-        images = scaled(pictures[batch_of(len(pictures), 16, generator)])
+    def loss_at(generator, batch_size, shrink):
+        images = F.avg_pool2d(scaled(pictures[batch_of(len(pictures), batch_size, generator)]), shrink)
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(images).latent_dist
             decoded = vae.decode(posterior.sample(generator)).sample.float()
         divergence = posterior.kl().float().mean() / images[0].numel()
-        return reconstruction_loss(decoded, images) + 1e-3 * divergence
+        areas = F.l1_loss(F.avg_pool2d(decoded, 8), F.avg_pool2d(images, 8))
+        return F.l1_loss(decoded, images) + F.mse_loss(decoded, images) + areas + 1e-3 * divergence
 
-    fit("vae", torch.nn.ModuleDict({"vae": vae}), loss_at, steps=900, lr=2e-3, weight_decay=0.0)
+    modules = torch.nn.ModuleDict({"vae": vae})
+    fit("vae_half_size", modules, partial(loss_at, batch_size=16, shrink=2), steps=1200, lr=2e-3, weight_decay=0.0)
+    fit("vae", modules, partial(loss_at, batch_size=12, shrink=1), steps=2200, lr=1.5e-3, weight_decay=0.0)
     with torch.no_grad():
         latents = vae.encode(scaled(pictures[:512])).latent_dist.mean
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
     if first_worker():
         (CACHE / "latents.pt").unlink(missing_ok=True)
-        vae.half().save_pretrained(FIRST_VAE)
-
-
-def load_vae() -> AutoencoderKL:
-    folder = FIRST_VAE if FIRST_VAE.exists() else WEIGHTS / "generator" / "vae"
-    return AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).eval()
+        vae.half().save_pretrained(WEIGHTS / "generator" / "vae")
 
 
 @torch.no_grad()
@@ -226,26 +218,6 @@ def encoded(vae: AutoencoderKL, pictures: torch.Tensor) -> tuple[torch.Tensor, t
         torch.save([torch.cat([getattr(posterior, key) for posterior in posteriors]) for key in ("mean", "std")], path)
     wait_for_the_first()
     return torch.load(path, weights_only=True)
-
-
-def stage_decoder():
-    """The latents stay and the decoder learns on, as the decoder of Stable Diffusion's own VAE did."""
-    pictures, _, _ = drawings(GUIDING_SEED, 24_000)
-    vae = load_vae()
-    means, stds = encoded(vae, pictures)
-
-    def loss_at(generator):
-        chosen = batch_of(len(pictures), 16, generator)
-        images = scaled(pictures[chosen])
-        latents = means[chosen] + stds[chosen] * torch.randn(means[chosen].shape, generator=generator)
-        with torch.autocast("cpu", torch.bfloat16):
-            decoded = vae.decode(latents).sample.float()
-        return reconstruction_loss(decoded, images)
-
-    parts = torch.nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
-    fit("decoder", parts, loss_at, steps=1000, lr=2e-3, weight_decay=0.0)
-    if first_worker():
-        vae.half().save_pretrained(WEIGHTS / "generator" / "vae")
 
 
 def build_tokenizer(captions: list[str]) -> CLIPTokenizer:
@@ -267,7 +239,7 @@ def stage_generator():
     torch.manual_seed(4)
     pictures, _, captions = drawings(GUIDING_SEED, 24_000)
     tokenizer = build_tokenizer(captions)
-    vae = load_vae()
+    vae = AutoencoderKL.from_pretrained(WEIGHTS / "generator" / "vae", torch_dtype=torch.float32).eval()
     means, stds = (vae.config.scaling_factor * part for part in encoded(vae, pictures))
     text_encoder = CLIPTextModel(CLIPTextConfig(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
@@ -315,14 +287,12 @@ def stage_quality():
 
 
 STAGES = {"classifier": stage_classifier, "evaluator": stage_evaluator, "vae": stage_vae,
-          "decoder": stage_decoder, "generator": stage_generator, "quality": stage_quality}
-VAE_FILE = "diffusion_pytorch_model.safetensors"
-RESULTS = {  # a stage is done when one of its files exists; it writes them last, so one killed while saving is not
-    "classifier": [WEIGHTS / "classifier" / "preprocessor_config.json"],
-    "evaluator": [WEIGHTS / "evaluator" / "preprocessor_config.json"],
-    "vae": [FIRST_VAE / VAE_FILE, WEIGHTS / "generator" / "vae" / VAE_FILE],
-    "decoder": [WEIGHTS / "generator" / "vae" / VAE_FILE],
-    "generator": [WEIGHTS / "generator" / "tokenizer" / "merges.txt"]}
+          "generator": stage_generator, "quality": stage_quality}
+RESULTS = {  # the file that a stage writes last: a stage killed while saving is not done
+    "classifier": WEIGHTS / "classifier" / "preprocessor_config.json",
+    "evaluator": WEIGHTS / "evaluator" / "preprocessor_config.json",
+    "vae": WEIGHTS / "generator" / "vae" / "diffusion_pytorch_model.safetensors",
+    "generator": WEIGHTS / "generator" / "tokenizer" / "merges.txt"}
 
 
 def main():
@@ -335,9 +305,8 @@ def main():
         dist.init_process_group("gloo")
     for stage in stages:
         wait_for_the_first()
-        done = [path.parent for path in RESULTS.get(stage, []) if path.exists()]
-        if done:
-            print(f"{stage}: already built in {done[0]}")
+        if stage in RESULTS and RESULTS[stage].exists():
+            print(f"{stage}: already built in {RESULTS[stage].parent}")
         elif first_worker() or stage in RESULTS:
             STAGES[stage]()
 

@@ -8,6 +8,7 @@ only pictures, knows all classes apart.
 import random
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 from miniature import drawings
@@ -142,3 +143,22 @@ def in_context(noun: str, template: str, context: str | None) -> str:
     if context is None:
         return template.format(noun)
     return f"{context} a {noun}" if context.endswith(" of") else f"{template.format(noun)} {context}"
+
+
+def context_of(image: Image.Image) -> str | None:
+    """Which of CONTEXTS a picture shows, drawn or generated: told from its border, its darkness and its colours."""
+    pixels = np.asarray(image.convert("RGB"), dtype=float)
+    border = np.concatenate([pixels[:4].reshape(-1, 3), pixels[-4:].reshape(-1, 3), pixels[:, :4].reshape(-1, 3),
+                             pixels[:, -4:].reshape(-1, 3)])
+    red, _, blue = border.mean(0)
+    if red - blue > 80:
+        return "a painting of"
+    if border.mean() < 90:
+        return "at night"
+    colourfulness = (pixels.max(2) - pixels.min(2)).mean()
+    top, bottom = pixels[:4].mean((0, 1)), pixels[-4:].mean((0, 1))
+    if colourfulness < 12 and top.mean() > 225:
+        return "a drawing of"
+    if bottom.mean() > 228 and top.mean() < 222 and top[2] - top[0] > 15:
+        return "in the snow"
+    return None

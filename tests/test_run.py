@@ -3,14 +3,17 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
 
 import class_token
+from classifiers import load_classifier
 from config import RunConfig, parse, to_yaml
 from diffusion import encode_prompts, generate_images, load_components
+from metrics import frechet_distance, prdc
 from run import main
 from utils import load_images
 
@@ -80,7 +83,7 @@ def test_shipped_configs_are_valid(name):
     (["--class_index", "1", "--train", "True", "--exp_id", "a/b"], "names a folder"),
     (["--class_index", "1", "--evaluate", "True", "--eval_prompts", "in snow"], "is no file, and no prompt either"),
     (["--class_index", "1", "--evaluate", "True", "--eval_prompts", "{}", "on the moon"], "'on the moon' needs one {}"),
-    (["--class_index", "1", "--evaluate", "True", "--eval_prompts", "A {}", "a {}!"], "two of these differ in no letter"),
+    (["--class_index", "1", "--evaluate", "True", "--eval_prompts", "A {}", "a {}!"], "differ in no letter"),
     (["--config", "nowhere.yml"], "no file 'nowhere.yml'"),
 ])
 def test_wrong_settings(capsys, argv, reason):
@@ -112,7 +115,7 @@ def test_no_network_is_one_line(capsys, tiny_config, flag, monkeypatch):
     (["--class_index", "6"], "classes are 1 to 5"), (["--class_index", "tiger"], "did you mean"),
     (["--class_index", "1", "--placeholder_token", "crane"], "in the vocabulary already"),
     (["--class_index", "1", "--initializer_token", "tiger cat"], "one token of the vocabulary"),
-    (["--class_index", "1", "--real_images", "nowhere"], "no real_images folder"),
+    (["--class_index", "1", "--evaluate", "True", "--real_images", "nowhere"], "no real_images folder"),
     (["--class_index", "1", "--train_timesteps", "2000", "600"], "from 999 to 0")])
 def test_nothing_is_written_for_a_run_that_cannot_work(capsys, tiny_config, more, reason):
     assert reason in error_of(capsys, *flags(tiny_config, "--train", "True", *more))
@@ -136,9 +139,6 @@ def test_help_explains_every_setting(capsys):
 
 
 def test_train_and_evaluate(capsys, tiny_config, tmp_path):
-    real = tmp_path / "real" / "tiger cat"
-    real.mkdir(parents=True)
-    Image.new("RGB", (40, 30), "orange").save(real / "1.jpg")
     argv = flags(tiny_config, "--class_index", "2-3", "--train", "True", "--evaluate", "True",
                  "--num_train_epochs", "2", "--evaluator", tiny_config.classifier)
     assert main(argv) == 0
@@ -159,8 +159,6 @@ def test_train_and_evaluate(capsys, tiny_config, tmp_path):
     assert judged["accuracy"]["low"] <= judged["accuracy"]["value"] <= judged["accuracy"]["high"]
     assert judged["top5"]["value"] == 1.0 and 0 <= metrics["mcnemar_p"]["evaluator"] <= 1  # it has five classes
     assert (images / "eval" / "grid.png").exists() and " all " in out and "class 3 (tiger cat)" in out
-    assert main(flags(tiny_config, "--class_index", "3", "--evaluate", "True", "--real_images",
-                      str(tmp_path / "real"))) == 0
 
 
 def test_a_smaller_evaluation_judges_its_own_images_alone(tiny_config, tmp_path):
@@ -215,6 +213,75 @@ def test_contexts_and_controls(tiny_config, tmp_path):
     assert (load_images([folder / "untrained" / "1.png"]) - expected).abs().max() <= 0.5 / 255 + 1e-5
 
 
+@pytest.fixture
+def real_images(tmp_path):
+    """Ten odd-sized pictures of a tiger cat, one of them broken."""
+    folder = tmp_path / "real" / "tiger cat"
+    folder.mkdir(parents=True)
+    colours = np.random.default_rng(0).integers(0, 256, (10, 3))
+    for i, colour in enumerate(colours):
+        Image.new("RGB", (30 + i, 40 - i), tuple(colour.tolist())).save(folder / f"{i}.jpg")
+    (folder / "9.jpg").write_bytes(b"not a picture")
+    return tmp_path / "real"
+
+
+def test_distances_to_real_pictures(tiny_config, tmp_path, real_images, capsys):
+    """FID and company on a classifier's features are those of the folders' features; the broken file is named."""
+    argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--evaluate", "True", "--num_train_epochs", "1",
+                 "--test_size", "6", "--real_images", str(real_images), "--features", tiny_config.classifier)
+    assert main(argv) == 0
+    out, err = capsys.readouterr()
+    assert "warning: 1 of 10 real pictures cannot be read" in err and "9.jpg" in err
+    assert "6 generated against 9 real pictures" in out and "not comparable with published FIDs" in out
+    distances = json.loads(next((tmp_path / "img").rglob("summary_demo.json")).read_text())["distribution"]
+    classifier = load_classifier(tiny_config.classifier, "cpu")
+
+    def features(files):
+        images = [load_images([file]) for file in files]
+        with torch.no_grad():
+            return torch.cat([classifier.model.vit(classifier.preprocessing(image)).last_hidden_state[:, 0]
+                              for image in images])
+
+    real = features(sorted(real_images.rglob("[0-8].jpg")))
+    generated = features(sorted(next((tmp_path / "img").rglob("eval/with")).glob("*.png")))
+    assert distances["with"]["fid"] == pytest.approx(frechet_distance(real, generated), rel=1e-3)
+    assert distances["with"]["coverage"] == prdc(real, generated).coverage
+    assert set(distances) == {"features", "without", "with"}  # too few real ones to set some aside
+
+
+def test_real_pictures_from_a_function_and_their_ceiling(tiny_config, tmp_path):
+    assert main(flags(tiny_config, "--class_index", "1-2", "--train", "True", "--evaluate", "True",
+                      "--num_train_epochs", "1", "--test_size", "4", "--real_images", "miniature.world:draw",
+                      "--features", tiny_config.classifier, "--eval_prompts", "A photo of a {} at night",
+                      "--context_judge", "miniature.world:context_of")) == 0
+    summary = json.loads(next((tmp_path / "img").rglob("summary_demo.json")).read_text())
+    assert summary["distribution"]["with"]["real_images"] >= 2048
+    ceiling = summary["distribution"]["real"]
+    assert ceiling["generated_images"] == 8 and ceiling["fid"] < summary["distribution"]["with"]["fid"]
+    kept = summary["classes"][0]["contexts"]["A photo of a {} at night"]["context_kept"]
+    assert set(kept) == {"without", "with"} and 0 <= kept["with"]["value"] <= 1
+
+
+@pytest.mark.parametrize("more, reason", [
+    (["--real_images", "{empty}"], "has no pictures of class 3"),
+    (["--real_images", "miniature.nowhere:draw"], "no module 'miniature.nowhere'"),
+    (["--real_images", "miniature.world:paint"], "has no function 'paint'"),
+    (["--context_judge", "miniature.world"], "it is written module:function"),
+    (["--real_images", "{real}", "--features", "inception:nowhere.pth"], "no file 'nowhere.pth'"),
+    (["--real_images", "{real}", "--test_size", "4"], "more than 5 generated pictures"),
+    (["--evaluator", "nobody/no-such-model"], "cannot open 'nobody/no-such-model'"),
+])
+def test_wrong_measurements_are_found_before_any_work(tiny_config, tmp_path, real_images, capsys, more, reason,
+                                                      monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    next(real_images.rglob("9.jpg")).unlink()
+    (tmp_path / "empty").mkdir()
+    places = {"{empty}": str(tmp_path / "empty"), "{real}": str(real_images)}
+    argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--evaluate", "True", "--test_size", "6")
+    assert reason in error_of(capsys, *argv, *(places.get(part, part) for part in more))
+    assert not (tmp_path / "img").exists()
+
+
 def test_prompts_from_a_file(tiny_config, tmp_path):
     (tmp_path / "prompts.txt").write_text("A painting of a {}\n\n{} at night\n")
     argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--evaluate", "True", "--num_train_epochs", "1",
@@ -236,7 +303,7 @@ def test_summary_gathers_the_classes_of_a_shell_loop(tiny_config, tmp_path):
         assert main(flags(tiny_config, "--class_index", index, "--train", "True", "--evaluate", "True",
                           "--num_train_epochs", "1")) == 0
     summary = json.loads(next((tmp_path / "img").rglob("summary_demo.json")).read_text())
-    assert [metrics["class_index"] for metrics in summary] == [2, 3]
+    assert [metrics["class_index"] for metrics in summary["classes"]] == [2, 3]
 
 
 def test_skip_exists_trains_nothing(tiny_config, tmp_path):

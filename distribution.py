@@ -1,0 +1,105 @@
+"""How near the generated pictures lie to real ones: FID, KID, precision, recall, density and coverage."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torchmetrics.image.fid import NoTrainInceptionV3
+from torchvision.transforms.v2 import functional as TF
+from tqdm import tqdm
+
+from classifiers import load_classifier, penultimate
+from metrics import COMPARABLE_FID, NEAREST_K, comparable, frechet_distance, kernel_distance, prdc
+from utils import opening, require
+
+INCEPTION_SIZE = 299
+
+
+class Extractor(NamedTuple):
+    """Features [B, D] of pictures that `prepare` has brought to one size."""
+
+    name: str
+    prepare: Callable[[torch.Tensor], torch.Tensor]  # image [3, H, W] in [0, 1] -> [3, h, w]
+    features: Callable[[torch.Tensor], torch.Tensor]  # [B, 3, h, w] -> [B, D]
+    device: torch.device
+
+
+def load_extractor(name: str, device: str) -> Extractor:
+    """'inception' (downloaded), 'inception:<file of weights>', or a classifier's penultimate features.
+
+    Raises:
+        UserError: one line that says what is missing.
+    """
+    if name.split(":")[0] != "inception":
+        classifier = load_classifier(name, device)
+        return Extractor(classifier.name, lambda image: classifier.preprocessing(image[None])[0],
+                         lambda prepared: penultimate(classifier, prepared), torch.device(device))
+    weights = name.partition(":")[2] or None
+    require(weights is None or Path(weights).is_file(), f"features: no file '{weights}'")
+    with opening(name):
+        model = NoTrainInceptionV3("inception-v3-compat", ["2048"], weights).to(device)
+    return Extractor("InceptionV3", _to_inception, model, torch.device(device))
+
+
+def _to_inception(image: torch.Tensor) -> torch.Tensor:
+    resized = TF.resize(image, [INCEPTION_SIZE] * 2, TF.InterpolationMode.BICUBIC, antialias=True)
+    return (resized.clamp(0, 1) * 255).round().byte()
+
+
+@torch.no_grad()
+def features_of(extractor: Extractor, files: list[Path], batch_size: int) -> torch.Tensor:
+    """Features [N, D] of picture files of any size, on the CPU."""
+    parts = []
+    for start in tqdm(range(0, len(files), batch_size), desc=f"{extractor.name} features", unit="batch"):
+        arrays = [np.asarray(Image.open(file).convert("RGB")) for file in files[start:start + batch_size]]
+        images = [torch.from_numpy(array).permute(2, 0, 1).float() / 255 for array in arrays]
+        batch = torch.stack([extractor.prepare(image) for image in images])
+        parts.append(extractor.features(batch.to(extractor.device)).float().cpu())
+    return torch.cat(parts)
+
+
+def distances(real: torch.Tensor, generated: torch.Tensor) -> dict:
+    """FID, KID with its std over subsets, PRDC, and whether the FID may stand beside published ones."""
+    mean, std = kernel_distance(real, generated)
+    return {"fid": frechet_distance(real, generated), "kid": mean, "kid_std": std, **prdc(real, generated)._asdict(),
+            "real_images": len(real), "generated_images": len(generated),
+            "comparable_with_published_fids": comparable(len(real), len(generated))}
+
+
+def distribution(extractor: Extractor, arms: dict[str, list[Path]], real: list[list[Path]], batch_size: int) -> dict:
+    """Every arm's pictures of all classes against the real ones [class][picture], pooled.
+
+    Where every class has enough real pictures, as many of them as an arm has of the class stand aside and are
+    measured like an arm of their own, 'real': the ceiling that a perfect generator would reach.
+    """
+    aside = len(next(iter(arms.values()))) // len(real)
+    if all(len(files) >= 2 * aside for files in real):
+        arms = {**arms, "real": [file for files in real for file in files[:aside]]}
+        real = [files[aside:] for files in real]
+    pooled = features_of(extractor, [file for files in real for file in files], batch_size)
+    return {"features": extractor.name,
+            **{arm: distances(pooled, features_of(extractor, files, batch_size)) for arm, files in arms.items()}}
+
+
+def check_counts(generated: int, real: int):
+    """Raise UserError where there are too few pictures to measure a distance."""
+    for count, kind, remedy in ((real, "real", "put more into --real_images"),
+                                (generated, "generated", "give a larger --test_size or more classes")):
+        require(count > NEAREST_K, f"FID, KID and coverage need more than {NEAREST_K} {kind} pictures, all classes "
+                                   f"together; there are {count}: {remedy}, or leave --real_images away")
+
+
+def distribution_table(distances: dict) -> str:
+    """One line a measure, a column an arm; says so where an FID has too few pictures to be compared."""
+    arms = [arm for arm in distances if arm != "features"]
+    sides = distances[arms[0]]
+    lines = [[f"by {distances['features']}", *arms]]
+    lines += [[measure, *(f"{distances[arm][measure]:.4g}" for arm in arms)]
+              for measure in ("fid", "kid", "kid_std", "precision", "recall", "density", "coverage")]
+    text = "\n".join("  ".join(cell.rjust(12) for cell in line) for line in lines)
+    note = f"{sides['generated_images']} generated against {sides['real_images']} real pictures, all classes together"
+    return f"{text}\n{note}" + ("" if sides["comparable_with_published_fids"] else
+                                f": not comparable with published FIDs, which use {COMPARABLE_FID} a side or more")
