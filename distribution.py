@@ -54,7 +54,7 @@ def features_of(extractor: Extractor, files: list[Path], batch_size: int) -> tor
     """Features [N, D] of picture files of any size, on the CPU."""
     parts = []
     for start in tqdm(range(0, len(files), batch_size), desc=f"{extractor.name} features", unit="batch"):
-        arrays = [np.asarray(Image.open(file).convert("RGB")) for file in files[start:start + batch_size]]
+        arrays = [np.array(Image.open(file).convert("RGB")) for file in files[start:start + batch_size]]
         images = [torch.from_numpy(array).permute(2, 0, 1).float() / 255 for array in arrays]
         batch = torch.stack([extractor.prepare(image) for image in images])
         parts.append(extractor.features(batch.to(extractor.device)).float().cpu())
@@ -92,14 +92,13 @@ def check_counts(generated: int, real: int):
                                    f"together; there are {count}: {remedy}, or leave --real_images away")
 
 
-def distribution_table(distances: dict) -> str:
-    """One line a measure, a column an arm; says so where an FID has too few pictures to be compared."""
+def distribution_lines(distances: dict) -> tuple[list[list[str]], str]:
+    """A table, one line a measure and a column an arm, and a note on how many pictures it rests on."""
     arms = [arm for arm in distances if arm != "features"]
     sides = distances[arms[0]]
     lines = [[f"by {distances['features']}", *arms]]
     lines += [[measure, *(f"{distances[arm][measure]:.4g}" for arm in arms)]
               for measure in ("fid", "kid", "kid_std", "precision", "recall", "density", "coverage")]
-    text = "\n".join("  ".join(cell.rjust(12) for cell in line) for line in lines)
     note = f"{sides['generated_images']} generated against {sides['real_images']} real pictures, all classes together"
-    return f"{text}\n{note}" + ("" if sides["comparable_with_published_fids"] else
-                                f": not comparable with published FIDs, which use {COMPARABLE_FID} a side or more")
+    return lines, note + ("" if sides["comparable_with_published_fids"] else
+                          f": not comparable with published FIDs, which use {COMPARABLE_FID} a side or more")

@@ -115,12 +115,13 @@ def judge_images(classifier: Classifier, paths: list[Path], class_index: int, ba
             "predicted_instead": dict(others.most_common()), "right": right.tolist()}
 
 
-def evaluate_folder(config: RunConfig, judges: dict[str, Classifier], class_index: int, arms: list[Arm],
-                    folder: Path) -> dict:
+def evaluate_folder(config: RunConfig, judges: dict[str, Classifier], class_index: int, arms: list[Arm], folder: Path,
+                    **sources) -> dict:
     """Judge every arm's pictures under `folder` by every judge {role: classifier}; write and return metrics.json.
 
     'without' and 'with' (and the controls) hold the paper's prompt; 'contexts' holds one such pair for each of
-    --eval_prompts. 'mcnemar_p' asks whether the token changes what is right on the same seeds.
+    --eval_prompts; `sources` says what else a report needs to find. 'mcnemar_p' asks whether the token changes what
+    is right on the same seeds.
     """
     labels = judges["classifier"].labels
     names = [f"{seed}.png" for seed in range(config.test_size)]
@@ -128,7 +129,7 @@ def evaluate_folder(config: RunConfig, judges: dict[str, Classifier], class_inde
                                               config.batch_size) for role, judge in judges.items()} for arm in arms}
     metrics = {
         "class_index": class_index + 1, "label": labels[class_index], "images": config.test_size,
-        "seeds": [0, config.test_size - 1], "judges": {role: judge.name for role, judge in judges.items()},
+        "seeds": [0, config.test_size - 1], "judges": {role: judge.name for role, judge in judges.items()}, **sources,
         **{arm: judged[arm] for arm in (*ARMS, *CONTROLS) if arm in judged},
         "mcnemar_p": paired(*(judged[arm] for arm in ARMS)), "contexts": {}}
     for template in config.eval_prompts:
@@ -167,7 +168,7 @@ def before_and_after(all_metrics: list[dict], role: str) -> str:
     return " -> ".join(interval(pooled([metrics[arm] for metrics in all_metrics], role)) for arm in ARMS)
 
 
-def table(all_metrics: list[dict]) -> str:
+def table_lines(all_metrics: list[dict]) -> list[list[str]]:
     """One line a class, accuracy without -> with by every judge, and all images together last."""
     roles = list(all_metrics[0]["judges"])
     lines = [["", "class", *(f"by the {role}" for role in roles), "without the token also seen as"]]
@@ -181,10 +182,10 @@ def table(all_metrics: list[dict]) -> str:
         if control in all_metrics[0]:
             arms = [metrics[control] for metrics in all_metrics]
             lines.append(["", f"{control} token", *(interval(pooled(arms, role)) for role in roles), ""])
-    return aligned(lines)
+    return lines
 
 
-def contexts_table(all_metrics: list[dict]) -> str:
+def contexts_table_lines(all_metrics: list[dict]) -> list[list[str]]:
     """One line a prompt: accuracy of all classes together, and how often the picture shows what the prompt adds."""
     roles = list(all_metrics[0]["judges"])
     lines = [["prompt", *(f"by the {role}" for role in roles), "context kept"]]
@@ -194,10 +195,11 @@ def contexts_table(all_metrics: list[dict]) -> str:
                 if "context_kept" in contexts[0]]
         lines.append([template, *(before_and_after(contexts, role) for role in roles),
                       " -> ".join(f"{sum(shares) / len(shares):.2f}" for shares in kept)])
-    return aligned(lines)
+    return lines
 
 
 def aligned(lines: list[list[str]]) -> str:
+    """Table lines as text with aligned columns."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
                      for line in lines)

@@ -24,8 +24,8 @@ import class_token
 from classifiers import folder_name, load_classifier, load_labels
 from config import RunConfig, parse, to_yaml
 from diffusion import encode_prompts, initial_latents, load_components, noise_sources, trajectory
-from distribution import check_counts, distribution, distribution_table, load_extractor
-from evaluation import ARMS, arms_of, contexts_table, evaluate_folder, generate, table
+from distribution import check_counts, distribution, distribution_lines, load_extractor
+from evaluation import ARMS, aligned, arms_of, contexts_table_lines, evaluate_folder, generate, table_lines
 from metrics import COMPARABLE_FID
 from prompt_datasets import (
     TEMPLATES,
@@ -36,7 +36,7 @@ from prompt_datasets import (
     select_classes,
 )
 from real import readable, real_pictures
-from report import side_by_side
+from report import side_by_side, write_report
 from training import train_token
 from utils import WITHOUT_GPU_OR_NETWORK, UserError, imported, require, write_json, write_text
 
@@ -99,23 +99,26 @@ def run(config: RunConfig):
 
 
 def summarise(config: RunConfig, results: list[dict], extractor, folders: list[Path], real: list[list[Path]]):
-    """Print what the classes of this call gave; write the summary of all classes of the run."""
-    distances = None
+    """Print what the classes of this call gave; write their report and the summary of all classes of the run."""
+    distances, lines, note = None, None, ""
     print(f"\naccuracy without -> with the token [Wilson 95 % interval], {config.test_size} images each, seeds 0 to "
-          f"{config.test_size - 1}\n{table(results)}")
+          f"{config.test_size - 1}\n{aligned(table_lines(results))}")
     if config.eval_prompts:
-        print(f"\nin other prompts\n{contexts_table(results)}")
+        print(f"\nin other prompts\n{aligned(contexts_table_lines(results))}")
     if extractor:
         arms = {arm: [folder / arm / f"{seed}.png" for folder in folders for seed in range(config.test_size)]
                 for arm in ARMS}
         distances = distribution(extractor, arms, real, config.batch_size)
-        print(f"\n{distribution_table(distances)}")
+        lines, note = distribution_lines(distances)
+        print(f"\n{aligned(lines)}\n{note}")
     everything = Path(config.output_path, "img", folder_name(config.classifier))
     summary = everything / f"summary_{config.exp_id}.json"
+    report = everything / f"report_{config.exp_id}.html" if len(folders) > 1 else folders[0].parent / "report.html"
+    write_report([folder.parent for folder in folders], report, lines, note)
     metrics = sorted(everything.glob(f"*/{glob.escape(config.exp_id)}/eval/metrics.json"))
-    write_json(summary, {"classes": [json.loads(path.read_text(encoding="utf-8")) for path in metrics],
-                         "distribution": distances})
-    print(f"\nall classes of run '{config.exp_id}': {summary}")
+    write_json(summary, {
+        "classes": [json.loads(path.read_text(encoding="utf-8")) for path in metrics], "distribution": distances})
+    print(f"\nreport: {report}\nall classes of run '{config.exp_id}': {summary}")
 
 
 def all_real_pictures(config: RunConfig, chosen: list[int], names, labels, folders) -> dict[int, list[Path]]:
@@ -123,7 +126,7 @@ def all_real_pictures(config: RunConfig, chosen: list[int], names, labels, folde
     count = config.test_size + math.ceil(COMPARABLE_FID / len(chosen))
     real = {index: readable(real_pictures(config.real_images, index, names[index], labels[index],
                                           folders[index][1].parent / "real", count))
-            for index in tqdm(chosen, desc="real pictures", unit="class")}
+            for index in tqdm(chosen, desc="real pictures", unit="class", delay=1)}
     check_counts(config.test_size * len(chosen), sum(map(len, real.values())))
     return real
 
@@ -168,7 +171,8 @@ def evaluate(config, components, judges, index, name, token_id, token_file: Path
     title = class_title(index, judges["classifier"].labels[index])
     if not generate(config, components, title, token_id, arms, folder):
         print("  the pictures are there already, drawn with this token and these settings")
-    metrics = evaluate_folder(config, judges, index, arms, folder)
+    metrics = evaluate_folder(config, judges, index, arms, folder, token_folder=str(token_file.parent),
+                              real=[str(file) for file in real[:20]])
     side_by_side(folder, f"class {title}", real)
     print(f"  pictures: {folder / 'grid.png'}")
     return metrics

@@ -1,6 +1,7 @@
 """The real command line: help, settings, errors, and a whole run on the tiny checkpoint."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,9 @@ def test_train_and_evaluate(capsys, tiny_config, tmp_path):
     judged = metrics["with"]["classifier"]
     assert judged["accuracy"]["low"] <= judged["accuracy"]["value"] <= judged["accuracy"]["high"]
     assert judged["top5"]["value"] == 1.0 and 0 <= metrics["mcnemar_p"]["evaluator"] <= 1  # it has five classes
+    page = (tmp_path / "img" / classifier / "report_demo.html").read_text()
+    assert "tiger cat" in page and page.count("data:image/") >= 8
+    assert not re.search(r'(src|href)="(?!data:|#)', page)  # opens without a network
     assert (images / "eval" / "grid.png").exists() and " all " in out and "class 3 (tiger cat)" in out
 
 
