@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import random
-from functools import partial
 from multiprocessing import Pool
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusi
 from diffusers.training_utils import EMAModel, compute_snr
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 from transformers import (
     CLIPTextConfig,
@@ -79,17 +79,19 @@ def scaled(pictures: torch.Tensor) -> torch.Tensor:
 # ---------------------------------------------------------------- the one training loop
 
 def fit(name: str, modules: torch.nn.ModuleDict, loss_at, steps: int, lr: float, weight_decay: float, ema=False):
-    """Train `modules` on `loss_at(generator)` for `steps`, with AdamW, one cycle, and a checkpoint every 100 steps.
+    """Train `modules` on `loss_at(generator)` for `steps`: warm up, fall to nothing, a checkpoint every 100 steps.
 
     Several workers each take their share of the batch, with their own `generator`, and average their gradients.
     """
     rank, workers = worker()
     parameters = list(modules.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.05)
+    matrices, optimizers = optimizers_for(modules, lr, weight_decay)
+    schedules = [LambdaLR(optimizer, lambda step: min((step + 1) / (0.05 * steps), (steps - step) / (0.95 * steps)))
+                 for optimizer in optimizers]
     average = EMAModel(parameters, decay=0.999 if ema else 0.0)
     path, start = CACHE / f"{name}.pt", 0
-    stateful = {"modules": modules, "optimizer": optimizer, "schedule": schedule, "average": average}
+    stateful = {"modules": modules, "average": average, "muon": optimizers[0], "adamw": optimizers[1],
+                "muon_schedule": schedules[0], "adamw_schedule": schedules[1]}
     if path.exists():
         saved = torch.load(path, weights_only=True)
         start = saved.pop("step")
@@ -99,15 +101,17 @@ def fit(name: str, modules: torch.nn.ModuleDict, loss_at, steps: int, lr: float,
     for step in bar:
         torch.manual_seed(step * workers + rank)
         loss = loss_at(torch.Generator().manual_seed(step * workers + rank))
-        optimizer.zero_grad()
+        modules.zero_grad()
         loss.backward()
         if workers > 1:
             gradient = parameters_to_vector([parameter.grad for parameter in parameters]) / workers
             dist.all_reduce(gradient)
             vector_to_parameters(gradient, [parameter.grad for parameter in parameters])
         clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
+        for weight, matrix in matrices:
+            matrix.grad = weight.grad.view_as(matrix)
+        for stepped in (*optimizers, *schedules):
+            stepped.step()
         average.step(parameters)
         if step % 20 == 0:
             bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
@@ -117,6 +121,20 @@ def fit(name: str, modules: torch.nn.ModuleDict, loss_at, steps: int, lr: float,
             path.with_suffix(".tmp").replace(path)
     if ema:
         average.copy_to(parameters)
+
+
+def optimizers_for(modules: torch.nn.Module, lr: float, weight_decay: float):
+    """Muon for the weights of layers, kernels seen as matrices; AdamW for the rest. Muon needs a third of the steps.
+
+    Returns the pairs (weight, its matrix, the same memory) and both optimizers.
+    """
+    layers = (torch.nn.Linear, torch.nn.Conv2d)
+    weights = [module.weight for module in modules.modules() if isinstance(module, layers) and len(module.weight) > 4]
+    matrices = [(weight, torch.nn.Parameter(weight.data.view(len(weight), -1))) for weight in weights]
+    chosen = {id(weight) for weight in weights}
+    rest = [parameter for parameter in modules.parameters() if id(parameter) not in chosen]
+    muon = torch.optim.Muon([matrix for _, matrix in matrices], lr, weight_decay, adjust_lr_fn="match_rms_adamw")
+    return matrices, (muon, torch.optim.AdamW(rest, lr, weight_decay=weight_decay))
 
 
 def worker() -> tuple[int, int]:
@@ -180,7 +198,6 @@ def stage_evaluator():
 
 
 def stage_vae():
-    """Half-size pictures first: they teach shapes and colours at a quarter of the cost; then pictures as they are."""
     torch.manual_seed(3)
     pictures, _, _ = drawings(GUIDING_SEED, 24_000)
     levels = 4
@@ -189,8 +206,8 @@ def stage_vae():
         block_out_channels=[16, 32, 64, 64], layers_per_block=1, latent_channels=4, norm_num_groups=4,
         sample_size=world.SIZE)
 
-    def loss_at(generator, batch_size, shrink):
-        images = F.avg_pool2d(scaled(pictures[batch_of(len(pictures), batch_size, generator)]), shrink)
+    def loss_at(generator):
+        images = scaled(pictures[batch_of(len(pictures), 16, generator)])
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(images).latent_dist
             decoded = vae.decode(posterior.sample(generator)).sample.float()
@@ -198,9 +215,7 @@ def stage_vae():
         areas = F.l1_loss(F.avg_pool2d(decoded, 8), F.avg_pool2d(images, 8))
         return F.l1_loss(decoded, images) + F.mse_loss(decoded, images) + areas + 1e-3 * divergence
 
-    modules = torch.nn.ModuleDict({"vae": vae})
-    fit("vae_half_size", modules, partial(loss_at, batch_size=16, shrink=2), steps=1200, lr=2e-3, weight_decay=0.0)
-    fit("vae", modules, partial(loss_at, batch_size=12, shrink=1), steps=2200, lr=1.5e-3, weight_decay=0.0)
+    fit("vae", torch.nn.ModuleDict({"vae": vae}), loss_at, steps=850, lr=4e-3, weight_decay=0.0)
     with torch.no_grad():
         latents = vae.encode(scaled(pictures[:512])).latent_dist.mean
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
@@ -248,7 +263,7 @@ def stage_generator():
     unet = UNet2DConditionModel(
         sample_size=means.shape[-1], block_out_channels=(48, 96), layers_per_block=1, cross_attention_dim=64,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=4, norm_num_groups=16).to(memory_format=torch.channels_last)
+        attention_head_dim=4, norm_num_groups=16)
     scheduler = DDPMScheduler(**NOISE_SCHEDULE)
     captions_and_empty = tokenizer([*captions, ""], padding="max_length", return_tensors="pt").input_ids
 
@@ -259,7 +274,7 @@ def stage_generator():
         noise = torch.randn(latents.shape, generator=generator)
         chosen[torch.rand(chosen.shape, generator=generator) < 0.1] = -1  # unconditional, for guidance
         prompt_embeds = text_encoder(captions_and_empty[chosen])[0]
-        noisy = scheduler.add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
+        noisy = scheduler.add_noise(latents, noise, timesteps)
         predicted = unet(noisy, timesteps, encoder_hidden_states=prompt_embeds).sample
         snr = compute_snr(scheduler, timesteps)
         return ((predicted - noise).square().mean(dim=(1, 2, 3)) * snr.clamp(max=5) / snr).mean()  # min-SNR weighting
@@ -267,7 +282,7 @@ def stage_generator():
     fit("generator", torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}), loss_at, steps=3000, lr=1.5e-3,
         weight_decay=0.01, ema=True)
     if first_worker():
-        save_generator(tokenizer, text_encoder, unet.to(memory_format=torch.contiguous_format))
+        save_generator(tokenizer, text_encoder, unet)
 
 
 def save_generator(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, unet: UNet2DConditionModel):

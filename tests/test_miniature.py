@@ -73,7 +73,7 @@ def test_a_resumed_build_is_the_uninterrupted_one(tmp_path, monkeypatch):
     def train(folder, killed_at=None):
         monkeypatch.setattr(build, "CACHE", folder)
         torch.manual_seed(0)
-        model = torch.nn.Linear(4, 2)
+        model = torch.nn.Linear(4, 8)
 
         def loss_at(generator):
             if killed_at is not None and loss_at.calls == killed_at:
@@ -102,7 +102,7 @@ if "WORLD_SIZE" in os.environ:
 rank, workers = build.worker()
 build.CACHE = Path(sys.argv[1])
 torch.manual_seed(0)
-model, drawings = torch.nn.Linear(4, 2), torch.linspace(0, 1, 32).view(8, 4)
+model, drawings = torch.nn.Linear(4, 8), torch.linspace(0, 1, 32).view(8, 4)
 loss_at = lambda generator: model(drawings[rank::workers]).square().mean()
 build.fit("toy", torch.nn.ModuleDict({"model": model}), loss_at, 20, 1e-2, 0.01)
 """
@@ -120,7 +120,7 @@ def test_two_workers_train_as_one_on_their_shares_of_a_batch(tmp_path):
                        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
         weights.append(torch.load(folder / "toy.pt", weights_only=True)["modules"]["model.weight"])
     assert torch.allclose(*weights, atol=1e-6)
-    assert not torch.equal(weights[0], torch.zeros(2, 4))
+    assert not torch.equal(weights[0], torch.zeros(8, 4))
 
 
 @built
