@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+BUILD := OMP_NUM_THREADS=1 $(RUN) -m torch.distributed.run --standalone --nproc_per_node 2 -m miniature.build
 
 .PHONY: demo test proof lint miniature figures clean
 
@@ -18,10 +19,10 @@ lint: $(VENV)/ready
 	$(RUN) -m ruff check .
 
 miniature: $(VENV)/ready  ## train the miniature, or what is missing of it; see miniature/build.py
-	$(RUN) -m miniature.build
+	$(BUILD)
 
 miniature/weights/quality.json:
-	$(RUN) -m miniature.build
+	$(BUILD)
 
 figures: $(VENV)/ready  ## docs/method.png and docs/world.png
 	$(RUN) -m docs.draw_method

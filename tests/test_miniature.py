@@ -1,10 +1,8 @@
 """The miniature: its world, its resumable build, and, where its weights are, the method proved on them."""
 
 import json
-import os
+import multiprocessing
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,6 @@ import class_token
 from diffusion import encode_prompts, generate_images, load_components, noise_sources
 from miniature import build, world
 from run import main
-from utils import ROOT
 
 WEIGHTS = Path("miniature/weights")
 built = pytest.mark.skipif(not (WEIGHTS / "quality.json").exists(), reason="no weights yet: make miniature")
@@ -92,35 +89,34 @@ def test_a_resumed_build_is_the_uninterrupted_one(tmp_path, monkeypatch):
     assert torch.equal(train(tmp_path / "once"), train(tmp_path / "twice"))
 
 
-SHARED_BATCH = """
-import os, sys
-from pathlib import Path
-import torch
-from miniature import build
-if "WORLD_SIZE" in os.environ:
-    torch.distributed.init_process_group("gloo")
-rank, workers = build.worker()
-build.CACHE = Path(sys.argv[1])
-torch.manual_seed(0)
-model, drawings = torch.nn.Linear(4, 8), torch.linspace(0, 1, 32).view(8, 4)
-loss_at = lambda generator: model(drawings[rank::workers]).square().mean()
-build.fit("toy", torch.nn.ModuleDict({"model": model}), loss_at, 20, 1e-2, 0.01)
-"""
+def train_on_a_share(rank: int, workers: int, folder: Path):
+    """A toy model trained on this worker's share of eight samples."""
+    torch.set_num_threads(1)
+    if workers > 1:
+        torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=workers)
+    build.CACHE = folder
+    torch.manual_seed(0)
+    model, samples = torch.nn.Linear(4, 8), torch.linspace(0, 1, 32).view(8, 4)
+    build.fit("toy", torch.nn.ModuleDict({"model": model}), lambda generator: model(samples[rank::workers]).square()
+              .mean(), 20, 1e-2, 0.01)
 
 
 def test_two_workers_train_as_one_on_their_shares_of_a_batch(tmp_path):
     """The gradient that both use is the mean of theirs: the weights are those of one process with the whole batch."""
     weights = []
-    for launcher in (["-c", SHARED_BATCH], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-                                           str(tmp_path / "shared_batch.py")]):
-        folder = tmp_path / str(len(weights))
+    for workers in (1, 2):
+        folder = tmp_path / str(workers)
         folder.mkdir()
-        (tmp_path / "shared_batch.py").write_text(SHARED_BATCH)
-        subprocess.run([sys.executable, *launcher, str(folder)], check=True, cwd=ROOT,
-                       env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+        processes = [multiprocessing.get_context("fork").Process(target=train_on_a_share, args=(rank, workers, folder))
+                     for rank in range(workers)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(120)
+            assert process.exitcode == 0
         weights.append(torch.load(folder / "toy.pt", weights_only=True)["modules"]["model.weight"])
-    assert torch.allclose(*weights, atol=1e-6)
-    assert not torch.equal(weights[0], torch.zeros(8, 4))
+    torch.manual_seed(0)
+    assert torch.allclose(*weights, atol=1e-6) and not torch.allclose(weights[0], torch.nn.Linear(4, 8).weight)
 
 
 @built
