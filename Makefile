@@ -21,7 +21,7 @@ lint: $(VENV)/ready
 miniature: $(VENV)/ready  ## train the miniature, or what is missing of it; see miniature/build.py
 	$(BUILD)
 
-miniature/weights/quality.json:
+miniature/weights/quality.json: | $(VENV)/ready
 	$(BUILD)
 
 figures: $(VENV)/ready  ## docs/method.png and docs/world.png

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from utils import UserError, replacing, require
 
+TOKEN_FILE = "learned_embeds.safetensors"
 
 def add_placeholder(tokenizer, placeholder: str) -> int:
     """Teach `tokenizer` the new word and return its id, one past the vocabulary table, which stays as it is.

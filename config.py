@@ -109,6 +109,9 @@ class RunConfig:
                 f"exp_id names a folder and may not be '{self.exp_id}'")
 
 
+MAY_BE_NONE = [f.name for f in fields(RunConfig) if f.default is None]
+
+
 def settings_from_file(path: str) -> list[str]:
     """The flags that a YAML file of settings stands for: {'lr': 0.01} -> ['--lr', '0.01'].
 
@@ -120,7 +123,7 @@ def settings_from_file(path: str) -> list[str]:
         close = difflib.get_close_matches(key, known, 1)
         require(key in known, f"'{path}' has an unknown setting '{key}'"
                               + (f"; did you mean '{close[0]}'?" if close else "; --help lists them"))
-        if value not in ("null", "~", "", []):
+        if value not in ("null", "~", "", []) and not (value == "none" and key in MAY_BE_NONE):
             flags += [f"--{key}", *(value if isinstance(value, list) else [value])]
     return flags
 
@@ -155,8 +158,7 @@ def parse(argv: list[str], description: str | None = None) -> tuple[RunConfig, b
     parser.add_argument("--config", metavar="FILE.yml", help="A YAML file of these settings; flags beat it.")
     parser.add_argument("--list_classes", action="store_true", help="Print the classes of --classifier and stop.")
     argv = [part for flag in argv for part in (flag.split("=", 1) if flag.startswith("--") else [flag])]
-    may_be_none = [f.name for f in fields(RunConfig) if f.default is None]
-    unset = [name for name in may_be_none if (f"--{name}", "none") in zip(argv, argv[1:], strict=False)]
+    unset = [name for name in MAY_BE_NONE if (f"--{name}", "none") in zip(argv, argv[1:], strict=False)]
     for name in unset:
         at = argv.index(f"--{name}")
         argv = argv[:at] + argv[at + 2:]

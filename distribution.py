@@ -16,6 +16,7 @@ from metrics import COMPARABLE_FID, NEAREST_K, comparable, frechet_distance, ker
 from utils import opening, require
 
 INCEPTION_SIZE = 299
+VARIED = 0.8  # of the real pictures' coverage: less is worth a warning
 
 
 class Extractor(NamedTuple):
@@ -39,7 +40,7 @@ def load_extractor(name: str, device: str) -> Extractor:
                          lambda prepared: penultimate(classifier, prepared), torch.device(device))
     weights = name.partition(":")[2] or None
     require(weights is None or Path(weights).is_file(), f"features: no file '{weights}'")
-    with opening(name):
+    with opening(name, instead="or give --features inception:<file of weights> or a classifier"):
         model = NoTrainInceptionV3("inception-v3-compat", ["2048"], weights).to(device)
     return Extractor("InceptionV3", _to_inception, model, torch.device(device))
 
@@ -94,11 +95,14 @@ def check_counts(generated: int, real: int):
 
 def distribution_lines(distances: dict) -> tuple[list[list[str]], str]:
     """A table, one line a measure and a column an arm, and a note on how many pictures it rests on."""
-    arms = [arm for arm in distances if arm != "features"]
+    arms = [arm for arm in distances if arm not in ("features", "classes")]
     sides = distances[arms[0]]
     lines = [[f"by {distances['features']}", *arms]]
     lines += [[measure, *(f"{distances[arm][measure]:.4g}" for arm in arms)]
               for measure in ("fid", "kid", "kid_std", "precision", "recall", "density", "coverage")]
     note = f"{sides['generated_images']} generated against {sides['real_images']} real pictures, all classes together"
-    return lines, note + ("" if sides["comparable_with_published_fids"] else
-                          f": not comparable with published FIDs, which use {COMPARABLE_FID} a side or more")
+    if not sides["comparable_with_published_fids"]:
+        note += f": not comparable with published FIDs, which use {COMPARABLE_FID} a side or more"
+    if "real" in distances and distances["with"]["coverage"] < VARIED * distances["real"]["coverage"]:
+        note += f". With the token coverage is below {VARIED} of what real pictures reach: they are more varied"
+    return lines, note

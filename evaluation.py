@@ -17,21 +17,24 @@ from config import RunConfig
 from diffusion import Components, encode_prompts, generate_images
 from metrics import Proportion, mcnemar, wilson
 from prompt_datasets import TEMPLATES, prompt_folder
-from utils import imported, load_images, save_images, write_json
+from utils import files_of, imported, load_images, require, save_images, write_json
 
 ARMS = ("without", "with")
 CONTROLS = ("untrained", "random")
+FRAMES = 10  # of the film of one picture over the updates
 
 
 class Arm(NamedTuple):
-    """One set of pictures of a class: its folder under eval/, its prompt, the vector that the token stands for."""
+    """A set of pictures of a class: its folder under eval/, its prompt, what the token stands for, how many seeds."""
 
     folder: str
     prompt: str
     vector: torch.Tensor | None
+    images: int
 
 
-def arms_of(config: RunConfig, class_name: str, vector: torch.Tensor, untrained: torch.Tensor) -> list[Arm]:
+def arms_of(config: RunConfig, class_index: int, class_name: str, vector: torch.Tensor,
+            untrained: torch.Tensor) -> list[Arm]:
     """Without and with the token, in the paper's prompt and in every --eval_prompts; then the negative controls.
 
     The controls stand in the token's place: the vector that training started from, and a random direction of the
@@ -41,25 +44,33 @@ def arms_of(config: RunConfig, class_name: str, vector: torch.Tensor, untrained:
     arms = []
     for template in (TEMPLATES[0], *config.eval_prompts):
         folder = "" if template == TEMPLATES[0] else f"prompts/{prompt_folder(template)}/"
-        arms += [Arm(f"{folder}without", template.format(class_name), None),
-                 Arm(f"{folder}with", template.format(token), vector)]
+        arms += [Arm(f"{folder}without", template.format(class_name), None, config.test_size),
+                 Arm(f"{folder}with", template.format(token), vector, config.test_size)]
     if config.controls:
-        direction = torch.randn(len(vector), generator=torch.Generator().manual_seed(0))
-        arms += [Arm("untrained", TEMPLATES[0].format(token), untrained),
-                 Arm("random", TEMPLATES[0].format(token), direction * vector.norm().cpu() / direction.norm())]
+        direction = torch.randn(len(vector), generator=torch.Generator().manual_seed(class_index))
+        random = direction * vector.norm().cpu() / direction.norm()
+        arms += [Arm(name, TEMPLATES[0].format(token), control, config.test_size)
+                 for name, control in (("untrained", untrained), ("random", random))]
     return arms
+
+
+def film_of(config: RunConfig, class_name: str, vectors: torch.Tensor) -> list[Arm]:
+    """The first seed's picture by some of the `vectors` [updates, D] of a training, evenly spaced, in their order."""
+    prompt = TEMPLATES[0].format(f"{config.placeholder_token} {class_name}")
+    chosen = dict.fromkeys(torch.linspace(0, len(vectors) - 1, FRAMES).round().int().tolist())
+    return [Arm(f"updates/{update:03d}", prompt, vectors[update].float(), 1) for update in chosen]
 
 
 @torch.no_grad()
 def generate(config: RunConfig, components: Components, title: str, token_id: int, arms: list[Arm],
              folder: Path) -> int:
-    """Write folder/<arm>/<seed>.png for seeds 0 to test_size - 1 of every arm, by the full sampler.
+    """Write folder/<arm>/<seed>.png for seeds 0 to images - 1 of every arm, by the full sampler.
 
     Pictures that are there already, drawn with the same settings and token, are kept; returns how many were drawn.
     """
     forget_other_settings(config, arms, folder)
     embeds = {arm.folder: embed(components, token_id, arm) for arm in arms}
-    jobs = [(arm, seed) for arm in arms for seed in range(config.test_size)
+    jobs = [(arm, seed) for arm in arms for seed in range(arm.images)
             if not (folder / arm.folder / f"{seed}.png").exists()]
     with tqdm(total=len(jobs), desc=f"drawing {title}", unit="image", disable=not jobs) as bar:
         for start in range(0, len(jobs), config.batch_size):
@@ -67,6 +78,7 @@ def generate(config: RunConfig, components: Components, title: str, token_id: in
             prompt_embeds = torch.cat([embeds[arm.folder] for arm, _ in batch])
             images = generate_images(components, prompt_embeds, [seed for _, seed in batch], config.height,
                                      config.width, config.guidance_scale, config.num_inference_steps)
+            require(images.isfinite().all(), f"a picture of {title} is not a number: try --mixed_precision bf16 or no")
             save_images(images, [folder / arm.folder / f"{seed}.png" for arm, seed in batch])
             bar.update(len(batch))
     return len(jobs)
@@ -85,7 +97,7 @@ def forget_other_settings(config: RunConfig, arms: list[Arm], folder: Path):
     record = folder / "drawn.json"
     before = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
     decisive = ("model", "height", "width", "guidance_scale", "num_inference_steps", "mixed_precision")
-    settings = {name: getattr(config, name) for name in decisive}
+    settings = {"weights": files_of(config.model), **{name: getattr(config, name) for name in decisive}}
     now = {arm.folder: {"prompt": arm.prompt, "token": fingerprint(arm.vector), **settings} for arm in arms}
     for arm in now:
         if before.get(arm) != now[arm]:

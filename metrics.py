@@ -9,6 +9,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 NEAREST_K = 5  # neighbours that the balls of precision, recall, density and coverage reach to (Naeem et al. 2020)
+ROWS = 2000  # of a matrix of distances at once: a thousand classes' would not fit in memory
 COMPARABLE_FID = 2048  # images a side below which FID's bias dwarfs the differences that papers report
 
 
@@ -60,7 +61,7 @@ def frechet_distance(real: torch.Tensor, generated: torch.Tensor) -> float:
 def kernel_distance(real: torch.Tensor, generated: torch.Tensor, subsets: int = 100,
                     subset_size: int = 1000) -> tuple[float, float]:
     """KID of features [N, D] and [M, D]: mean and std over random subsets of at most `subset_size`, in float64."""
-    size = min(subset_size, len(real), len(generated))
+    size = min(subset_size, len(real) // 2, len(generated) // 2)  # half of a small side, or no two would differ
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # 'saves all features in buffer': they are there already
         metric = KernelInceptionDistance(_Features(real.shape[1]), subsets=subsets, subset_size=size)
@@ -93,14 +94,17 @@ def prdc(real: torch.Tensor, generated: torch.Tensor, nearest_k: int = NEAREST_K
     if min(len(real), len(generated)) <= nearest_k:
         raise ValueError(f"needs more than {nearest_k} images a side, not {len(real)} and {len(generated)}")
     real, generated = real.double(), generated.double()
-    real_radius, generated_radius = (torch.cdist(x, x).kthvalue(nearest_k + 1).values for x in (real, generated))
-    distance = torch.cdist(real, generated)  # [N, M]
-    in_real_ball = distance < real_radius[:, None]
-    return Prdc(
-        precision=in_real_ball.any(0).double().mean().item(),
-        recall=(distance < generated_radius).any(1).double().mean().item(),
-        density=in_real_ball.double().sum(0).mean().item() / nearest_k,
-        coverage=(distance.min(1).values < real_radius).double().mean().item())
+    real_radius, generated_radius = (torch.cat([torch.cdist(part, x).kthvalue(nearest_k + 1).values
+                                                for part in x.split(ROWS)]) for x in (real, generated))
+    balls = torch.zeros(len(generated))  # in how many real balls each generated one lies
+    recalled, covered = [], []
+    for part, radius in zip(real.split(ROWS), real_radius.split(ROWS), strict=True):
+        distance = torch.cdist(part, generated)  # [ROWS, M]
+        balls += (distance < radius[:, None]).sum(0)
+        recalled.append((distance < generated_radius).any(1))
+        covered.append(distance.min(1).values < radius)
+    return Prdc(precision=(balls > 0).double().mean().item(), recall=torch.cat(recalled).double().mean().item(),
+                density=balls.double().mean().item() / nearest_k, coverage=torch.cat(covered).double().mean().item())
 
 
 def comparable(real: int, generated: int) -> bool:

@@ -11,7 +11,7 @@ TEMPLATES = ("A photo of a {}", "a high resolution realistic image of a {}", "A 
 
 
 def evaluation_prompts(given: list[str]) -> list[str]:
-    """The prompts of --eval_prompts: as given, or the lines of the one text file that is given.
+    """The prompts of --eval_prompts, given or the lines of the one text file given, but for the one always evaluated.
 
     Raises:
         UserError: no such file, a prompt without exactly one {} for the class phrase, or two that share a folder.
@@ -26,7 +26,7 @@ def evaluation_prompts(given: list[str]) -> list[str]:
                 f"eval_prompts: '{template}' needs one {{}} where the class goes, such as 'A painting of {{}}'")
     folders = [prompt_folder(template) for template in given]
     require(len(set(folders)) == len(folders), f"eval_prompts: two of these differ in no letter or digit: {given}")
-    return given
+    return [template for template in given if template != TEMPLATES[0]]
 
 
 class PromptDataset(Dataset):

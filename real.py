@@ -12,36 +12,38 @@ from utils import find_path, imported, replacing, require
 KINDS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
-def real_pictures(source: str | None, index: int, name: str, label: str, drawn: Path, count: int) -> list[Path]:
-    """The files of class `index` (from 0) in `source`, sorted; [] where `source` is None.
+def real_pictures(source: str, index: int, names: list[str], labels: list[str], run: Path, count: int) -> list[Path]:
+    """The files of class `index` (from 0) in `source`, sorted; none is opened or drawn yet.
 
-    `source` is a folder that holds a folder a class ('0283_tiger_cat', '283', the name or the label), or the
-    module:function that draws one, such as miniature.world:draw; `count` pictures are then drawn into `drawn`, once.
+    `source` is a folder that holds a folder a class ('0283_tiger_cat', '283', or the name or label where no other
+    class has it too), or the module:function that draws one, such as miniature.world:draw; `drawn` then puts `count`
+    pictures under `run`.
 
     Raises:
         UserError: no such folder or function, or no picture of the class in it.
     """
-    if source is None:
-        return []
     if ":" in source and find_path(source) is None:
-        return _drawn(source, index, drawn, count)
+        imported(source, "real_images")
+        return [run / "real" / source.replace(":", ".") / f"{seed}.png" for seed in range(count)]
     root = find_path(source)
     require(root and root.is_dir(), f"no real_images folder '{source}'")
-    names = dict.fromkeys((class_folder(index, name), str(index + 1), name, label))
-    folders = [root / each for each in names if "/" not in each and (root / each).is_dir()]
+    its_own = [words[index] for words in (names, labels) if words.count(words[index]) == 1]
+    allowed = list(dict.fromkeys((class_folder(index, names[index]), str(index + 1), *its_own)))
+    folders = [root / each for each in allowed if "/" not in each and (root / each).is_dir()]
     files = sorted(path for path in folders[0].iterdir() if path.suffix.lower() in KINDS) if folders else []
-    require(files, f"'{source}' has no pictures of class {class_title(index, label)}: name their folder "
-                   f"'{class_folder(index, name)}', '{index + 1}' or '{name}'")
+    require(files, f"'{source}' has no pictures of class {class_title(index, labels[index])}: name their folder "
+                   + " or ".join(f"'{each}'" for each in allowed))
     return files
 
 
-def _drawn(source: str, index: int, folder: Path, count: int) -> list[Path]:
-    draw = imported(source, "real_images")
-    files = [folder / f"{seed}.png" for seed in range(count)]
-    for seed, file in enumerate(files):
-        if not file.exists():
+def drawn(source: str, index: int, files: list[Path]) -> list[Path]:
+    """`files`, those that are missing drawn by the function `source` where it is one."""
+    missing = [file for file in files if not file.exists()]
+    if missing:
+        draw = imported(source, "real_images")
+        for file in missing:
             with replacing(file) as temporary:
-                draw(index, random.Random(f"{index} {seed}")).save(temporary, format="PNG")
+                draw(index, random.Random(f"{index} {file.stem}")).save(temporary, format="PNG")
     return files
 
 

@@ -16,9 +16,11 @@ import matplotlib
 import yaml
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image, ImageDraw, ImageFont
-from safetensors import safe_open
 
-from evaluation import ARMS, contexts_table_lines, pooled, table_lines
+import class_token
+from class_token import TOKEN_FILE
+from distribution import distribution_lines
+from evaluation import ARMS, CONTROLS, contexts_table_lines, pooled, table_lines
 from utils import ROOT, UserError, replacing, require, write_text
 
 matplotlib.use("Agg")
@@ -57,18 +59,20 @@ def side_by_side(folder: Path, title: str, real: list[Path], columns: int = 10):
     sheet(rows + [("real", real[:columns])] * bool(real), folder / "grid.png", title=title)
 
 
-def inlined(picture: Path | Image.Image, size: int = 192) -> str:
-    """A picture as a data: address, at most `size` pixels a side."""
-    image = (picture if isinstance(picture, Image.Image) else Image.open(picture)).convert("RGB")
-    image.thumbnail((size, size), Image.LANCZOS)
-    data = io.BytesIO()
-    image.save(data, format="PNG" if size <= 128 or max(image.size) <= 128 else "JPEG", quality=88)
-    kind = "png" if data.getvalue().startswith(b"\x89PNG") else "jpeg"
+def inlined(picture: Path) -> str:
+    """A picture as a data: address, at most 192 pixels a side; a small one without loss."""
+    image = Image.open(picture).convert("RGB")
+    image.thumbnail((192, 192), Image.LANCZOS)
+    kind, data = "png" if max(image.size) <= 128 else "jpeg", io.BytesIO()
+    image.save(data, format=kind, quality=88)
     return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
-def curves(history: list[dict]) -> str:
-    """Loss and accuracy over the updates, as SVG that goes into the page."""
+def curves(file: Path) -> str | None:
+    """Loss and accuracy over the updates of history.jsonl, as SVG that goes into the page; None without the file."""
+    if not file.exists():
+        return None
+    history = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     figure, left = pyplot.subplots(figsize=(5.2, 2.6))
     right, updates = left.twinx(), [line["update"] for line in history]
     for axis, key, colour in ((left, "loss", ORANGE), (right, "accuracy", BLUE)):
@@ -85,17 +89,30 @@ def curves(history: list[dict]) -> str:
     return drawing.getvalue()[drawing.getvalue().index("<svg"):]
 
 
-def over_the_updates(train: Path) -> str | None:
-    """A GIF of the one seed that most updates drew; None where no seed comes back, as with fresh noise."""
-    drawn = sorted(train.glob("*/*.png"))
+def over_the_updates(run: Path, film: list[str]) -> str | None:
+    """A GIF of one seed's picture as the token was learned, the last one held; None where there are no two of them.
+
+    `film` names its folders <update> under eval/; without one the training's own pictures serve, of the seed that
+    came back in most updates.
+    """
+    drawn = [run / "eval" / folder / "0.png" for folder in film] or sorted((run / "train").glob("*/*.png"))
     seeds = Counter(path.name for path in drawn)
     if not seeds or max(seeds.values()) < 2:
         return None
     name = seeds.most_common(1)[0][0]
-    frames = [Image.open(path).convert("RGB").resize((192, 192), Image.LANCZOS) for path in drawn if path.name == name]
+    frames = [frame(path, f"update {int(path.parent.name)}") for path in drawn if path.name == name]
     data = io.BytesIO()
-    frames[0].save(data, format="GIF", save_all=True, append_images=frames[1:], duration=250, loop=0)
+    frames[0].save(data, format="GIF", save_all=True, append_images=frames[1:], loop=0,
+                   duration=[400] * (len(frames) - 1) + [2000])
     return f"data:image/gif;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def frame(path: Path, text: str) -> Image.Image:
+    """A picture with its number below."""
+    canvas = Image.new("RGB", (192, 214), PAPER)
+    canvas.paste(Image.open(path).convert("RGB").resize((192, 192), Image.LANCZOS))
+    ImageDraw.Draw(canvas).text((96, 203), text, INK, ImageFont.load_default(14), anchor="mm")
+    return canvas
 
 
 def class_section(run: Path, metrics: dict) -> dict:
@@ -104,41 +121,56 @@ def class_section(run: Path, metrics: dict) -> dict:
     arms = {"without": "without", "with": "with token"}
     rows = [{"name": name, "pictures": [inlined(run / "eval" / arm / f"{seed}.png") for seed in range(
         min(SHOWN, metrics["images"]))]} for arm, name in arms.items()]
-    if metrics["real"]:
-        rows.append({"name": "real", "pictures": [inlined(Path(file)) for file in metrics["real"][:SHOWN]]})
+    real = [file for file in (run / "eval" / name for name in metrics["real"][:SHOWN]) if file.exists()]
+    if real:
+        rows.append({"name": "real", "pictures": [inlined(file) for file in real]})
     taken_for = {arm: [(label, count) for label, count in (
         (metrics["label"], sum(metrics[arm][judge]["right"])),
         *metrics[arm][judge]["predicted_instead"].items())][:6] for arm in ARMS}
-    token = Path(metrics["token_folder"])
-    history = [json.loads(line) for line in (token / "history.jsonl").read_text().splitlines()]
-    with safe_open(token / "learned_embeds.safetensors", "pt") as file:
-        settings = {**yaml.safe_load((token / "config.yml").read_text(encoding="utf-8")), "token": file.metadata()}
+    token = run / "eval" / metrics["token_folder"]
     return {"number": metrics["class_index"], "label": metrics["label"], "rows": rows, "taken_for": taken_for,
-            "curves": curves(history), "gif": over_the_updates(run / "train"),
-            "settings": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)}
+            "curves": curves(token / "history.jsonl"), "gif": over_the_updates(run, metrics["film"]),
+            "settings": settings_of(token, metrics["settings"])}
 
 
-def write_report(runs: list[Path], out: Path, distribution: list[list[str]] | None = None, note: str = ""):
+def settings_of(token: Path, evaluation: dict) -> str:
+    """As YAML: what the evaluation ran with, what the training did, and the token's own header with its versions."""
+    settings, file = {"evaluation": evaluation}, token / "config.yml"
+    if file.exists():
+        settings["training"] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if (token / TOKEN_FILE).exists():
+        settings["token"] = class_token.load(token / TOKEN_FILE)[2]
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+
+
+def write_report(runs: list[Path], out: Path):
     """One self-contained page over run folders img/<classifier>/<class>/<run>, every picture inlined.
 
+    Distances to real pictures are shown where the run's summary measured them over just these classes.
+
     Raises:
-        UserError: a folder that no evaluation has filled, or classes with different numbers of pictures.
+        UserError: a folder that no evaluation has filled, or classes that were evaluated differently.
     """
     for run in runs:
         require((run / "eval" / "metrics.json").is_file(),
                 f"'{run}' holds no evaluation: give folders such as img/inet/0283_tiger_cat/demo after "
                 "`python run.py ... --evaluate True`")
     everything = [json.loads((run / "eval" / "metrics.json").read_text(encoding="utf-8")) for run in runs]
-    require(len({metrics["images"] for metrics in everything}) == 1, "these classes were evaluated with different "
-            "--test_size: evaluate them alike")
+    ways = [(metrics["images"], metrics["judges"], list(metrics["contexts"]), [arm in metrics for arm in CONTROLS])
+            for metrics in everything]
+    require(all(way == ways[0] for way in ways), "these classes were evaluated differently: give them the same "
+            "--test_size, --evaluator, --eval_prompts and --controls")
     roles = list(everything[0]["judges"])
     headline = [{"role": f"accuracy, by the {role} ({everything[0]['judges'][role]})",
                  **{arm: pooled([metrics[arm] for metrics in everything], role) for arm in ARMS}} for role in roles]
     tables = [{"title": "Accuracy by class", "lines": table_lines(everything)}]
     if everything[0]["contexts"]:
         tables.append({"title": "In other prompts", "lines": contexts_table_lines(everything)})
-    if distribution:
-        tables.append({"title": "Distance to real pictures", "lines": distribution, "note": note})
+    summary = runs[0].parent.parent / f"summary_{runs[0].name}.json"
+    distances = json.loads(summary.read_text(encoding="utf-8"))["distribution"] if summary.exists() else None
+    if distances and distances["classes"] == [metrics["class_index"] for metrics in everything]:
+        lines, note = distribution_lines(distances)
+        tables.append({"title": "Distance to real pictures", "lines": lines, "note": note})
     environment = Environment(loader=FileSystemLoader(ROOT), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = lambda share: f"{100 * share:.0f} %"
     write_text(out, environment.get_template("report_template.html").render(

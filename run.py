@@ -8,40 +8,45 @@
 import glob
 import json
 import math
+import os
 import platform
 import shutil
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import diffusers
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 import class_token
+from class_token import TOKEN_FILE
 from classifiers import folder_name, load_classifier, load_labels
 from config import RunConfig, parse, to_yaml
 from diffusion import encode_prompts, initial_latents, load_components, noise_sources, trajectory
 from distribution import check_counts, distribution, distribution_lines, load_extractor
-from evaluation import ARMS, aligned, arms_of, contexts_table_lines, evaluate_folder, generate, table_lines
+from evaluation import ARMS, aligned, arms_of, contexts_table_lines, evaluate_folder, film_of, generate, table_lines
 from metrics import COMPARABLE_FID
-from prompt_datasets import (
-    TEMPLATES,
-    class_folder,
-    class_names,
-    class_title,
-    evaluation_prompts,
-    select_classes,
-)
-from real import readable, real_pictures
+from prompt_datasets import TEMPLATES, class_folder, class_names, class_title, evaluation_prompts, select_classes
+from real import drawn, readable, real_pictures
 from report import side_by_side, write_report
 from training import train_token
-from utils import WITHOUT_GPU_OR_NETWORK, UserError, imported, require, write_json, write_text
+from utils import (
+    WITHOUT_GPU_OR_NETWORK,
+    UserError,
+    imported,
+    read_yaml_mapping,
+    replacing,
+    require,
+    write_json,
+    write_text,
+)
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-TOKEN_FILE = "learned_embeds.safetensors"
+VECTORS_FILE = "vectors.safetensors"
 
 
 def main(argv: list[str]) -> int:
@@ -73,7 +78,10 @@ def run(config: RunConfig):
             class_token.load(tokens / TOKEN_FILE)  # before gigabytes are loaded for nothing
     real, extractor = dict.fromkeys(chosen, []), None
     if config.evaluate and config.real_images:
-        real = all_real_pictures(config, chosen, names, labels, folders)
+        count = config.test_size + math.ceil(COMPARABLE_FID / len(chosen))
+        real = {index: real_pictures(config.real_images, index, names, labels, folders[index][1], count)
+                for index in chosen}
+        check_counts(config.test_size * len(chosen), sum(map(len, real.values())))
         extractor = load_extractor(config.features, config.device)
     judges = {"classifier": load_classifier(config.classifier, config.device)}
     if config.evaluator and config.evaluate:
@@ -84,6 +92,8 @@ def run(config: RunConfig):
                                  config.gradient_checkpointing)
     token_id = class_token.add_placeholder(components.tokenizer, config.placeholder_token)
     check_prompts(config, components, token_id, [names[index] for index in chosen])
+    real = {index: readable(drawn(config.real_images, index, files)) for index, files in
+            tqdm(real.items(), desc="real pictures", unit="class", disable=not extractor)}
     results = []
     for index in chosen:
         tokens, images = folders[index]
@@ -100,7 +110,11 @@ def run(config: RunConfig):
 
 def summarise(config: RunConfig, results: list[dict], extractor, folders: list[Path], real: list[list[Path]]):
     """Print what the classes of this call gave; write their report and the summary of all classes of the run."""
-    distances, lines, note = None, None, ""
+    everything = Path(config.output_path, "img", folder_name(config.classifier))
+    summary = everything / f"summary_{config.exp_id}.json"
+    metrics = [json.loads(path.read_text(encoding="utf-8"))
+               for path in sorted(everything.glob(f"*/{glob.escape(config.exp_id)}/eval/metrics.json"))]
+    write_json(summary, {"classes": metrics, "distribution": None})
     print(f"\naccuracy without -> with the token [Wilson 95 % interval], {config.test_size} images each, seeds 0 to "
           f"{config.test_size - 1}\n{aligned(table_lines(results))}")
     if config.eval_prompts:
@@ -109,26 +123,13 @@ def summarise(config: RunConfig, results: list[dict], extractor, folders: list[P
         arms = {arm: [folder / arm / f"{seed}.png" for folder in folders for seed in range(config.test_size)]
                 for arm in ARMS}
         distances = distribution(extractor, arms, real, config.batch_size)
+        distances["classes"] = [result["class_index"] for result in results]
+        write_json(summary, {"classes": metrics, "distribution": distances})
         lines, note = distribution_lines(distances)
         print(f"\n{aligned(lines)}\n{note}")
-    everything = Path(config.output_path, "img", folder_name(config.classifier))
-    summary = everything / f"summary_{config.exp_id}.json"
     report = everything / f"report_{config.exp_id}.html" if len(folders) > 1 else folders[0].parent / "report.html"
-    write_report([folder.parent for folder in folders], report, lines, note)
-    metrics = sorted(everything.glob(f"*/{glob.escape(config.exp_id)}/eval/metrics.json"))
-    write_json(summary, {
-        "classes": [json.loads(path.read_text(encoding="utf-8")) for path in metrics], "distribution": distances})
+    write_report([folder.parent for folder in folders], report)
     print(f"\nreport: {report}\nall classes of run '{config.exp_id}': {summary}")
-
-
-def all_real_pictures(config: RunConfig, chosen: list[int], names, labels, folders) -> dict[int, list[Path]]:
-    """Every class's real pictures; where a function draws them, enough for an FID that can be compared."""
-    count = config.test_size + math.ceil(COMPARABLE_FID / len(chosen))
-    real = {index: readable(real_pictures(config.real_images, index, names[index], labels[index],
-                                          folders[index][1].parent / "real", count))
-            for index in tqdm(chosen, desc="real pictures", unit="class", delay=1)}
-    check_counts(config.test_size * len(chosen), sum(map(len, real.values())))
-    return real
 
 
 def output_folders(config: RunConfig, index: int, name: str) -> tuple[Path, Path]:
@@ -141,18 +142,22 @@ def train(config, components, classifier, index, name, token_id, tokens: Path, i
     """Learn one token and save it with its settings and history."""
     for old in (images / "train", tokens):  # a shorter run must not be mixed with what a longer one left
         shutil.rmtree(old, ignore_errors=True)
+    (images / "eval" / "metrics.json").unlink(missing_ok=True)
     tokens.mkdir(parents=True)
     write_text(tokens / "config.yml", to_yaml(replace(config, class_index=str(index + 1))))
     started = time.time()
     trained = train_token(config, components, classifier, index, name, token_id, images / "train",
                           tokens / "history.jsonl")
+    if config.fresh_noise:  # no seed comes back: the film over the updates has to be drawn
+        with replacing(images / "train" / VECTORS_FILE) as temporary:
+            save_file({"vectors": trained.vectors.half().cpu()}, temporary)
     class_token.save(tokens / TOKEN_FILE, config.placeholder_token, trained.vector, {
         "class_index": index + 1, "class_name": name, "label": classifier.labels[index],
         "classifier": config.classifier, "base_model": config.model, "seed": config.seed,
-        "updates": trained.updates, "loss": f"{trained.loss:.4f}", "train_accuracy": f"{trained.accuracy:.4f}",
+        "updates": len(trained.vectors), "loss": f"{trained.loss:.4f}", "train_accuracy": f"{trained.accuracy:.4f}",
         "stopped": trained.stopped, "torch": torch.__version__, "diffusers": diffusers.__version__,
         "transformers": transformers.__version__, "python": platform.python_version()})
-    print(f"  {trained.updates} updates in {time.time() - started:.0f} s, stopped: {trained.stopped}\n"
+    print(f"  {len(trained.vectors)} updates in {time.time() - started:.0f} s, stopped: {trained.stopped}\n"
           f"  token: {tokens / TOKEN_FILE}")
 
 
@@ -165,17 +170,31 @@ def evaluate(config, components, judges, index, name, token_id, token_file: Path
     require(int(header.get("seed", config.test_size)) >= config.test_size,
             f"'{token_file}' was trained on seeds from {header.get('seed')} on, which {config.test_size} evaluation "
             f"images would use too: give --test_size {header.get('seed')} or less")
+    warn_of_other_settings(config, token_file.with_name("config.yml"))
     folder = images / "eval"
     untrained = class_token.initial_vector(components.tokenizer, components.text_encoder, config.initializer_token)
-    arms = arms_of(config, name, vector, untrained)
+    arms = arms_of(config, index, name, vector, untrained)
     title = class_title(index, judges["classifier"].labels[index])
-    if not generate(config, components, title, token_id, arms, folder):
+    history = images / "train" / VECTORS_FILE
+    film = film_of(config, name, load_file(history)["vectors"]) if history.exists() else []
+    if not generate(config, components, title, token_id, arms + film, folder):
         print("  the pictures are there already, drawn with this token and these settings")
-    metrics = evaluate_folder(config, judges, index, arms, folder, token_folder=str(token_file.parent),
-                              real=[str(file) for file in real[:20]])
+    metrics = evaluate_folder(config, judges, index, arms, folder, film=[arm.folder for arm in film],
+                              token_folder=os.path.relpath(token_file.parent, folder),
+                              real=[os.path.relpath(file, folder) for file in real[:20]], settings=asdict(config))
     side_by_side(folder, f"class {title}", real)
     print(f"  pictures: {folder / 'grid.png'}")
     return metrics
+
+
+def warn_of_other_settings(config: RunConfig, trained: Path):
+    """Say where the pictures are not drawn as those were that the token learned from."""
+    before = read_yaml_mapping(str(trained), "lr: 0.001") if trained.exists() else {}
+    others = [f"{name} {before[name]}, now {getattr(config, name)}"
+              for name in ("model", "guidance_scale", "height", "width")
+              if name in before and before[name] != str(getattr(config, name))]
+    if others:
+        print(f"warning: the token was trained with {'; '.join(others)}", file=sys.stderr)
 
 
 def check_prompts(config: RunConfig, components, token_id: int, names: list[str]):

@@ -22,12 +22,12 @@ AVERAGED_UPDATES = 3  # with fresh noise one update's few images can be lucky
 
 
 class Trained(NamedTuple):
-    """The best vector [D], its loss (averaged as the stop rules do), the updates run and why the loop stopped."""
+    """The best vector [D], its loss (averaged as the stop rules do), every update's vector and why the loop stopped."""
 
     vector: torch.Tensor
     loss: float
     accuracy: float
-    updates: int
+    vectors: torch.Tensor  # [updates, D]
     stopped: str
 
 
@@ -44,7 +44,7 @@ def train_token(config: RunConfig, components: Components, classifier: Classifie
     half = components.unet.dtype == torch.float16
     scaler = torch.amp.GradScaler(components.device.type, init_scale=2.0**10, enabled=half)
     window = AVERAGED_UPDATES if config.fresh_noise else 1
-    history, best, stop = [], None, None
+    history, vectors, best, stop = [], [], None, None
     bar = tqdm(range(config.num_train_epochs), desc=f"training {class_title(class_index, class_name)}", unit="update")
     for update in bar:
         started = time.perf_counter()
@@ -53,9 +53,10 @@ def train_token(config: RunConfig, components: Components, classifier: Classifie
         require(math.isfinite(loss), f"the loss of update {update} is {loss}: try --mixed_precision bf16 or no, or a "
                                      f"lower --lr than {config.lr}")
         history.append((loss, accuracy))
+        vectors.append(vector.detach().clone())
         improved, stop = verdict(history, window, config.target_accuracy, config.early_stopping)
         if improved:
-            best = vector.detach().clone(), *recent(history, window)
+            best = vectors[-1], *recent(history, window)
         scaler.unscale_(optimizer)
         grad_norm = torch.nn.utils.clip_grad_norm_([vector], config.max_grad_norm).item()
         bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.2f}")
@@ -68,7 +69,7 @@ def train_token(config: RunConfig, components: Components, classifier: Classifie
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
-    return Trained(*best, len(history), stop or "the last update")
+    return Trained(*best, torch.stack(vectors), stop or "the last update")
 
 
 def accumulate_gradient(config: RunConfig, components: Components, classifier: Classifier, class_index: int,

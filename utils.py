@@ -6,6 +6,7 @@ import logging
 import os
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import torch
@@ -72,11 +73,19 @@ def imported(reference: str, setting: str):
     return function
 
 
+def files_of(source: str) -> dict[str, list[int]]:
+    """Size and time of change of every file of weights in a local folder: another checkpoint there is told apart."""
+    folder = find_path(source)
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".bin")) if folder else []
+    return {path.relative_to(folder).as_posix(): [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+
+
 @contextmanager
-def opening(name: str, source: str | None = None):
+def opening(name: str, source: str | None = None, instead: str = WITHOUT_GPU_OR_NETWORK):
     """Turn whatever goes wrong while a checkpoint is opened or downloaded into one line that says what to do.
 
-    `source` is the folder or hub id that `name` stands for; library chatter below a critical error is held back.
+    `source` is the folder or hub id that `name` stands for, `instead` what to do without it; library chatter below a
+    critical error is held back.
 
     Raises:
         UserError: a gated, private or missing repository, no network, a folder with missing or broken files.
@@ -93,12 +102,12 @@ def opening(name: str, source: str | None = None):
             cause = cause.__cause__ or cause.__context__
         source = source or name
         called = f"'{name}'" if source in (name, str(find_path(name))) else f"'{name}' ({source})"
-        raise UserError(f"cannot open {called}: {_why(source, causes)}") from error
+        raise UserError(f"cannot open {called}: {_why(source, causes, instead)}") from error
     finally:
         logging.disable(logging.NOTSET)
 
 
-def _why(source: str, causes: list[BaseException]) -> str:
+def _why(source: str, causes: list[BaseException], instead: str) -> str:
     def caused_by(*kinds):
         return any(isinstance(cause, kinds) for cause in causes)
 
@@ -109,22 +118,22 @@ def _why(source: str, causes: list[BaseException]) -> str:
         return "the folder lacks a file or holds a broken one: " + _first_line(causes[0])
     if caused_by(GatedRepoError):
         return (f"its owner asks for a login: accept the terms at huggingface.co/{source}, then run `hf auth login`; "
-                + WITHOUT_GPU_OR_NETWORK)
+                + instead)
     if caused_by(HFValidationError):
         return "no such folder, and no hub id either (the miniature's weights come from `make miniature`)"
     if caused_by(RepositoryNotFoundError):
         return ("no such folder here and no such model on the hub; check the spelling, or run `hf auth login` where "
-                "it is private; " + WITHOUT_GPU_OR_NETWORK)
+                "it is private; " + instead)
     if set(answers) & {401, 403}:
         return ("the hub refuses your access: run `hf auth login` with a token that may read gated repositories; "
-                + WITHOUT_GPU_OR_NETWORK)
+                + instead)
     if answers:
-        return f"the hub answered with status {answers[0]}; try again later, {WITHOUT_GPU_OR_NETWORK}"
-    if unreachable or caused_by(LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError):
+        return f"the hub answered with status {answers[0]}; try again later, {instead}"
+    if unreachable or caused_by(LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, URLError):
         return ("it is not downloaded yet and the hub cannot be reached; connect once, or give a local folder; "
-                + WITHOUT_GPU_OR_NETWORK)
+                + instead)
     return (f"{_first_line(causes[0])} (half downloaded, perhaps, and the hub cannot be reached); "
-            + WITHOUT_GPU_OR_NETWORK)
+            + instead)
 
 
 def _first_line(error: BaseException) -> str:

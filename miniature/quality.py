@@ -12,13 +12,14 @@ from classifiers import load_classifier
 from config import parse
 from diffusion import encode_prompts, generate_images, load_components
 from miniature import world
+from miniature.workers import first_worker, shared, worker
 from prompt_datasets import TEMPLATES
 from report import sheet
 from utils import ROOT, write_json
 
 BARS = {"classifiers_on_drawings": 0.99, "bare_noun_is_a_sense": 0.90, "each_sense_between": [0.10, 0.90],
         "own_adjective": 0.85}
-PER_NOUN, PER_ADJECTIVE, BATCH = 200, 30, 100
+PER_NOUN, PER_ADJECTIVE, BATCH = 200, 20, 100
 
 
 @torch.no_grad()
@@ -44,43 +45,56 @@ def measure(weights: Path, picture: Path, drawings: torch.Tensor, labels: torch.
     components = load_components(str(weights / "generator"), "cpu", torch.float32)
     judges = {name: load_classifier(str(weights / name), "cpu") for name in ("classifier", "evaluator")}
     on_drawings = {name: (predict(judge, drawings) == labels).float().mean().item() for name, judge in judges.items()}
-    evaluator = judges["evaluator"]
-    nouns, adjectives = {}, {}
-    for noun in tqdm(world.NOUNS, desc="bare nouns"):
-        predicted = predict(evaluator, generate(config, components, [TEMPLATES[0].format(noun)] * PER_NOUN))
-        senses = {thing.label: (predicted == i).float().mean().item()
-                  for i, thing in enumerate(world.THINGS) if thing.noun == noun}
-        nouns[noun] = {"is_a_sense": sum(senses.values()), "senses": senses}
-    for i, thing in enumerate(tqdm(world.THINGS, desc="adjectives")):
-        adjectives[thing.label] = {}
-        for adjective in thing.adjectives:
-            prompts = [TEMPLATES[0].format(f"{adjective} {thing.noun}")] * PER_ADJECTIVE
-            right = predict(evaluator, generate(config, components, prompts)) == i
-            adjectives[thing.label][adjective] = right.float().mean().item()
+    jobs = [(noun, PER_NOUN) for noun in world.NOUNS]
+    jobs += [(f"{adjective} {thing.noun}", PER_ADJECTIVE)
+             for thing in world.THINGS for adjective in thing.adjectives]
+    bar = tqdm(total=len(jobs) // worker()[1], desc="what its words draw", disable=not first_worker())
+
+    def seen(job) -> torch.Tensor:
+        words, count = job
+        images = generate(config, components, [TEMPLATES[0].format(words)] * count)
+        bar.update()
+        return predict(judges["evaluator"], images)
+
+    predicted = {words: seen_as for (words, _), seen_as in zip(jobs, shared(jobs, seen), strict=True)}
+    result = verdict(on_drawings, predicted)
+    rows = sheet_rows(config, components)
+    if first_worker():
+        write_json(weights / "quality.json", {**result, "drawings": len(labels), "pictures_a_noun": PER_NOUN,
+                                              "pictures_an_adjective": PER_ADJECTIVE, "judged_by": "evaluator"})
+        picture.parent.mkdir(exist_ok=True)
+        sheet(rows, picture, cell=80, title="3 drawings; generated from words: 3 x the bare noun, 3 x with its "
+              "adjective, and that in the snow, at night, as a drawing, as a painting")
+
+
+def verdict(on_drawings: dict[str, float], predicted: dict[str, torch.Tensor]) -> dict:
+    """Shares that are right and whether they pass BARS; `predicted` holds the class numbers of each words' pictures."""
+    def share(words: str, index: int) -> float:
+        return (predicted[words] == index).float().mean().item()
+
+    nouns = {noun: {thing.label: share(noun, i) for i, thing in enumerate(world.THINGS) if thing.noun == noun}
+             for noun in world.NOUNS}
+    adjectives = {thing.label: {adjective: share(f"{adjective} {thing.noun}", i) for adjective in thing.adjectives}
+                  for i, thing in enumerate(world.THINGS)}
     low, high = BARS["each_sense_between"]
     passed = (min(on_drawings.values()) >= BARS["classifiers_on_drawings"]
-              and all(noun["is_a_sense"] >= BARS["bare_noun_is_a_sense"] for noun in nouns.values())
-              and all(low <= share <= high for noun in nouns.values() for share in noun["senses"].values())
+              and all(sum(senses.values()) >= BARS["bare_noun_is_a_sense"] for senses in nouns.values())
+              and all(low <= sense <= high for senses in nouns.values() for sense in senses.values())
               and all(sum(own.values()) / len(own) >= BARS["own_adjective"] for own in adjectives.values()))
-    write_json(weights / "quality.json", {
-        "bars": BARS, "passed": passed, "accuracy_on_fresh_drawings": on_drawings, "drawings": len(labels),
-        "bare_nouns": nouns, "pictures_a_noun": PER_NOUN, "own_adjectives": adjectives,
-        "pictures_an_adjective": PER_ADJECTIVE, "judged_by": "evaluator"})
-    picture.parent.mkdir(exist_ok=True)
-    sheet(sheet_rows(config, components), picture, cell=80,
-          title="3 drawings; generated from words: 3 x the bare noun, 3 x with its adjective, and that in the snow, at "
-                "night, as a drawing, as a painting")
+    return {"bars": BARS, "passed": passed, "accuracy_on_fresh_drawings": on_drawings, "bare_nouns": nouns,
+            "own_adjectives": adjectives}
 
 
 def sheet_rows(config, components) -> list[tuple[str, list[Image.Image]]]:
     """A row a class: three drawings, then pictures of its bare noun, of its adjective, and of that in every context."""
-    rng, rows = random.Random(7), []
-    for i, thing in enumerate(tqdm(world.THINGS, desc="sheet")):
+    def row(i: int):
+        thing, rng = world.THINGS[i], random.Random(i)
         known = f"{thing.adjectives[0]} {thing.noun}"
         prompts = [world.in_context(thing.noun, TEMPLATES[0], None)] * 3
         prompts += [world.in_context(known, TEMPLATES[0], None)] * 3
         prompts += [world.in_context(known, TEMPLATES[0], context) for context in world.CONTEXTS]
         drawn = [world.draw(i, rng) for _ in range(3)]
-        rows.append((f"{thing.label} ({thing.adjectives[0]})",
-                     [*drawn, *(to_pil_image(image) for image in generate(config, components, prompts))]))
-    return rows
+        return (f"{thing.label} ({thing.adjectives[0]})",
+                [*drawn, *(to_pil_image(image) for image in generate(config, components, prompts))])
+
+    return shared(range(len(world.THINGS)), row)

@@ -1,7 +1,9 @@
 """The real command line: help, settings, errors, and a whole run on the tiny checkpoint."""
 
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +13,15 @@ import yaml
 from PIL import Image
 
 import class_token
+import report
 from classifiers import load_classifier
 from config import RunConfig, parse, to_yaml
 from diffusion import encode_prompts, generate_images, load_components
 from metrics import frechet_distance, prdc
 from prompt_datasets import evaluation_prompts
+from real import real_pictures
 from run import main
-from utils import load_images
+from utils import UserError, load_images
 
 
 def flags(config: RunConfig, *more):
@@ -46,7 +50,7 @@ def test_reference_setting():
 
 def test_flags_beat_the_file(tmp_path):
     file = tmp_path / "settings.yml"
-    file.write_text("lr: 1e-2\nseed: 77\ntrain_timesteps: [999, 600]\nevaluator: null\nfresh_noise: true\n")
+    file.write_text("lr: 1e-2\nseed: 77\ntrain_timesteps: [999, 600]\nevaluator: none\nfresh_noise: true\n")
     config, _ = parse(["--config", str(file), "--seed", "78"])
     assert (config.lr, config.seed, config.train_timesteps, config.fresh_noise) == (0.01, 78, [999, 600], True)
     for unset in (["--train_timesteps", "none"], ["--train_timesteps=none"]):
@@ -179,15 +183,17 @@ def test_a_smaller_evaluation_judges_its_own_images_alone(tiny_config, tmp_path)
 def test_evaluating_again_draws_only_what_is_missing(capsys, tiny_config, tmp_path):
     argv = flags(tiny_config, "--class_index", "3", "--evaluate", "True")
     assert main([*argv, "--train", "True", "--num_train_epochs", "1"]) == 0
-    folder = next((tmp_path / "img").rglob("eval"))
+    folder, warnings = next((tmp_path / "img").rglob("eval")), []
 
     def again(*more):
         before = {path: path.stat().st_mtime_ns for path in folder.rglob("*/*.png")}
         capsys.readouterr()
         assert main([*argv, *more]) == 0
+        out, err = capsys.readouterr()
+        warnings.append(err)
         drawn = {f"{path.parent.name}/{path.stem}" for path in folder.rglob("*/*.png")
                  if path.stat().st_mtime_ns != before.get(path)}
-        return drawn, "there already" in capsys.readouterr().out
+        return drawn, "there already" in out
 
     assert again() == (set(), True)
     (folder / "with" / "1.png").unlink()
@@ -196,7 +202,42 @@ def test_evaluating_again_draws_only_what_is_missing(capsys, tiny_config, tmp_pa
     token = next((tmp_path / "pipeline_token").rglob("*.safetensors"))
     class_token.save(token, "newclas", torch.ones(32), {})
     assert again() == ({"with/0", "with/1"}, False)
-    assert again("--guidance_scale", "2") == ({"without/0", "without/1", "with/0", "with/1"}, False)
+    everything = {"without/0", "without/1", "with/0", "with/1"}
+    assert again("--guidance_scale", "2") == (everything, False)
+    assert "warning: the token was trained with guidance_scale 7.0, now 2.0" in warnings[-1]
+    os.utime(next(Path(tiny_config.model).rglob("*.safetensors")))  # another checkpoint in the same place
+    assert again("--guidance_scale", "2") == (everything, False)
+
+
+def test_evaluation_refuses_pictures_that_are_no_numbers(capsys, tiny_config, tmp_path, monkeypatch):
+    argv = flags(tiny_config, "--class_index", "3")
+    assert main([*argv, "--train", "True", "--num_train_epochs", "1"]) == 0
+    monkeypatch.setattr("evaluation.generate_images", lambda *settings: torch.full((4, 3, 32, 32), torch.nan))
+    assert "is not a number: try --mixed_precision bf16" in error_of(capsys, *argv, "--evaluate", "True")
+    assert not list(tmp_path.rglob("eval/*/*.png"))
+
+
+def test_reports_of_other_evaluations(capsys, tiny_config, tmp_path):
+    """A token that came alone has a report too; classes that were evaluated differently have none together."""
+    argv = flags(tiny_config, "--train", "True", "--evaluate", "True", "--num_train_epochs", "1")
+    assert main([*argv, "--class_index", "2"]) == 0
+    assert main([*argv, "--class_index", "3", "--eval_prompts", "{} at night"]) == 0
+    alone = next((tmp_path / "pipeline_token").glob("*/0002*/demo"))
+    for name in ("config.yml", "history.jsonl"):
+        (alone / name).unlink()
+    assert main(flags(tiny_config, "--class_index", "2", "--evaluate", "True")) == 0
+    runs = [str(path) for path in sorted((tmp_path / "img").glob("*/*/demo"))]
+    assert "crane, bird" in Path(runs[0], "report.html").read_text()
+    assert report.main([runs[1], "--out", str(tmp_path / "page.html")]) == 0 and (tmp_path / "page.html").exists()
+    capsys.readouterr()
+    assert report.main(runs) == 2 and "evaluated differently" in capsys.readouterr().err
+    assert report.main([str(tmp_path)]) == 2 and "holds no evaluation" in capsys.readouterr().err
+
+
+def test_training_again_forgets_the_evaluation_of_the_old_token(tiny_config, tmp_path):
+    argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--num_train_epochs", "1")
+    assert main([*argv, "--evaluate", "True"]) == 0 and main(argv) == 0
+    assert not list((tmp_path / "img").rglob("metrics.json"))
 
 
 def test_contexts_and_controls(tiny_config, tmp_path):
@@ -218,6 +259,18 @@ def test_contexts_and_controls(tiny_config, tmp_path):
     assert (load_images([folder / "untrained" / "1.png"]) - expected).abs().max() <= 0.5 / 255 + 1e-5
 
 
+def test_the_film_of_a_picture_starts_untrained(tiny_config, tmp_path):
+    """With fresh noise no training picture comes back: one seed is drawn by the vectors of the updates."""
+    argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--evaluate", "True", "--num_train_epochs", "3",
+                 "--lr", "0.5", "--fresh_noise", "True", "--train_timesteps", "999", "600", "--controls", "True")
+    assert main(argv) == 0
+    folder = next((tmp_path / "img").rglob("eval"))
+    assert json.loads((folder / "metrics.json").read_text())["film"] == [f"updates/00{i}" for i in range(3)]
+    frames = [(folder / "updates" / f"00{i}" / "0.png").read_bytes() for i in range(3)]
+    assert frames[0] == (folder / "untrained" / "0.png").read_bytes() and len(set(frames)) == 3
+    assert (folder.parent / "report.html").read_text().count("data:image/gif") == 1
+
+
 @pytest.fixture
 def real_images(tmp_path):
     """Ten odd-sized pictures of a tiger cat, one of them broken."""
@@ -228,6 +281,19 @@ def real_images(tmp_path):
         Image.new("RGB", (30 + i, 40 - i), tuple(colour.tolist())).save(folder / f"{i}.jpg")
     (folder / "9.jpg").write_bytes(b"not a picture")
     return tmp_path / "real"
+
+
+def test_a_name_that_two_classes_share_is_no_folder_of_either(tmp_path):
+    labels = ["crane, bird", "crane, machine", "tiger cat"]
+    names = ["crane", "crane", "tiger cat"]
+    for folder in ("crane", "0001_crane", "crane, machine", "tiger cat"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.png").touch()
+    found = [real_pictures(str(tmp_path), index, names, labels, tmp_path, 1)[0].parent.name for index in range(3)]
+    assert found == ["0001_crane", "crane, machine", "tiger cat"]
+    shutil.rmtree(tmp_path / "0001_crane")
+    with pytest.raises(UserError, match="'0001_crane' or '1' or 'crane, bird'"):
+        real_pictures(str(tmp_path), 0, names, labels, tmp_path, 1)
 
 
 def test_distances_to_real_pictures(tiny_config, tmp_path, real_images, capsys):
@@ -291,6 +357,7 @@ def test_wrong_measurements_are_found_before_any_work(tiny_config, tmp_path, rea
 def test_prompts_from_a_file(tmp_path):
     (tmp_path / "prompts.txt").write_text("A painting of a {}\n\n{} at night\n")
     assert evaluation_prompts([str(tmp_path / "prompts.txt")]) == ["A painting of a {}", "{} at night"]
+    assert evaluation_prompts(["A photo of a {}", "{} at night"]) == ["{} at night"]  # the first is always evaluated
 
 
 def test_evaluation_never_uses_training_seeds(capsys, tiny_config):

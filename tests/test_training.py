@@ -50,7 +50,7 @@ def test_training_lowers_the_loss(tiny_config, parts, tmp_path):
     config = replace(tiny_config, lr=0.1, num_train_epochs=12, train_timesteps=[999, 600], target_accuracy=1.0)
     trained = train(config, parts, tmp_path)
     losses = [json.loads(line)["loss"] for line in (tmp_path / "history.jsonl").read_text().splitlines()]
-    assert len(losses) == trained.updates == 12
+    assert len(losses) == len(trained.vectors) == 12
     assert trained.loss == min(losses) < losses[0] - 1e-3
 
 

@@ -1,6 +1,7 @@
 """What a person is told when a checkpoint cannot be opened, from the libraries' own exceptions; files; images."""
 
 from importlib import import_module
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ def answer(status):
     (HFValidationError("Repo id must be ..."), "no such folder, and no hub id either"),
     (LocalEntryNotFoundError("not cached"), "not downloaded yet and the hub cannot be reached"),
     (OfflineModeIsEnabled("offline"), "not downloaded yet and the hub cannot be reached"),
+    (URLError("[Errno -2] Name or service not known"), "not downloaded yet and the hub cannot be reached"),
     (http.ConnectError("refused"), "not downloaded yet and the hub cannot be reached"),
     (http.ProxyError("proxy"), "not downloaded yet and the hub cannot be reached"),
     (RuntimeError("size mismatch\nfor 12 tensors"), "cannot open 'name' (own/model): size mismatch (half downloaded"),
