@@ -1,27 +1,16 @@
 """The real command line: help, settings, errors, and a whole run on the tiny checkpoint."""
 
 import json
-import os
 import re
-import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
 
 import class_token
-import report
-from classifiers import load_classifier
 from config import RunConfig, parse, to_yaml
-from diffusion import encode_prompts, generate_images, load_components
-from metrics import frechet_distance, prdc
-from prompt_datasets import evaluation_prompts
-from real import real_pictures
 from run import main
-from utils import UserError, load_images
 
 
 def flags(config: RunConfig, *more):
@@ -168,198 +157,6 @@ def test_train_and_evaluate(capsys, tiny_config, tmp_path):
     assert "tiger cat" in page and page.count("data:image/") >= 8
     assert not re.search(r'(src|href)="(?!data:|#)', page)  # opens without a network
     assert (images / "eval" / "grid.png").exists() and " all " in out and "class 3 (tiger cat)" in out
-
-
-def test_a_smaller_evaluation_judges_its_own_images_alone(tiny_config, tmp_path):
-    argv = flags(tiny_config, "--class_index", "3", "--evaluate", "True")
-    assert main([*argv, "--train", "True", "--num_train_epochs", "3", "--test_size", "4"]) == 0
-    assert main([*argv, "--train", "True", "--num_train_epochs", "1", "--test_size", "3"]) == 0
-    metrics = json.loads(next((tmp_path / "img").rglob("metrics.json")).read_text())
-    assert metrics["images"] == 3
-    assert len(metrics["with"]["classifier"]["right"]) == 3
-    assert [p.name for p in next((tmp_path / "img").rglob("train")).iterdir()] == ["000"]
-
-
-def test_evaluating_again_draws_only_what_is_missing(capsys, tiny_config, tmp_path):
-    argv = flags(tiny_config, "--class_index", "3", "--evaluate", "True")
-    assert main([*argv, "--train", "True", "--num_train_epochs", "1"]) == 0
-    folder, warnings = next((tmp_path / "img").rglob("eval")), []
-
-    def again(*more):
-        before = {path: path.stat().st_mtime_ns for path in folder.rglob("*/*.png")}
-        capsys.readouterr()
-        assert main([*argv, *more]) == 0
-        out, err = capsys.readouterr()
-        warnings.append(err)
-        drawn = {f"{path.parent.name}/{path.stem}" for path in folder.rglob("*/*.png")
-                 if path.stat().st_mtime_ns != before.get(path)}
-        return drawn, "there already" in out
-
-    assert again() == (set(), True)
-    (folder / "with" / "1.png").unlink()
-    assert again() == ({"with/1"}, False)
-    assert again("--test_size", "3") == ({"without/2", "with/2"}, False)
-    token = next((tmp_path / "pipeline_token").rglob("*.safetensors"))
-    class_token.save(token, "newclas", torch.ones(32), {})
-    assert again() == ({"with/0", "with/1"}, False)
-    everything = {"without/0", "without/1", "with/0", "with/1"}
-    assert again("--guidance_scale", "2") == (everything, False)
-    assert "warning: the token was trained with guidance_scale 7.0, now 2.0" in warnings[-1]
-    os.utime(next(Path(tiny_config.model).rglob("*.safetensors")))  # another checkpoint in the same place
-    assert again("--guidance_scale", "2") == (everything, False)
-
-
-def test_evaluation_refuses_pictures_that_are_no_numbers(capsys, tiny_config, tmp_path, monkeypatch):
-    argv = flags(tiny_config, "--class_index", "3")
-    assert main([*argv, "--train", "True", "--num_train_epochs", "1"]) == 0
-    monkeypatch.setattr("evaluation.generate_images", lambda *settings: torch.full((4, 3, 32, 32), torch.nan))
-    assert main([*argv, "--evaluate", "True"]) == 2
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("error: a picture of 3 (tiger cat) is not a number: try --mixed_precision bf16")
-    assert not list(tmp_path.rglob("eval/*/*.png"))
-
-
-def test_reports_of_other_evaluations(capsys, tiny_config, tmp_path):
-    """A token that came alone has a report too; classes that were evaluated differently have none together."""
-    argv = flags(tiny_config, "--train", "True", "--evaluate", "True", "--num_train_epochs", "1")
-    assert main([*argv, "--class_index", "2"]) == 0
-    assert main([*argv, "--class_index", "3", "--eval_prompts", "{} at night"]) == 0
-    alone = next((tmp_path / "pipeline_token").glob("*/0002*/demo"))
-    for name in ("config.yml", "history.jsonl"):
-        (alone / name).unlink()
-    assert main(flags(tiny_config, "--class_index", "2", "--evaluate", "True")) == 0
-    runs = [str(path) for path in sorted((tmp_path / "img").glob("*/*/demo"))]
-    assert "crane, machine" in Path(runs[0], "report.html").read_text()
-    assert report.main([runs[1], "--out", str(tmp_path / "page.html")]) == 0 and (tmp_path / "page.html").exists()
-    capsys.readouterr()
-    assert report.main(runs) == 2 and "evaluated differently" in capsys.readouterr().err
-    assert report.main([str(tmp_path)]) == 2 and "holds no evaluation" in capsys.readouterr().err
-
-
-def test_training_again_forgets_the_evaluation_of_the_old_token(tiny_config, tmp_path):
-    argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--num_train_epochs", "1")
-    assert main([*argv, "--evaluate", "True"]) == 0 and main(argv) == 0
-    assert not list((tmp_path / "img").rglob("metrics.json"))
-
-
-def test_contexts_and_controls(tiny_config, tmp_path):
-    """Every arm has its own pictures; the untrained control is the initialiser's word in the token's place."""
-    argv = flags(tiny_config, "--class_index", "3", "--evaluate", "True", "--eval_prompts", "A painting of a {}",
-                 "{} at night", "--controls", "True")
-    assert main([*argv, "--train", "True", "--num_train_epochs", "1"]) == 0
-    folder = next((tmp_path / "img").rglob("eval"))
-    arms = {path.parent.relative_to(folder).as_posix() for path in folder.rglob("*/0.png")}
-    assert arms == {"without", "with", "untrained", "random", "prompts/a_painting_of_a/without",
-                    "prompts/a_painting_of_a/with", "prompts/at_night/without", "prompts/at_night/with"}
-    metrics = json.loads((folder / "metrics.json").read_text())
-    assert set(metrics["contexts"]) == {"A painting of a {}", "{} at night"}
-    assert 0 <= metrics["contexts"]["{} at night"]["with"]["classifier"]["accuracy"]["value"] <= 1
-    components = load_components(tiny_config.model, "cpu", torch.float32)
-    prompt_embeds = encode_prompts(components, ["A photo of a a tiger cat"])
-    expected = generate_images(components, prompt_embeds, [1], tiny_config.height, tiny_config.width,
-                               tiny_config.guidance_scale, tiny_config.num_inference_steps)
-    assert (load_images([folder / "untrained" / "1.png"]) - expected).abs().max() <= 0.5 / 255 + 1e-5
-
-
-def test_the_film_of_a_picture_starts_untrained(tiny_config, tmp_path):
-    """With fresh noise no training picture comes back: one seed is drawn by the vectors of the updates."""
-    argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--evaluate", "True", "--num_train_epochs", "3",
-                 "--lr", "0.5", "--fresh_noise", "True", "--train_timesteps", "999", "600", "--controls", "True")
-    assert main(argv) == 0
-    folder = next((tmp_path / "img").rglob("eval"))
-    assert json.loads((folder / "metrics.json").read_text())["film"] == [f"updates/00{i}" for i in range(3)]
-    frames = [(folder / "updates" / f"00{i}" / "0.png").read_bytes() for i in range(3)]
-    assert frames[0] == (folder / "untrained" / "0.png").read_bytes() and len(set(frames)) == 3
-    assert (folder.parent / "report.html").read_text().count("data:image/gif") == 1
-
-
-@pytest.fixture
-def real_images(tmp_path):
-    """Ten odd-sized pictures of a tiger cat, one of them broken."""
-    folder = tmp_path / "real" / "tiger cat"
-    folder.mkdir(parents=True)
-    colours = np.random.default_rng(0).integers(0, 256, (10, 3))
-    for i, colour in enumerate(colours):
-        Image.new("RGB", (30 + i, 40 - i), tuple(colour.tolist())).save(folder / f"{i}.jpg")
-    (folder / "9.jpg").write_bytes(b"not a picture")
-    return tmp_path / "real"
-
-
-def test_a_name_that_two_classes_share_is_no_folder_of_either(tmp_path):
-    labels = ["crane, bird", "crane, machine", "tiger cat"]
-    names = ["crane", "crane", "tiger cat"]
-    for folder in ("crane", "0001_crane", "crane, machine", "tiger cat"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "a.png").touch()
-    found = [real_pictures(str(tmp_path), index, names, labels, tmp_path, 1)[0].parent.name for index in range(3)]
-    assert found == ["0001_crane", "crane, machine", "tiger cat"]
-    shutil.rmtree(tmp_path / "0001_crane")
-    with pytest.raises(UserError, match="'0001_crane' or '1' or 'crane, bird'"):
-        real_pictures(str(tmp_path), 0, names, labels, tmp_path, 1)
-
-
-def test_distances_to_real_pictures(tiny_config, tmp_path, real_images, capsys):
-    """FID and company on a classifier's features are those of the folders' features; the broken file is named."""
-    argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--evaluate", "True", "--num_train_epochs", "1",
-                 "--test_size", "6", "--real_images", str(real_images), "--features", tiny_config.classifier)
-    assert main(argv) == 0
-    out, err = capsys.readouterr()
-    assert "warning: 1 of 10 real pictures cannot be read" in err and "9.jpg" in err
-    assert "6 generated against 9 real pictures" in out and "not comparable with published FIDs" in out
-    distances = json.loads(next((tmp_path / "img").rglob("summary_demo.json")).read_text())["distribution"]
-    classifier = load_classifier(tiny_config.classifier, "cpu")
-
-    def features(files):
-        images = [load_images([file]) for file in files]
-        with torch.no_grad():
-            return torch.cat([classifier.model.vit(classifier.preprocessing(image)).last_hidden_state[:, 0]
-                              for image in images])
-
-    real = features(sorted(real_images.rglob("[0-8].jpg")))
-    generated = features(sorted(next((tmp_path / "img").rglob("eval/with")).glob("*.png")))
-    assert distances["with"]["fid"] == pytest.approx(frechet_distance(real, generated), rel=1e-3)
-    assert distances["with"]["coverage"] == prdc(real, generated).coverage
-    assert set(distances) == {"features", "classes", "without", "with"}  # too few real ones to set some aside
-
-
-def test_real_pictures_from_a_function_and_their_ceiling(tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setattr("run.COMPARABLE_FID", 40)  # 2,048 drawings take a while
-    assert main(flags(tiny_config, "--class_index", "1-2", "--train", "True", "--evaluate", "True",
-                      "--num_train_epochs", "1", "--test_size", "4", "--real_images", "miniature.world:draw",
-                      "--features", tiny_config.classifier, "--eval_prompts", "A photo of a {} at night",
-                      "--context_judge", "miniature.world:context_of")) == 0
-    summary = json.loads(next((tmp_path / "img").rglob("summary_demo.json")).read_text())
-    assert summary["distribution"]["with"]["real_images"] == 40
-    ceiling = summary["distribution"]["real"]
-    assert ceiling["generated_images"] == 8 and ceiling["fid"] < summary["distribution"]["with"]["fid"]
-    kept = summary["classes"][0]["contexts"]["A photo of a {} at night"]["context_kept"]
-    assert set(kept) == {"without", "with"} and 0 <= kept["with"]["value"] <= 1
-
-
-@pytest.mark.parametrize("more, reason", [
-    (["--real_images", "{empty}"], "has no pictures of class 3"),
-    (["--real_images", "miniature.nowhere:draw"], "no module 'miniature.nowhere'"),
-    (["--real_images", "miniature.world:paint"], "has no function 'paint'"),
-    (["--context_judge", "miniature.world"], "it is written module:function"),
-    (["--real_images", "{real}", "--features", "inception:nowhere.pth"], "no file 'nowhere.pth'"),
-    (["--real_images", "{real}", "--test_size", "4"], "more than 5 generated pictures"),
-    (["--evaluator", "nobody/no-such-model"], "cannot open 'nobody/no-such-model'"),
-])
-def test_wrong_measurements_are_found_before_any_work(tiny_config, tmp_path, real_images, capsys, more, reason,
-                                                      monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    next(real_images.rglob("9.jpg")).unlink()
-    (tmp_path / "empty").mkdir()
-    places = {"{empty}": str(tmp_path / "empty"), "{real}": str(real_images)}
-    argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--evaluate", "True", "--test_size", "6")
-    assert reason in error_of(capsys, *argv, *(places.get(part, part) for part in more))
-    assert not (tmp_path / "img").exists()
-
-
-def test_prompts_from_a_file(tmp_path):
-    (tmp_path / "prompts.txt").write_text("A painting of a {}\n\n{} at night\n")
-    assert evaluation_prompts([str(tmp_path / "prompts.txt")]) == ["A painting of a {}", "{} at night"]
-    assert evaluation_prompts(["A photo of a {}", "{} at night"]) == ["{} at night"]  # the first is always evaluated
 
 
 def test_evaluation_never_uses_training_seeds(capsys, tiny_config):
