@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 BUILD := OMP_NUM_THREADS=1 $(RUN) -m torch.distributed.run --standalone --nproc_per_node 2 -m miniature.build
 
-.PHONY: demo test proof lint miniature figures clean
+.PHONY: demo test proof lint miniature teaser figures clean
 
 demo: $(VENV)/ready miniature/weights/quality.json  ## train and evaluate three classes of the miniature
 	$(RUN) run.py --config configs/miniature.yml --class_index 2,5,14 --train True --evaluate True
@@ -13,7 +13,7 @@ test: $(VENV)/ready lint  ## what CI runs
 	$(RUN) -m pytest -q
 
 proof: $(VENV)/ready  ## the slow proof: every class of the miniature reaches the bar
-	$(RUN) -m pytest -q -m slow
+	$(RUN) -m pytest -q -m slow --durations 1
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check .
@@ -23,6 +23,10 @@ miniature: $(VENV)/ready  ## train the miniature, or what is missing of it; see 
 
 miniature/weights/quality.json: | $(VENV)/ready
 	$(BUILD)
+
+teaser: $(VENV)/ready  ## every class of the miniature, and docs/teaser.png from what it draws
+	$(RUN) run.py --config configs/miniature.yml --class_index all --train True --evaluate True
+	$(RUN) -m docs.draw_teaser
 
 figures: $(VENV)/ready  ## docs/method.png and docs/world.png
 	$(RUN) -m docs.draw_method

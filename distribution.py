@@ -81,7 +81,8 @@ def distribution(extractor: Extractor, arms: dict[str, list[Path]], real: list[l
         arms = {**arms, "real": [file for files in real for file in files[:aside]]}
         real = [files[aside:] for files in real]
     pooled = features_of(extractor, [file for files in real for file in files], batch_size)
-    return {"features": extractor.name,
+    counts = [len(files) for files in real]
+    return {"features": extractor.name, "real_images_a_class": [min(counts), max(counts)],
             **{arm: distances(pooled, features_of(extractor, files, batch_size)) for arm, files in arms.items()}}
 
 
@@ -90,12 +91,12 @@ def check_counts(generated: int, real: int):
     for count, kind, remedy in ((real, "real", "put more into --real_images"),
                                 (generated, "generated", "give a larger --test_size or more classes")):
         require(count > NEAREST_K, f"FID, KID and coverage need more than {NEAREST_K} {kind} pictures, all classes "
-                                   f"together; there are {count}: {remedy}, or leave --real_images away")
+                                   f"together; there are {count}: {remedy}, or give --real_images none")
 
 
 def distribution_lines(distances: dict) -> tuple[list[list[str]], str]:
     """A table, one line a measure and a column an arm, and a note on how many pictures it rests on."""
-    arms = [arm for arm in distances if arm not in ("features", "classes")]
+    arms = [arm for arm, measured in distances.items() if isinstance(measured, dict)]
     sides = distances[arms[0]]
     lines = [[f"by {distances['features']}", *arms]]
     lines += [[measure, *(f"{distances[arm][measure]:.4g}" for arm in arms)]
@@ -103,6 +104,10 @@ def distribution_lines(distances: dict) -> tuple[list[list[str]], str]:
     note = f"{sides['generated_images']} generated against {sides['real_images']} real pictures, all classes together"
     if not sides["comparable_with_published_fids"]:
         note += f": not comparable with published FIDs, which use {COMPARABLE_FID} a side or more"
+    fewest, most = distances["real_images_a_class"]
+    if fewest < most:
+        note += (f". Classes have {fewest} to {most} real pictures and weigh accordingly among the real, but all the "
+                 "same among the generated ones")
     if "real" in distances and distances["with"]["coverage"] < VARIED * distances["real"]["coverage"]:
         note += f". With the token coverage is below {VARIED} of what real pictures reach: they are more varied"
     return lines, note

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,12 +34,11 @@ class Arm(NamedTuple):
     images: int
 
 
-def arms_of(config: RunConfig, class_index: int, class_name: str, vector: torch.Tensor,
-            untrained: torch.Tensor) -> list[Arm]:
+def arms_of(config: RunConfig, class_index: int, class_name: str, vector: torch.Tensor) -> list[Arm]:
     """Without and with the token, in the paper's prompt and in every --eval_prompts; then the negative controls.
 
-    The controls stand in the token's place: the vector that training started from, and a random direction of the
-    trained vector's norm. What they gain is not the training's.
+    The controls stand in the token's place: the word whose embedding training started from, and a random direction
+    of the trained vector's norm. What they gain is not the training's.
     """
     token = f"{config.placeholder_token} {class_name}"
     arms = []
@@ -49,8 +49,9 @@ def arms_of(config: RunConfig, class_index: int, class_name: str, vector: torch.
     if config.controls:
         direction = torch.randn(len(vector), generator=torch.Generator().manual_seed(class_index))
         random = direction * vector.norm().cpu() / direction.norm()
-        arms += [Arm(name, TEMPLATES[0].format(token), control, config.test_size)
-                 for name, control in (("untrained", untrained), ("random", random))]
+        untrained = TEMPLATES[0].format(f"{config.initializer_token} {class_name}")
+        arms += [Arm("untrained", untrained, None, config.test_size),
+                 Arm("random", TEMPLATES[0].format(token), random, config.test_size)]
     return arms
 
 
@@ -62,17 +63,28 @@ def film_of(config: RunConfig, class_name: str, vectors: torch.Tensor) -> list[A
 
 
 @torch.no_grad()
-def generate(config: RunConfig, components: Components, title: str, token_id: int, arms: list[Arm],
+def generate(config: RunConfig, generator: Callable[[], tuple[Components, int]], title: str, arms: list[Arm],
              folder: Path) -> int:
     """Write folder/<arm>/<seed>.png for seeds 0 to images - 1 of every arm, by the full sampler.
 
-    Pictures that are there already, drawn with the same settings and token, are kept; returns how many were drawn.
+    Pictures that are there already, drawn with the same settings and token, are kept, and where all are, the
+    `generator` (components and placeholder's number) is not called; returns how many were drawn.
+
+    Raises:
+        UserError: a vector of another text encoder's width, a picture that is not a number.
     """
-    forget_other_settings(config, arms, folder)
-    embeds = {arm.folder: embed(components, token_id, arm) for arm in arms}
+    stale, record = drawn_otherwise(config, arms, folder)
     jobs = [(arm, seed) for arm in arms for seed in range(arm.images)
-            if not (folder / arm.folder / f"{seed}.png").exists()]
-    with tqdm(total=len(jobs), desc=f"drawing {title}", unit="image", disable=not jobs) as bar:
+            if arm.folder in stale or not (folder / arm.folder / f"{seed}.png").exists()]
+    if not jobs:
+        return 0
+    components, token_id = generator()
+    embeds = {arm.folder: embed(components, token_id, arm) for arm in arms}
+    (folder / "metrics.json").unlink(missing_ok=True)  # it told of the pictures that go now
+    for arm in stale:
+        shutil.rmtree(folder / arm, ignore_errors=True)
+    write_json(folder / "drawn.json", record)
+    with tqdm(total=len(jobs), desc=f"drawing {title}", unit="image") as bar:
         for start in range(0, len(jobs), config.batch_size):
             batch = jobs[start:start + config.batch_size]
             prompt_embeds = torch.cat([embeds[arm.folder] for arm, _ in batch])
@@ -88,21 +100,21 @@ def embed(components: Components, token_id: int, arm: Arm) -> torch.Tensor:
     """The arm's prompt_embeds [1, L, D]."""
     if arm.vector is None:
         return encode_prompts(components, [arm.prompt])
+    width = components.text_encoder.config.hidden_size
+    require(len(arm.vector) == width, f"the token has {len(arm.vector)} numbers and this model's text encoder reads "
+                                      f"{width}: it was trained for another --model")
     with spliced(components.text_encoder, token_id, arm.vector.to(components.device)):
         return encode_prompts(components, [arm.prompt])
 
 
-def forget_other_settings(config: RunConfig, arms: list[Arm], folder: Path):
-    """Delete an arm's pictures unless folder/drawn.json says that they were drawn as they would be now."""
-    record = folder / "drawn.json"
-    before = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+def drawn_otherwise(config: RunConfig, arms: list[Arm], folder: Path) -> tuple[list[str], dict]:
+    """The arms whose pictures folder/drawn.json does not say to be drawn as they would be now; its new content."""
+    file = folder / "drawn.json"
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     decisive = ("model", "height", "width", "guidance_scale", "num_inference_steps", "mixed_precision")
     settings = {"weights": files_of(config.model), **{name: getattr(config, name) for name in decisive}}
     now = {arm.folder: {"prompt": arm.prompt, "token": fingerprint(arm.vector), **settings} for arm in arms}
-    for arm in now:
-        if before.get(arm) != now[arm]:
-            shutil.rmtree(folder / arm, ignore_errors=True)
-    write_json(record, before | now)
+    return [arm for arm in now if before.get(arm) != now[arm]], before | now
 
 
 def fingerprint(vector: torch.Tensor | None) -> str | None:

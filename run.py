@@ -5,6 +5,7 @@
     python run.py --config configs/miniature.yml --list_classes
 """
 
+import functools
 import glob
 import json
 import math
@@ -26,12 +27,22 @@ import class_token
 from class_token import TOKEN_FILE
 from classifiers import folder_name, load_classifier, load_labels
 from config import RunConfig, parse, to_yaml
-from diffusion import encode_prompts, initial_latents, load_components, noise_sources, trajectory
+from diffusion import Components, encode_prompts, initial_latents, load_components, noise_sources, trajectory
 from distribution import check_counts, distribution, distribution_lines, load_extractor
-from evaluation import ARMS, aligned, arms_of, contexts_table_lines, evaluate_folder, film_of, generate, table_lines
+from evaluation import (
+    ARMS,
+    Arm,
+    aligned,
+    arms_of,
+    contexts_table_lines,
+    evaluate_folder,
+    film_of,
+    generate,
+    table_lines,
+)
 from metrics import COMPARABLE_FID
 from prompt_datasets import TEMPLATES, class_folder, class_names, class_title, evaluation_prompts, select_classes
-from real import drawn, readable, real_pictures
+from real import drawn, real_pictures
 from report import side_by_side, write_report
 from training import train_token
 from utils import (
@@ -73,14 +84,15 @@ def run(config: RunConfig):
     names = class_names(labels, config.class_names)
     chosen = select_classes(config.class_index, labels, names)
     folders = {index: output_folders(config, index, names[index]) for index in chosen}
-    if not config.train:
-        for tokens, _ in folders.values():
-            class_token.load(tokens / TOKEN_FILE)  # before gigabytes are loaded for nothing
+    to_train = {index for index, (tokens, _) in folders.items()
+                if config.train and not (config.skip_exists and (tokens / TOKEN_FILE).exists())}
+    for index in set(chosen) - to_train:
+        check_token(config, folders[index][0] / TOKEN_FILE)  # before gigabytes are loaded for nothing
     real, extractor = dict.fromkeys(chosen, []), None
     if config.evaluate and config.real_images:
         count = config.test_size + math.ceil(COMPARABLE_FID / len(chosen))
         real = {index: real_pictures(config.real_images, index, names, labels, folders[index][1], count)
-                for index in chosen}
+                for index in tqdm(chosen, desc="real pictures", unit="class", delay=2)}
         check_counts(config.test_size * len(chosen), sum(map(len, real.values())))
         extractor = load_extractor(config.features, config.device)
     judges = {"classifier": load_classifier(config.classifier, config.device)}
@@ -88,21 +100,19 @@ def run(config: RunConfig):
         judges["evaluator"] = load_classifier(config.evaluator, config.device)
         require(judges["evaluator"].labels == labels, f"the evaluator '{config.evaluator}' must know the same classes "
                                                       f"in the same order as the classifier '{config.classifier}'")
-    components = load_components(config.model, config.device, DTYPES[config.mixed_precision],
-                                 config.gradient_checkpointing)
-    token_id = class_token.add_placeholder(components.tokenizer, config.placeholder_token)
-    check_prompts(config, components, token_id, [names[index] for index in chosen])
-    real = {index: readable(drawn(config.real_images, index, files)) for index, files in
-            tqdm(real.items(), desc="real pictures", unit="class", disable=not extractor)}
+    generator = functools.cache(lambda: load_generator(config, [names[index] for index in chosen]))
+    if to_train:
+        generator()  # before anything is written; where all pictures are drawn already it is never loaded
     results = []
     for index in chosen:
         tokens, images = folders[index]
         print(f"class {class_title(index, labels[index])}", flush=True)
-        if config.train and not (config.skip_exists and (tokens / TOKEN_FILE).exists()):
-            train(config, components, judges["classifier"], index, names[index], token_id, tokens, images)
+        if index in to_train:
+            train(config, generator, judges["classifier"], index, names[index], tokens, images)
         if config.evaluate:
-            results.append(evaluate(config, components, judges, index, names[index], token_id, tokens / TOKEN_FILE,
-                                    images, real[index]))
+            arms, film = draw(config, generator, index, names[index], labels[index], tokens / TOKEN_FILE, images)
+            results.append(evaluate(config, judges, index, arms, film, tokens, images,
+                                    drawn(config.real_images, index, real[index])))
     if results:
         summarise(config, results, extractor, [folders[index][1] / "eval" for index in chosen],
                   [real[index] for index in chosen])
@@ -138,16 +148,25 @@ def output_folders(config: RunConfig, index: int, name: str) -> tuple[Path, Path
     return tuple(Path(config.output_path, kind, *parts) for kind in ("pipeline_token", "img"))
 
 
-def train(config, components, classifier, index, name, token_id, tokens: Path, images: Path):
+def load_generator(config: RunConfig, names: list[str]) -> tuple[Components, int]:
+    """The frozen generator and the number of its placeholder token, sure to take every prompt of these classes."""
+    components = load_components(config.model, config.device, DTYPES[config.mixed_precision],
+                                 config.gradient_checkpointing)
+    token_id = class_token.add_placeholder(components.tokenizer, config.placeholder_token)
+    check_prompts(config, components, token_id, names)
+    return components, token_id
+
+
+def train(config: RunConfig, generator, classifier, index: int, name: str, tokens: Path, images: Path):
     """Learn one token and save it with its settings and history."""
     for old in (images / "train", tokens):  # a shorter run must not be mixed with what a longer one left
         shutil.rmtree(old, ignore_errors=True)
-    (images / "eval" / "metrics.json").unlink(missing_ok=True)
+    for old in ("eval/metrics.json", "eval/grid.png", "report.html"):
+        (images / old).unlink(missing_ok=True)
     tokens.mkdir(parents=True)
-    write_text(tokens / "config.yml", to_yaml(replace(config, class_index=str(index + 1))))
+    write_text(tokens / "config.yml", to_yaml(replace(config, class_index=str(index + 1), skip_exists=False)))
     started = time.time()
-    trained = train_token(config, components, classifier, index, name, token_id, images / "train",
-                          tokens / "history.jsonl")
+    trained = train_token(config, *generator(), classifier, index, name, images / "train", tokens / "history.jsonl")
     if config.fresh_noise:  # no seed comes back: the film over the updates has to be drawn
         with replacing(images / "train" / VECTORS_FILE) as temporary:
             save_file({"vectors": trained.vectors.half().cpu()}, temporary)
@@ -161,30 +180,36 @@ def train(config, components, classifier, index, name, token_id, tokens: Path, i
           f"  token: {tokens / TOKEN_FILE}")
 
 
-def evaluate(config, components, judges, index, name, token_id, token_file: Path, images: Path, real) -> dict:
-    """Draw, judge and show one class without and with its token."""
-    _, vector, header = class_token.load(token_file)
-    width = components.text_encoder.config.hidden_size
-    require(len(vector) == width, f"'{token_file}' holds a vector of {len(vector)} numbers; the text encoder of "
-                                  f"'{config.model}' reads {width}: it was trained for another model")
-    require(int(header.get("seed", config.test_size)) >= config.test_size,
-            f"'{token_file}' was trained on seeds from {header.get('seed')} on, which {config.test_size} evaluation "
-            f"images would use too: give --test_size {header.get('seed')} or less")
+def draw(config: RunConfig, generator, index: int, name: str, label: str, token_file: Path,
+         images: Path) -> tuple[list[Arm], list[Arm]]:
+    """Write the pictures of one class without and with its token, and of the film over the token's updates."""
+    _, vector, _ = class_token.load(token_file)
     warn_of_other_settings(config, token_file.with_name("config.yml"))
-    folder = images / "eval"
-    untrained = class_token.initial_vector(components.tokenizer, components.text_encoder, config.initializer_token)
-    arms = arms_of(config, index, name, vector, untrained)
-    title = class_title(index, judges["classifier"].labels[index])
-    history = images / "train" / VECTORS_FILE
+    arms, history = arms_of(config, index, name, vector), images / "train" / VECTORS_FILE
     film = film_of(config, name, load_file(history)["vectors"]) if history.exists() else []
-    if not generate(config, components, title, token_id, arms + film, folder):
+    if not generate(config, generator, class_title(index, label), arms + film, images / "eval"):
         print("  the pictures are there already, drawn with this token and these settings")
+    return arms, film
+
+
+def evaluate(config: RunConfig, judges, index: int, arms: list[Arm], film: list[Arm], tokens: Path, images: Path,
+             real: list[Path]) -> dict:
+    """Judge and show the pictures of one class."""
+    folder = images / "eval"
     metrics = evaluate_folder(config, judges, index, arms, folder, film=[arm.folder for arm in film],
-                              token_folder=os.path.relpath(token_file.parent, folder),
+                              token_folder=os.path.relpath(tokens, folder),
                               real=[os.path.relpath(file, folder) for file in real[:20]], settings=asdict(config))
-    side_by_side(folder, f"class {title}", real)
+    side_by_side(folder, f"class {class_title(index, judges['classifier'].labels[index])}", real)
     print(f"  pictures: {folder / 'grid.png'}")
     return metrics
+
+
+def check_token(config: RunConfig, token_file: Path):
+    """A token that was trained before must be there, and must not have seen the evaluation's seeds."""
+    _, _, header = class_token.load(token_file)
+    require(not config.evaluate or int(header.get("seed", config.test_size)) >= config.test_size,
+            f"'{token_file}' was trained on seeds from {header.get('seed')} on, which {config.test_size} evaluation "
+            f"images would use too: give --test_size {header.get('seed')} or less")
 
 
 def warn_of_other_settings(config: RunConfig, trained: Path):

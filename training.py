@@ -31,8 +31,8 @@ class Trained(NamedTuple):
     stopped: str
 
 
-def train_token(config: RunConfig, components: Components, classifier: Classifier, class_index: int, class_name: str,
-                token_id: int, image_folder: Path, history_path: Path) -> Trained:
+def train_token(config: RunConfig, components: Components, token_id: int, classifier: Classifier, class_index: int,
+                class_name: str, image_folder: Path, history_path: Path) -> Trained:
     """Learn v_c for class `class_index` (from 0); images go to `image_folder`, one line an update to `history_path`.
 
     Raises:
@@ -103,7 +103,9 @@ def recent(history: list[tuple[float, float]], window: int) -> tuple[float, floa
 
 def verdict(history: list[tuple[float, float]], window: int, target_accuracy: float,
             early_stopping: int) -> tuple[bool, str | None]:
-    """After an update: is the averaged loss the best so far, and the reason to stop, if there is one.
+    """After an update: is it the one to keep so far, and the reason to stop, if there is one.
+
+    To keep is what reaches the target accuracy, and else what has the least averaged loss.
 
     `history` holds (loss, accuracy) of every update so far. Averages run over `window` updates and nothing counts
     before there are as many: one lucky update is neither the best nor a reason to stop.
@@ -115,7 +117,7 @@ def verdict(history: list[tuple[float, float]], window: int, target_accuracy: fl
     best = losses.index(min(losses))
     improved = best == len(losses) - 1
     if accuracy > target_accuracy:
-        return improved, f"accuracy {accuracy:.2f} is above {target_accuracy}"
+        return True, f"accuracy {accuracy:.2f} is above {target_accuracy}"
     if len(losses) - 1 - best >= early_stopping:
         return improved, f"no better loss in {early_stopping} updates"
     return improved, None

@@ -24,6 +24,7 @@ from PIL import Image
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # or transformers asks owners of .bin files to convert
 
 ROOT = Path(__file__).parent
+CHECKPOINT_KINDS = {".safetensors", ".bin", ".json", ".txt"}
 WITHOUT_GPU_OR_NETWORK = "or try --config configs/miniature.yml, which needs no download, no account and no GPU"
 
 
@@ -74,9 +75,9 @@ def imported(reference: str, setting: str):
 
 
 def files_of(source: str) -> dict[str, list[int]]:
-    """Size and time of change of every file of weights in a local folder: another checkpoint there is told apart."""
+    """Size and time of change of a local checkpoint's files: another one there, or another scheduler, is told apart."""
     folder = find_path(source)
-    files = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".bin")) if folder else []
+    files = sorted(path for path in folder.rglob("*") if path.suffix in CHECKPOINT_KINDS) if folder else []
     return {path.relative_to(folder).as_posix(): [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
 
 

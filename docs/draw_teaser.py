@@ -1,7 +1,6 @@
 """Draw docs/teaser.png in the paper's layout from an evaluation of the miniature: seed 0 of every class, none picked.
 
-    python run.py --config configs/miniature.yml --class_index all --train True --evaluate True
-    python -m docs.draw_teaser
+    make teaser
 """
 
 import json
@@ -30,7 +29,7 @@ def columns(folder: Path) -> list[tuple[str, list[Path]]]:
 def main():
     found = columns(Path("img/miniature"))
     if not found:
-        raise SystemExit("no evaluation in img/miniature: run the first command of `python -m docs.draw_teaser`'s text")
+        raise SystemExit("no evaluation in img/miniature: run `make teaser`")
     fine = [label.split(",")[0] in FINE_DETAILS for label, _ in found]
     gap = 0.35  # between the two halves, in pictures
     figure, axes = plt.subplots(figsize=(len(found) + gap + 1.6, 4.1), dpi=110)

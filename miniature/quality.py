@@ -1,5 +1,6 @@
 """Measure the finished miniature: classifiers on fresh drawings, the generator on bare nouns and on adjectives."""
 
+import hashlib
 import random
 from pathlib import Path
 
@@ -61,10 +62,17 @@ def measure(weights: Path, picture: Path, drawings: torch.Tensor, labels: torch.
     rows = sheet_rows(config, components)
     if first_worker():
         write_json(weights / "quality.json", {**result, "drawings": len(labels), "pictures_a_noun": PER_NOUN,
-                                              "pictures_an_adjective": PER_ADJECTIVE, "judged_by": "evaluator"})
+                                              "pictures_an_adjective": PER_ADJECTIVE, "judged_by": "evaluator",
+                                              "weights": fingerprints(weights)})
         picture.parent.mkdir(exist_ok=True)
         sheet(rows, picture, cell=80, title="3 drawings; generated from words: 3 x the bare noun, 3 x with its "
               "adjective, and that in the snow, at night, as a drawing, as a painting")
+
+
+def fingerprints(weights: Path) -> dict[str, str]:
+    """SHA-256 of every file of weights: a measurement is of these and no others."""
+    return {file.relative_to(weights).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+            for file in sorted(weights.rglob("*.safetensors"))}
 
 
 def verdict(on_drawings: dict[str, float], predicted: dict[str, torch.Tensor]) -> dict:

@@ -2,24 +2,30 @@
 
 import json
 import os
+import random
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import ViTForImageClassification, ViTImageProcessor
 
 import class_token
 import report
 from classifiers import load_classifier
 from diffusion import encode_prompts, generate_images, load_components
+from distribution import Extractor, distribution, distribution_lines
+from evaluation import context_kept, judge_images
 from metrics import frechet_distance, prdc
+from miniature import world
 from prompt_datasets import evaluation_prompts
 from real import real_pictures
 from run import main
 from tests.test_run import error_of, flags
-from utils import UserError, load_images
+from utils import UserError, load_images, save_images
 
 
 def test_a_smaller_evaluation_judges_its_own_images_alone(tiny_config, tmp_path):
@@ -32,7 +38,7 @@ def test_a_smaller_evaluation_judges_its_own_images_alone(tiny_config, tmp_path)
     assert [p.name for p in next((tmp_path / "img").rglob("train")).iterdir()] == ["000"]
 
 
-def test_evaluating_again_draws_only_what_is_missing(capsys, tiny_config, tmp_path):
+def test_evaluating_again_draws_only_what_is_missing(capsys, tiny_config, tmp_path, monkeypatch):
     argv = flags(tiny_config, "--class_index", "3", "--evaluate", "True")
     assert main([*argv, "--train", "True", "--num_train_epochs", "1"]) == 0
     folder, warnings = next((tmp_path / "img").rglob("eval")), []
@@ -47,7 +53,10 @@ def test_evaluating_again_draws_only_what_is_missing(capsys, tiny_config, tmp_pa
                  if path.stat().st_mtime_ns != before.get(path)}
         return drawn, "there already" in out
 
-    assert again() == (set(), True)
+    with monkeypatch.context() as without_generator:
+        without_generator.setattr("run.load_components", None)  # not needed, so not loaded
+        assert again() == (set(), True)
+        assert again("--train", "True", "--skip_exists", "True") == (set(), True)
     (folder / "with" / "1.png").unlink()
     assert again() == ({"with/1"}, False)
     assert again("--test_size", "3") == ({"without/2", "with/2"}, False)
@@ -59,16 +68,45 @@ def test_evaluating_again_draws_only_what_is_missing(capsys, tiny_config, tmp_pa
     assert "warning: the token was trained with guidance_scale 7.0, now 2.0" in warnings[-1]
     os.utime(next(Path(tiny_config.model).rglob("*.safetensors")))  # another checkpoint in the same place
     assert again("--guidance_scale", "2") == (everything, False)
+    os.utime(Path(tiny_config.model, "scheduler", "scheduler_config.json"))  # another sampler
+    assert again("--guidance_scale", "2") == (everything, False)
 
 
 def test_evaluation_refuses_pictures_that_are_no_numbers(capsys, tiny_config, tmp_path, monkeypatch):
     argv = flags(tiny_config, "--class_index", "3")
-    assert main([*argv, "--train", "True", "--num_train_epochs", "1"]) == 0
+    assert main([*argv, "--train", "True", "--evaluate", "True", "--num_train_epochs", "1"]) == 0
     monkeypatch.setattr("evaluation.generate_images", lambda *settings: torch.full((4, 3, 32, 32), torch.nan))
-    assert main([*argv, "--evaluate", "True"]) == 2
+    assert main([*argv, "--evaluate", "True", "--guidance_scale", "2"]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: a picture of 3 (tiger cat) is not a number: try --mixed_precision bf16")
-    assert not list(tmp_path.rglob("eval/*/*.png"))
+    assert not list(tmp_path.rglob("eval/*/*.png")) and not list(tmp_path.rglob("metrics.json"))
+
+
+def test_judging_equals_transformers_own(tiny_classifier, tmp_path):
+    """Accuracy, certainty and what is seen instead, against the checkpoint's own processor and model."""
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
+    pictures, files = [Image.fromarray(each) for each in pixels], [tmp_path / f"{i}.png" for i in range(12)]
+    for picture, file in zip(pictures, files, strict=True):
+        picture.save(file)
+    inputs = ViTImageProcessor.from_pretrained(tiny_classifier)(pictures, return_tensors="pt")
+    model = ViTForImageClassification.from_pretrained(tiny_classifier)
+    with torch.no_grad():
+        probabilities = model(**inputs).logits.softmax(1)
+    seen = probabilities.argmax(1)
+    target = seen.mode().values.item()
+    judged = judge_images(load_classifier(tiny_classifier, "cpu"), files, target, batch_size=5)
+    assert judged["right"] == (seen == target).tolist() and 0 < sum(judged["right"]) < 12
+    assert judged["accuracy"]["value"] == pytest.approx((seen == target).float().mean().item())
+    assert judged["mean_target_probability"] == pytest.approx(probabilities[:, target].mean().item(), abs=1e-5)
+    assert judged["predicted_instead"] == Counter(model.config.id2label[i] for i in seen[seen != target].tolist())
+
+
+def test_contexts_are_judged_by_the_world(tmp_path):
+    files = [tmp_path / f"{i}.png" for i in range(4)]
+    for i, file in enumerate(files):
+        world.draw(0, random.Random(i), "at night" if i else None).save(file)
+    kept = context_kept("miniature.world:context_of", "A photo of a {} at night", files)
+    assert kept["value"] == 0.75 and kept["low"] < 0.75 < kept["high"]
 
 
 def test_reports_of_other_evaluations(capsys, tiny_config, tmp_path):
@@ -171,7 +209,18 @@ def test_distances_to_real_pictures(tiny_config, tmp_path, real_images, capsys):
     generated = features(sorted(next((tmp_path / "img").rglob("eval/with")).glob("*.png")))
     assert distances["with"]["fid"] == pytest.approx(frechet_distance(real, generated), rel=1e-3)
     assert distances["with"]["coverage"] == prdc(real, generated).coverage
-    assert set(distances) == {"features", "classes", "without", "with"}  # too few real ones to set some aside
+    assert "with" in distances and "real" not in distances  # too few real ones to set some aside
+
+
+def test_unequal_numbers_of_real_pictures_are_said(tmp_path):
+    """Two classes, eight generated pictures each; the note says when the real ones weigh otherwise."""
+    pixels = Extractor("pixels", lambda image: image[:, :2, :2], lambda batch: batch.flatten(1), torch.device("cpu"))
+    noise = torch.rand(20, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    files = [tmp_path / f"{i}.png" for i in range(20)]
+    save_images(noise, files)
+    notes = [distribution_lines(distribution(pixels, {"without": files[:16], "with": files[4:]}, real, 8))[1]
+             for real in ([files[:9], files[9:]], [files[:10], files[10:]])]
+    assert "Classes have 9 to 11 real pictures" in notes[0] and "Classes have" not in notes[1]
 
 
 def test_real_pictures_from_a_function_and_their_ceiling(tiny_config, tmp_path, monkeypatch):
@@ -189,7 +238,7 @@ def test_real_pictures_from_a_function_and_their_ceiling(tiny_config, tmp_path, 
 
 
 @pytest.mark.parametrize("more, reason", [
-    (["--real_images", "{empty}"], "has no pictures of class 3"),
+    (["--real_images", "{empty}"], "has no readable pictures of class 3"),
     (["--real_images", "miniature.nowhere:draw"], "no module 'miniature.nowhere'"),
     (["--real_images", "miniature.world:paint"], "has no function 'paint'"),
     (["--context_judge", "miniature.world"], "it is written module:function"),
@@ -202,9 +251,20 @@ def test_wrong_measurements_are_found_before_any_work(tiny_config, tmp_path, rea
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     next(real_images.rglob("9.jpg")).unlink()
     (tmp_path / "empty").mkdir()
-    places = {"{empty}": str(tmp_path / "empty"), "{real}": str(real_images)}
+    places = {f"{{{name}}}": str(tmp_path / name) for name in ("empty", "real")}
     argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--evaluate", "True", "--test_size", "6")
     assert reason in error_of(capsys, *argv, *(places.get(part, part) for part in more))
+    assert not (tmp_path / "img").exists()
+
+
+def test_too_few_readable_real_pictures_are_found_before_any_work(tiny_config, tmp_path, real_images, capsys):
+    for i in range(4, 9):
+        next(real_images.rglob(f"{i}.jpg")).write_bytes(b"broken")
+    assert main(flags(tiny_config, "--class_index", "3", "--train", "True", "--evaluate", "True", "--test_size", "6",
+                      "--real_images", str(real_images))) == 2
+    warning, error = capsys.readouterr().err.splitlines()
+    assert "6 of 10 real pictures cannot be read" in warning
+    assert "more than 5 real pictures, all classes together; there are 4" in error
     assert not (tmp_path / "img").exists()
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import class_token
 from diffusion import encode_prompts, generate_images, load_components, noise_sources
 from miniature import build, world
-from miniature.quality import verdict
+from miniature.quality import fingerprints, verdict
 from miniature.workers import shared
 from run import main
 
@@ -163,7 +163,9 @@ def test_weights_are_small_and_of_half_precision():
 
 
 def test_the_miniature_passes_its_bars():
-    assert json.loads((WEIGHTS / "quality.json").read_text())["passed"] is True
+    quality = json.loads((WEIGHTS / "quality.json").read_text())
+    assert quality["passed"] is True
+    assert quality["weights"] == fingerprints(WEIGHTS)  # measured on what is shipped
 
 
 def test_sampler_and_token_file_equal_diffusers_on_the_miniature(tmp_path):

@@ -114,7 +114,7 @@ def test_no_network_is_one_line(capsys, tiny_config, flag, monkeypatch):
     (["--class_index", "1", "--train_timesteps", "2000", "600"], "from 999 to 0")])
 def test_nothing_is_written_for_a_run_that_cannot_work(capsys, tiny_config, more, reason):
     assert reason in error_of(capsys, *flags(tiny_config, "--train", "True", *more))
-    assert not list(Path(tiny_config.output_path).rglob("*.safetensors"))
+    assert not list(Path(tiny_config.output_path).iterdir())
 
 
 def test_evaluate_without_a_token(capsys, tiny_config):
@@ -164,6 +164,10 @@ def test_evaluation_never_uses_training_seeds(capsys, tiny_config):
     assert main([*argv, "--train", "True", "--num_train_epochs", "1"]) == 0
     line = error_of(capsys, *argv, "--evaluate", "True", "--test_size", "50")
     assert "trained on seeds from 35 on" in line and "--test_size 35" in line
+    line = error_of(capsys, *flags(tiny_config, "--class_index", "2-3", "--train", "True", "--evaluate", "True",
+                                   "--skip_exists", "True", "--seed", "60", "--test_size", "50"))
+    assert "trained on seeds from 35 on" in line
+    assert not list(Path(tiny_config.output_path).rglob("0002*"))  # found before class 2 cost hours
 
 
 def test_summary_gathers_the_classes_of_a_shell_loop(tiny_config, tmp_path):
@@ -182,9 +186,17 @@ def test_skip_exists_trains_nothing(tiny_config, tmp_path):
     assert main([*argv, "--skip_exists", "True"]) == 0 and file.stat().st_mtime_ns == before
 
 
+def test_the_config_of_a_skipping_run_trains_again(tiny_config, tmp_path):
+    assert main(flags(tiny_config, "--class_index", "3", "--train", "True", "--num_train_epochs", "1", "--skip_exists",
+                      "True")) == 0
+    file = next((tmp_path / "pipeline_token").rglob("*.safetensors"))
+    before = file.stat().st_mtime_ns
+    assert main(["--config", str(file.with_name("config.yml"))]) == 0 and file.stat().st_mtime_ns > before
+
+
 def test_token_of_another_model(capsys, tiny_config, tmp_path):
     assert main(flags(tiny_config, "--class_index", "3", "--train", "True", "--num_train_epochs", "1")) == 0
     file = next((tmp_path / "pipeline_token").rglob("*.safetensors"))
     class_token.save(file, "newclas", torch.zeros(768), {})
-    assert "trained for another model" in error_of(capsys, *flags(tiny_config, "--class_index", "3", "--evaluate",
+    assert "trained for another --model" in error_of(capsys, *flags(tiny_config, "--class_index", "3", "--evaluate",
                                                                   "True"))

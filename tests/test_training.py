@@ -22,7 +22,7 @@ def parts(tiny_config, components):
 
 def train(config, parts, tmp_path, class_index=2):
     components, classifier, token_id = parts
-    return train_token(config, components, classifier, class_index, "tiger cat", token_id, tmp_path / "train",
+    return train_token(config, components, token_id, classifier, class_index, "tiger cat", tmp_path / "train",
                        tmp_path / "history.jsonl")
 
 
@@ -104,7 +104,8 @@ def test_stop_rules():
     paper = {"window": 1, "target_accuracy": 0.7, "early_stopping": 15}
     assert verdict([(2.0, 0.6)], **paper) == (True, None)
     assert verdict([(2.0, 0.6), (1.0, 0.8)], **paper) == (True, "accuracy 0.80 is above 0.7")
-    assert verdict([(2.0, 0.6), (3.0, 0.8)], **paper)[0] is False
+    assert verdict([(2.0, 0.6), (3.0, 0.8)], **paper) == (True, "accuracy 0.80 is above 0.7")
+    assert verdict([(2.0, 0.6), (3.0, 0.6)], **paper) == (False, None)
     assert verdict([(1.0, 0.0)] + [(1.5, 0.0)] * 14, **paper) == (False, None)
     assert verdict([(1.0, 0.0)] + [(1.5, 0.0)] * 15, **paper) == (False, "no better loss in 15 updates")
 
