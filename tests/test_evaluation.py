@@ -180,7 +180,7 @@ def test_a_name_that_two_classes_share_is_no_folder_of_either(tmp_path):
     names = ["crane", "crane", "tiger cat"]
     for folder in ("crane", "0001_crane", "crane, machine", "tiger cat"):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "a.png").touch()
+        Image.new("RGB", (8, 8)).save(tmp_path / folder / "a.png")
     found = [real_pictures(str(tmp_path), index, names, labels, tmp_path, 1)[0].parent.name for index in range(3)]
     assert found == ["0001_crane", "crane, machine", "tiger cat"]
     shutil.rmtree(tmp_path / "0001_crane")
