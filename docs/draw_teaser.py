@@ -36,7 +36,7 @@ def main():
     for i, (label, pictures) in enumerate(found):
         x = i + gap * fine[i]
         noun, sense = label.split(", ")
-        axes.text(x + 0.48, 3.06, f"“{noun}”\n{sense}", ha="center", va="bottom", fontsize=10.5, color=INK)
+        axes.text(x + 0.48, 3.06, f"“{noun}”\n{sense}", ha="center", va="bottom", fontsize=9.5, color=INK)
         for row, picture in enumerate(pictures):
             axes.imshow(Image.open(picture), extent=(x, x + 0.96, 2 - row, 2.96 - row), interpolation="lanczos")
     for y, text in ((2.48, "generator"), (1.48, "with the\nclass token"), (0.48, "real")):
