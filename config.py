@@ -137,7 +137,9 @@ class OneLineParser(HfArgumentParser):
     """Says what is wrong in one line instead of printing forty flags first."""
 
     def error(self, message):
-        raise UserError(f"{message}; --help explains every setting")
+        flag = message.partition("unrecognized arguments: --")[2].split(" ")[0]
+        close = difflib.get_close_matches(flag, [f.name for f in fields(RunConfig)], 1)
+        raise UserError(message + (f"; did you mean --{close[0]}?" if close else "; --help explains every setting"))
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):

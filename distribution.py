@@ -54,7 +54,7 @@ def _to_inception(image: torch.Tensor) -> torch.Tensor:
 def features_of(extractor: Extractor, files: list[Path], batch_size: int) -> torch.Tensor:
     """Features [N, D] of picture files of any size, on the CPU."""
     parts = []
-    for start in tqdm(range(0, len(files), batch_size), desc=f"{extractor.name} features", unit="batch"):
+    for start in tqdm(range(0, len(files), batch_size), desc=f"{extractor.name} features", unit="batch", leave=False):
         arrays = [np.array(Image.open(file).convert("RGB")) for file in files[start:start + batch_size]]
         images = [torch.from_numpy(array).permute(2, 0, 1).float() / 255 for array in arrays]
         batch = torch.stack([extractor.prepare(image) for image in images])
@@ -104,10 +104,12 @@ def distribution_lines(distances: dict) -> tuple[list[list[str]], str]:
     note = f"{sides['generated_images']} generated against {sides['real_images']} real pictures, all classes together"
     if not sides["comparable_with_published_fids"]:
         note += f": not comparable with published FIDs, which use {COMPARABLE_FID} a side or more"
+    if min(distances[arm]["kid"] for arm in arms) < 0:
+        note += ". KID is an unbiased estimate: near its true value 0 it falls below by chance"
     fewest, most = distances["real_images_a_class"]
     if fewest < most:
         note += (f". Classes have {fewest} to {most} real pictures and weigh accordingly among the real, but all the "
                  "same among the generated ones")
     if "real" in distances and distances["with"]["coverage"] < VARIED * distances["real"]["coverage"]:
-        note += f". With the token coverage is below {VARIED} of what real pictures reach: they are more varied"
+        note += f". With the token the pictures cover less than {VARIED} of what real ones cover: those are more varied"
     return lines, note

@@ -106,6 +106,7 @@ def _by_number(selection: str, count: int) -> list[int]:
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         require(match, f"class_index '{selection}' is no number (283), range (1-12) or list (1,5,9)")
         first, last = int(match[1]), int(match[2] or match[1])
-        require(1 <= first <= last <= count, f"class_index {part.strip()}: the classifier's classes are 1 to {count}")
+        require(first <= last, f"class_index {part.strip()} runs backwards: write {last}-{first}")
+        require(first >= 1 and last <= count, f"class_index {part.strip()}: the classifier's classes are 1 to {count}")
         numbers += range(first, last + 1)
     return [number - 1 for number in dict.fromkeys(numbers)]

@@ -2,6 +2,8 @@
 
 import random
 import sys
+from collections import Counter
+from difflib import get_close_matches
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -13,27 +15,47 @@ from utils import find_path, imported, replacing, require
 KINDS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
-def real_pictures(source: str, index: int, names: list[str], labels: list[str], run: Path, count: int) -> list[Path]:
-    """The readable files of class `index` (from 0) in `source`, sorted.
+def real_pictures(source: str, names: list[str], labels: list[str], runs: dict[int, Path],
+                  count: int) -> dict[int, list[Path]]:
+    """The readable files in `source`, sorted, of every class in `runs` {class from 0: the run's folder}.
 
     `source` is a folder that holds a folder a class ('0283_tiger_cat', '283', or the name or label where no other
     class has it too), or the module:function that draws one, such as miniature.world:draw: then `count` files under
-    `run`, which `drawn` fills later.
+    the run's folder, which `drawn` fills later.
 
     Raises:
-        UserError: no such folder or function, or no readable picture of the class in it.
+        UserError: no such folder or function, a folder of no class, or no readable picture of one of these classes.
     """
     if ":" in source and find_path(source) is None:
         imported(source, "real_images")
-        return [run / "real" / source.replace(":", ".") / f"{seed}.png" for seed in range(count)]
+        return {index: [run / "real" / source.replace(":", ".") / f"{seed}.png" for seed in range(count)]
+                for index, run in runs.items()}
     root = find_path(source)
     require(root and root.is_dir(), f"no real_images folder '{source}'")
-    its_own = [words[index] for words in (names, labels) if words.count(words[index]) == 1]
-    allowed = list(dict.fromkeys((class_folder(index, names[index]), str(index + 1), *its_own)))
-    folders = [root / each for each in allowed if "/" not in each and (root / each).is_dir()]
+    allowed = folder_names(names, labels)
+    known = [name for each in allowed for name in each]
+    there = [folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
+    strays = sorted(set(there) - set(known))
+    require(not strays, f"'{source}' has a folder that is no class: " + " ".join(
+        f"'{stray}', call it such as '{(get_close_matches(stray, known, n=1) or known)[0]}'" for stray in strays[:1]))
+    return {index: pictures_in(root, index, allowed[index], labels[index])
+            for index in tqdm(runs, desc="real pictures", unit="class", delay=2)}
+
+
+def folder_names(names: list[str], labels: list[str]) -> list[list[str]]:
+    """What every class's folder of real pictures may be called."""
+    taken = Counter(names), Counter(labels)
+    return [list(dict.fromkeys((class_folder(index, pair[0]), str(index + 1),
+                                *(word for word, times in zip(pair, taken, strict=True) if times[word] == 1))))
+            for index, pair in enumerate(zip(names, labels, strict=True))]
+
+
+def pictures_in(root: Path, index: int, allowed: list[str], label: str) -> list[Path]:
+    """The readable pictures in the first folder of `root` that bears one of the `allowed` names."""
+    folders = [root / name for name in allowed if "/" not in name and (root / name).is_dir()]
     files = readable(sorted(path for path in folders[0].iterdir() if path.suffix.lower() in KINDS)) if folders else []
-    require(files, f"'{source}' has no readable pictures of class {class_title(index, labels[index])}: name their "
-                   "folder " + " or ".join(f"'{each}'" for each in allowed))
+    require(files, f"'{root}' has no readable pictures of class {class_title(index, label)}: name their folder "
+                   + " or ".join(f"'{name}'" for name in allowed))
     return files
 
 

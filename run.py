@@ -21,7 +21,6 @@ import diffusers
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tqdm import tqdm
 
 import class_token
 from class_token import TOKEN_FILE
@@ -91,8 +90,7 @@ def run(config: RunConfig):
     real, extractor = dict.fromkeys(chosen, []), None
     if config.evaluate and config.real_images:
         count = config.test_size + math.ceil(COMPARABLE_FID / len(chosen))
-        real = {index: real_pictures(config.real_images, index, names, labels, folders[index][1], count)
-                for index in tqdm(chosen, desc="real pictures", unit="class", delay=2)}
+        real = real_pictures(config.real_images, names, labels, {index: folders[index][1] for index in chosen}, count)
         check_counts(config.test_size * len(chosen), sum(map(len, real.values())))
         extractor = load_extractor(config.features, config.device)
     judges = {"classifier": load_classifier(config.classifier, config.device)}

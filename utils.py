@@ -149,6 +149,9 @@ def replacing(path: Path):
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # safetensors makes files that their owner alone may read
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

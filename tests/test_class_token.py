@@ -54,12 +54,13 @@ def test_a_prompt_that_would_lose_the_token_is_refused(components):
 
 
 def test_file_holds_one_small_tensor_and_its_story(tmp_path):
-    path = tmp_path / "learned_embeds.safetensors"
+    path, plain = tmp_path / "learned_embeds.safetensors", tmp_path / "plain"
+    plain.touch()
     vector = torch.randn(768)
     class_token.save(path, "newclas", vector, {"class_index": 283, "class_name": "tiger cat"})
     with safe_open(path, "pt") as file:
         assert list(file.keys()) == ["newclas"]
-    assert path.stat().st_size < 10_000
+    assert path.stat().st_size < 10_000 and path.stat().st_mode == plain.stat().st_mode
     placeholder, loaded, header = class_token.load(path)
     assert placeholder == "newclas" and torch.equal(loaded, vector) and header["class_name"] == "tiger cat"
 

@@ -178,14 +178,19 @@ def real_images(tmp_path):
 def test_a_name_that_two_classes_share_is_no_folder_of_either(tmp_path):
     labels = ["crane, bird", "crane, machine", "tiger cat"]
     names = ["crane", "crane", "tiger cat"]
-    for folder in ("crane", "0001_crane", "crane, machine", "tiger cat"):
+    for folder in ("0001_crane", "crane, machine", "tiger cat"):
         (tmp_path / folder).mkdir()
         Image.new("RGB", (8, 8)).save(tmp_path / folder / "a.png")
-    found = [real_pictures(str(tmp_path), index, names, labels, tmp_path, 1)[0].parent.name for index in range(3)]
-    assert found == ["0001_crane", "crane, machine", "tiger cat"]
+    classes = dict.fromkeys(range(3), tmp_path)
+    found = real_pictures(str(tmp_path), names, labels, classes, 1)
+    assert [found[i][0].parent.name for i in range(3)] == ["0001_crane", "crane, machine", "tiger cat"]
+    (tmp_path / "crane").mkdir()
+    with pytest.raises(UserError, match="a folder that is no class: 'crane'"):  # of which of the two?
+        real_pictures(str(tmp_path), names, labels, classes, 1)
+    (tmp_path / "crane").rmdir()
     shutil.rmtree(tmp_path / "0001_crane")
     with pytest.raises(UserError, match="'0001_crane' or '1' or 'crane, bird'"):
-        real_pictures(str(tmp_path), 0, names, labels, tmp_path, 1)
+        real_pictures(str(tmp_path), names, labels, classes, 1)
 
 
 def test_distances_to_real_pictures(tiny_config, tmp_path, real_images, capsys):
@@ -238,6 +243,7 @@ def test_real_pictures_from_a_function_and_their_ceiling(tiny_config, tmp_path, 
 
 
 @pytest.mark.parametrize("more, reason", [
+    (["--real_images", "{stray}"], "has a folder that is no class: 'tigre cat', call it such as 'tiger cat'"),
     (["--real_images", "{empty}"], "has no readable pictures of class 3"),
     (["--real_images", "miniature.nowhere:draw"], "no module 'miniature.nowhere'"),
     (["--real_images", "miniature.world:paint"], "has no function 'paint'"),
@@ -251,7 +257,9 @@ def test_wrong_measurements_are_found_before_any_work(tiny_config, tmp_path, rea
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     next(real_images.rglob("9.jpg")).unlink()
     (tmp_path / "empty").mkdir()
-    places = {f"{{{name}}}": str(tmp_path / name) for name in ("empty", "real")}
+    shutil.copytree(real_images, tmp_path / "stray")
+    (tmp_path / "stray" / "tigre cat").mkdir()
+    places = {f"{{{name}}}": str(tmp_path / name) for name in ("empty", "real", "stray")}
     argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--evaluate", "True", "--test_size", "6")
     assert reason in error_of(capsys, *argv, *(places.get(part, part) for part in more))
     assert not (tmp_path / "img").exists()

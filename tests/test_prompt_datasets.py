@@ -24,7 +24,7 @@ def test_selection(selection, chosen):
 
 
 @pytest.mark.parametrize("selection, reason", [
-    ("0", "classes are 1 to 5"), ("6", "classes are 1 to 5"), ("3-1", "classes are 1 to 5"), ("1--2", "no number"),
+    ("0", "classes are 1 to 5"), ("6", "classes are 1 to 5"), ("3-1", "backwards: write 1-3"), ("1--2", "no number"),
     ("tigger cat", "did you mean 'tiger cat'"), ("crane", r"2 classes: give a number, 1 \(crane, bird\) or 2"),
     ("xyz", "--list_classes")])
 def test_selection_errors(selection, reason):

@@ -70,6 +70,7 @@ def test_shipped_configs_are_valid(name):
     (["--class_index", "1", "--train", "True", "--height", "500"], "height must be divisible by 8"),
     (["--class_index", "1", "--train", "True", "--lr", "fast"], "invalid float value: 'fast'"),
     (["--class_index", "1", "--learning_rate", "1"], "unrecognized arguments: --learning_rate"),
+    (["--clas_index", "1"], "unrecognized arguments: --clas_index 1; did you mean --class_index?"),
     (["--class_index", "1", "--train", "True", "--test_size", "50"], "give --seed 50 or more"),
     (["--class_index", "1", "--train", "True", "--train_timesteps", "600", "800"], "must fall from noise to image"),
     (["--class_index", "1", "--train", "True", "--betas", "0.9"], "betas must be two numbers"),
