@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from torchmetrics.image.fid import NoTrainInceptionV3
 from torchvision.transforms.v2 import functional as TF
 from tqdm import tqdm
@@ -40,7 +41,11 @@ def load_extractor(name: str, device: str) -> Extractor:
                          lambda prepared: penultimate(classifier, prepared), torch.device(device))
     weights = name.partition(":")[2] or None
     require(weights is None or Path(weights).is_file(), f"features: no file '{weights}'")
-    with opening(name, instead="or give --features inception:<file of weights> or a classifier"):
+    with opening(name, weights, instead="or give --features inception:<file of weights> or a classifier"):
+        if weights:  # the libraries unpickle freely, so they get no file that needs it
+            torch.load(weights, map_location="cpu", weights_only=True)
+        else:
+            torch.hub.load_state_dict_from_url(URL_INCEPTION_V3, map_location="cpu", check_hash=True, weights_only=True)
         model = NoTrainInceptionV3("inception-v3-compat", ["2048"], weights).to(device)
     return Extractor("InceptionV3", _to_inception, model, torch.device(device))
 
@@ -99,7 +104,7 @@ def distribution_lines(distances: dict) -> tuple[list[list[str]], str]:
     arms = [arm for arm, measured in distances.items() if isinstance(measured, dict)]
     sides = distances[arms[0]]
     lines = [[f"by {distances['features']}", *arms]]
-    lines += [[measure, *(f"{distances[arm][measure]:.4g}" for arm in arms)]
+    lines += [[measure, *(f"{distances[arm][measure]:#.3g}" for arm in arms)]
               for measure in ("fid", "kid", "kid_std", "precision", "recall", "density", "coverage")]
     note = f"{sides['generated_images']} generated against {sides['real_images']} real pictures, all classes together"
     if not sides["comparable_with_published_fids"]:

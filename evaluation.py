@@ -178,18 +178,26 @@ def paired(before: dict, after: dict) -> dict[str, float]:
     return {role: mcnemar(*(torch.tensor(arm[role]["right"]) for arm in (before, after))) for role in before}
 
 
-def pooled(arms: list[dict], role: str) -> Proportion:
-    """The accuracy of all classes' images together, with its interval; one judged arm a class."""
-    right = [right for arm in arms for right in arm[role]["right"]]
-    return wilson(sum(right), len(right))
+def pooled(arms: list[dict], role: str, measure: str = "accuracy") -> Proportion:
+    """The accuracy (or 'top5') of all classes' images together, with its interval; one judged arm a class."""
+    counts = [len(arm[role]["right"]) for arm in arms]
+    return wilson(sum(round(arm[role][measure]["value"] * count) for arm, count in zip(arms, counts, strict=True)),
+                  sum(counts))
+
+
+def same_seeds(all_metrics: list[dict], role: str) -> str:
+    """How many pictures of all classes the token put right and wrong, and McNemar's test whether that is chance."""
+    before, after = (torch.tensor([right for metrics in all_metrics for right in metrics[arm][role]["right"]])
+                     for arm in ARMS)
+    return f"{(after & ~before).sum()} and {(before & ~after).sum()}, p = {mcnemar(before, after):.1g}"
 
 
 def interval(share: Proportion) -> str:
     return f"{share.value:.2f} [{share.low:.2f}, {share.high:.2f}]"
 
 
-def before_and_after(all_metrics: list[dict], role: str) -> str:
-    return " -> ".join(interval(pooled([metrics[arm] for metrics in all_metrics], role)) for arm in ARMS)
+def before_and_after(all_metrics: list[dict], role: str, measure: str = "accuracy") -> str:
+    return " -> ".join(interval(pooled([metrics[arm] for metrics in all_metrics], role, measure)) for arm in ARMS)
 
 
 def table_lines(all_metrics: list[dict]) -> list[list[str]]:
@@ -202,6 +210,8 @@ def table_lines(all_metrics: list[dict]) -> list[list[str]]:
                       *(" -> ".join(f"{metrics[arm][role]['accuracy']['value']:.2f}" for arm in ARMS)
                         for role in roles), ", ".join(f"{label} {n}" for label, n in list(instead.items())[:2])])
     lines.append(["", "all", *(before_and_after(all_metrics, role) for role in roles), ""])
+    lines.append(["", "all, in the top 5", *(before_and_after(all_metrics, role, "top5") for role in roles), ""])
+    lines.append(["", "put right, put wrong", *(same_seeds(all_metrics, role) for role in roles), "McNemar's test"])
     for control in CONTROLS:
         if control in all_metrics[0]:
             arms = [metrics[control] for metrics in all_metrics]

@@ -18,8 +18,8 @@ import report
 from classifiers import load_classifier
 from diffusion import encode_prompts, generate_images, load_components
 from distribution import Extractor, distribution, distribution_lines
-from evaluation import context_kept, judge_images
-from metrics import frechet_distance, prdc
+from evaluation import context_kept, judge_images, table_lines
+from metrics import frechet_distance, prdc, wilson
 from miniature import world
 from prompt_datasets import evaluation_prompts
 from real import real_pictures
@@ -280,3 +280,20 @@ def test_prompts_from_a_file(tmp_path):
     (tmp_path / "prompts.txt").write_text("A painting of a {}\n\n{} at night\n")
     assert evaluation_prompts([str(tmp_path / "prompts.txt")]) == ["A painting of a {}", "{} at night"]
     assert evaluation_prompts(["A photo of a {}", "{} at night"]) == ["{} at night"]  # the first is always evaluated
+
+
+def test_the_table_pools_all_classes():
+    """Two classes of four pictures: right 1 + 2 of 8 without, 4 + 3 with; top 5 as stored; five gained, one lost."""
+    def judged(right, top5):
+        return {"right": [bool(each) for each in right], "accuracy": wilson(sum(right), 4)._asdict(),
+                "top5": wilson(top5, 4)._asdict(), "predicted_instead": {}}
+
+    metrics = [{"class_index": i, "label": f"class {i}", "judges": {"classifier": "vit"},
+                "without": {"classifier": without}, "with": {"classifier": with_}}
+               for i, without, with_ in ((1, judged([1, 0, 0, 0], 2), judged([1, 1, 1, 1], 4)),
+                                         (2, judged([1, 1, 0, 0], 3), judged([1, 0, 1, 1], 4)))]
+    lines = {line[1]: line[2] for line in table_lines(metrics)}
+    assert lines["class 1"] == "0.25 -> 1.00"
+    assert lines["all"].startswith("0.38 [0.14, 0.69] -> 0.88 [0.53, 0.98]")
+    assert lines["all, in the top 5"].startswith("0.62 [") and " -> 1.00 [" in lines["all, in the top 5"]
+    assert lines["put right, put wrong"] == "5 and 1, p = 0.2"

@@ -1,14 +1,21 @@
 """Measurements against independent ones: torch-fidelity, scipy, statsmodels' formulas by hand, brute force."""
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.stats import binom
+from torch_fidelity import feature_extractor_inceptionv3
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
+from distribution import features_of, load_extractor
 from metrics import comparable, frechet_distance, kernel_distance, mcnemar, prdc, wilson
+from utils import UserError
 
 
 @pytest.fixture
@@ -76,3 +83,41 @@ def test_too_few_images_are_refused(features, measure):
 
 def test_small_fids_are_not_comparable():
     assert comparable(2048, 5000) and not comparable(5000, 800)
+
+
+@pytest.fixture
+def inception_weights(tmp_path, monkeypatch):
+    """A file in the format of torch-fidelity's weights, random."""
+    with monkeypatch.context() as without_weights:
+        without_weights.setattr(feature_extractor_inceptionv3, "load_state_dict_from_url", lambda *args, **kwargs: None)
+        without_weights.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        torch.manual_seed(0)
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    torch.save(network.state_dict(), tmp_path / "inception.pth")
+    return tmp_path / "inception.pth"
+
+
+def test_inception_features_are_torch_fidelitys(inception_weights, tmp_path):
+    """From a file of weights, of pictures that Pillow, which resizes with antialiasing, brought to 299 x 299."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 7, 9, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(each).resize((640, 400), Image.BICUBIC) for each in pixels]
+    files = [tmp_path / f"{i}.png" for i in range(2)]
+    for picture, file in zip(pictures, files, strict=True):
+        picture.save(file)
+    ours = features_of(load_extractor(f"inception:{inception_weights}", "cpu"), files, batch_size=2)
+    reference = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(inception_weights))
+    resized = np.stack([np.asarray(picture.resize((299, 299), Image.BICUBIC)) for picture in pictures])
+    theirs, = reference(torch.from_numpy(resized).permute(0, 3, 1, 2))
+    assert ours.shape == (2, 2048)
+    assert (ours - theirs).norm() < 0.05 * (theirs[0] - theirs[1]).norm()
+
+
+def test_inception_weights_are_not_unpickled_freely(tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "executed",)
+
+    torch.save({"fc.bias": Hostile()}, tmp_path / "hostile.pth")
+    with pytest.raises(UserError, match=r"hostile\.pth") as error:
+        load_extractor(f"inception:{tmp_path / 'hostile.pth'}", "cpu")
+    assert not (tmp_path / "executed").exists() and "\n" not in str(error.value)
