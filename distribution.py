@@ -1,5 +1,6 @@
 """How near the generated pictures lie to real ones: FID, KID, precision, recall, density and coverage."""
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -13,10 +14,10 @@ from torchvision.transforms.v2 import functional as TF
 from tqdm import tqdm
 
 from classifiers import load_classifier, penultimate
-from metrics import COMPARABLE_FID, NEAREST_K, comparable, frechet_distance, kernel_distance, prdc
+from metrics import COMPARABLE_FID, NEAREST_K, Prdc, frechet_distance, kernel_distance, prdc
 from utils import opening, require
 
-INCEPTION_SIZE = 299
+INCEPTION, INCEPTION_SIZE = "InceptionV3", 299
 VARIED = 0.8  # of the real pictures' coverage: less is worth a warning
 
 
@@ -37,6 +38,8 @@ def load_extractor(name: str, device: str) -> Extractor:
     """
     if name.split(":")[0] != "inception":
         classifier = load_classifier(name, device)
+        blank = classifier.preprocessing(torch.zeros(1, 3, 64, 64)).to(device)
+        penultimate(classifier, blank)  # now, not after everything is drawn
         return Extractor(classifier.name, lambda image: classifier.preprocessing(image[None])[0],
                          lambda prepared: penultimate(classifier, prepared), torch.device(device))
     weights = name.partition(":")[2] or None
@@ -47,7 +50,7 @@ def load_extractor(name: str, device: str) -> Extractor:
         else:
             torch.hub.load_state_dict_from_url(URL_INCEPTION_V3, map_location="cpu", check_hash=True, weights_only=True)
         model = NoTrainInceptionV3("inception-v3-compat", ["2048"], weights).to(device)
-    return Extractor("InceptionV3", _to_inception, model, torch.device(device))
+    return Extractor(INCEPTION, _to_inception, model, torch.device(device))
 
 
 def _to_inception(image: torch.Tensor) -> torch.Tensor:
@@ -68,27 +71,34 @@ def features_of(extractor: Extractor, files: list[Path], batch_size: int) -> tor
 
 
 def distances(real: torch.Tensor, generated: torch.Tensor) -> dict:
-    """FID, KID with its std over subsets, PRDC, and whether the FID may stand beside published ones."""
-    mean, std = kernel_distance(real, generated)
-    return {"fid": frechet_distance(real, generated), "kid": mean, "kid_std": std, **prdc(real, generated)._asdict(),
-            "real_images": len(real), "generated_images": len(generated),
-            "comparable_with_published_fids": comparable(len(real), len(generated))}
+    """FID, KID with its std over subsets, and PRDC."""
+    mean, std, size = kernel_distance(real, generated)
+    return {"fid": frechet_distance(real, generated), "kid": mean, "kid_std": std, "kid_subset_size": size,
+            **prdc(real, generated)._asdict(), "real_images": len(real), "generated_images": len(generated)}
 
 
 def distribution(extractor: Extractor, arms: dict[str, list[Path]], real: list[list[Path]], batch_size: int) -> dict:
     """Every arm's pictures of all classes against the real ones [class][picture], pooled.
 
-    Where every class has enough real pictures, as many of them as an arm has of the class stand aside and are
-    measured like an arm of their own, 'real': the ceiling that a perfect generator would reach.
+    Where every class has enough real pictures, as many of them as an arm has of the class, picked at random, stand
+    aside and are measured like an arm of their own, 'real': the ceiling that a perfect generator would reach.
     """
     aside = len(next(iter(arms.values()))) // len(real)
+    real = [random.Random(0).sample(files, len(files)) for files in real]
     if all(len(files) >= 2 * aside for files in real):
         arms = {**arms, "real": [file for files in real for file in files[:aside]]}
         real = [files[aside:] for files in real]
     pooled = features_of(extractor, [file for files in real for file in files], batch_size)
     counts = [len(files) for files in real]
+    generated = len(next(iter(arms.values())))
     return {"features": extractor.name, "real_images_a_class": [min(counts), max(counts)],
+            "comparable_with_published_fids": comparable(extractor.name, sum(counts), generated),
             **{arm: distances(pooled, features_of(extractor, files, batch_size)) for arm, files in arms.items()}}
+
+
+def comparable(features: str, real: int, generated: int) -> bool:
+    """Whether an FID of these features and so many images may stand beside published ones."""
+    return features == INCEPTION and min(real, generated) >= COMPARABLE_FID
 
 
 def check_counts(generated: int, real: int):
@@ -101,14 +111,16 @@ def check_counts(generated: int, real: int):
 
 def distribution_lines(distances: dict) -> tuple[list[list[str]], str]:
     """A table, one line a measure and a column an arm, and a note on how many pictures it rests on."""
-    arms = [arm for arm, measured in distances.items() if isinstance(measured, dict)]
+    arms = [arm for arm in ("without", "with", "real") if arm in distances]
     sides = distances[arms[0]]
     lines = [[f"by {distances['features']}", *arms]]
-    lines += [[measure, *(f"{distances[arm][measure]:#.3g}" for arm in arms)]
-              for measure in ("fid", "kid", "kid_std", "precision", "recall", "density", "coverage")]
+    spread = f"kid's std over subsets of {min(distances[arm]['kid_subset_size'] for arm in arms)}"
+    names = {"fid": "fid", "kid": "kid", "kid_std": spread, **{name: name for name in Prdc._fields}}
+    lines += [[name, *(f"{distances[arm][measure]:#.3g}" for arm in arms)] for measure, name in names.items()]
     note = f"{sides['generated_images']} generated against {sides['real_images']} real pictures, all classes together"
-    if not sides["comparable_with_published_fids"]:
-        note += f": not comparable with published FIDs, which use {COMPARABLE_FID} a side or more"
+    if not distances["comparable_with_published_fids"]:
+        note += (f": not comparable with published FIDs, which are of {INCEPTION}'s features and {COMPARABLE_FID} or "
+                 "more pictures a side")
     if min(distances[arm]["kid"] for arm in arms) < 0:
         note += ". KID is an unbiased estimate: near its true value 0 it falls below by chance"
     fewest, most = distances["real_images_a_class"]

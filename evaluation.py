@@ -17,11 +17,12 @@ from classifiers import Classifier
 from config import RunConfig
 from diffusion import Components, encode_prompts, generate_images
 from metrics import Proportion, mcnemar, wilson
-from prompt_datasets import TEMPLATES, prompt_folder
+from prompt_datasets import TEMPLATES, class_title, prompt_folder
 from utils import files_of, imported, load_images, require, save_images, write_json
 
 ARMS = ("without", "with")
 CONTROLS = ("untrained", "random")
+DRAWN_BY = ("model", "height", "width", "guidance_scale", "num_inference_steps", "mixed_precision")
 FRAMES = 10  # of the film of one picture over the updates
 
 
@@ -80,7 +81,7 @@ def generate(config: RunConfig, generator: Callable[[], tuple[Components, int]],
         return 0
     components, token_id = generator()
     embeds = {arm.folder: embed(components, token_id, arm) for arm in arms}
-    (folder / "metrics.json").unlink(missing_ok=True)  # it told of the pictures that go now
+    forget(folder.parent)
     for arm in stale:
         shutil.rmtree(folder / arm, ignore_errors=True)
     write_json(folder / "drawn.json", record)
@@ -111,10 +112,23 @@ def drawn_otherwise(config: RunConfig, arms: list[Arm], folder: Path) -> tuple[l
     """The arms whose pictures folder/drawn.json does not say to be drawn as they would be now; its new content."""
     file = folder / "drawn.json"
     before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    decisive = ("model", "height", "width", "guidance_scale", "num_inference_steps", "mixed_precision")
-    settings = {"weights": files_of(config.model), **{name: getattr(config, name) for name in decisive}}
+    settings = {"weights": files_of(config.model), **{name: getattr(config, name) for name in DRAWN_BY}}
     now = {arm.folder: {"prompt": arm.prompt, "token": fingerprint(arm.vector), **settings} for arm in arms}
     return [arm for arm in now if before.get(arm) != now[arm]], before | now
+
+
+def forget(run: Path):
+    """Remove what tells of pictures that are drawn anew: a class's measurements, its pages and those of all classes."""
+    everything = run.parent.parent
+    for file in (run / "eval/metrics.json", run / "eval/grid.png", run / "report.html",
+                 everything / f"summary_{run.name}.json", everything / f"report_{run.name}.html"):
+        file.unlink(missing_ok=True)
+
+
+def pictures_of(folder: Path) -> str:
+    """A fingerprint of how the pictures in folder/without and folder/with were drawn."""
+    drawn = json.loads((folder / "drawn.json").read_text(encoding="utf-8"))
+    return hashlib.sha256(json.dumps([drawn[arm] for arm in ARMS], sort_keys=True).encode()).hexdigest()
 
 
 def fingerprint(vector: torch.Tensor | None) -> str | None:
@@ -132,7 +146,7 @@ def judge_images(classifier: Classifier, paths: list[Path], class_index: int, ba
                                for i in range(0, len(paths), batch_size)])  # [N, C]
     likeliest = probabilities.topk(min(5, probabilities.shape[1])).indices
     right = likeliest[:, 0] == class_index
-    others = Counter(classifier.labels[i] for i in likeliest[~right, 0].tolist())
+    others = Counter(class_title(i, classifier.labels[i]) for i in likeliest[~right, 0].tolist())
     return {"accuracy": wilson(int(right.sum()), len(right))._asdict(),
             "top5": wilson(int((likeliest == class_index).any(1).sum()), len(right))._asdict(),
             "mean_target_probability": probabilities[:, class_index].mean().item(),
@@ -152,7 +166,8 @@ def evaluate_folder(config: RunConfig, judges: dict[str, Classifier], class_inde
     judged = {arm.folder: {role: judge_images(judge, [folder / arm.folder / name for name in names], class_index,
                                               config.batch_size) for role, judge in judges.items()} for arm in arms}
     metrics = {
-        "class_index": class_index + 1, "label": labels[class_index], "images": config.test_size,
+        "class_index": class_index + 1, "label": labels[class_index], "classes": len(labels),
+        "images": config.test_size, "pictures": pictures_of(folder),
         "seeds": [0, config.test_size - 1], "judges": {role: judge.name for role, judge in judges.items()}, **sources,
         **{arm: judged[arm] for arm in (*ARMS, *CONTROLS) if arm in judged},
         "mcnemar_p": paired(*(judged[arm] for arm in ARMS)), "contexts": {}}
@@ -189,7 +204,9 @@ def same_seeds(all_metrics: list[dict], role: str) -> str:
     """How many pictures of all classes the token put right and wrong, and McNemar's test whether that is chance."""
     before, after = (torch.tensor([right for metrics in all_metrics for right in metrics[arm][role]["right"]])
                      for arm in ARMS)
-    return f"{(after & ~before).sum()} and {(before & ~after).sum()}, p = {mcnemar(before, after):.1g}"
+    chance = mcnemar(before, after)
+    return (f"{(after & ~before).sum()} and {(before & ~after).sum()}, "
+            + (f"p = {chance:.2g}" if chance > 1e-300 else "p < 1e-300"))
 
 
 def interval(share: Proportion) -> str:
@@ -203,14 +220,16 @@ def before_and_after(all_metrics: list[dict], role: str, measure: str = "accurac
 def table_lines(all_metrics: list[dict]) -> list[list[str]]:
     """One line a class, accuracy without -> with by every judge, and all images together last."""
     roles = list(all_metrics[0]["judges"])
-    lines = [["", "class", *(f"by the {role}" for role in roles), "without the token also seen as"]]
+    lines = [["", "class", *(f"by the {role}" for role in roles),
+              f"without the token also seen as (by the {roles[-1]})"]]
     for metrics in all_metrics:
         instead = metrics["without"][roles[-1]]["predicted_instead"]
         lines.append([str(metrics["class_index"]), metrics["label"],
                       *(" -> ".join(f"{metrics[arm][role]['accuracy']['value']:.2f}" for arm in ARMS)
-                        for role in roles), ", ".join(f"{label} {n}" for label, n in list(instead.items())[:2])])
+                        for role in roles), ", ".join(f"{title}: {n}" for title, n in list(instead.items())[:2])])
     lines.append(["", "all", *(before_and_after(all_metrics, role) for role in roles), ""])
-    lines.append(["", "all, in the top 5", *(before_and_after(all_metrics, role, "top5") for role in roles), ""])
+    if all_metrics[0]["classes"] > 5:
+        lines.append(["", "all, in the top 5", *(before_and_after(all_metrics, role, "top5") for role in roles), ""])
     lines.append(["", "put right, put wrong", *(same_seeds(all_metrics, role) for role in roles), "McNemar's test"])
     for control in CONTROLS:
         if control in all_metrics[0]:
@@ -225,10 +244,12 @@ def contexts_table_lines(all_metrics: list[dict]) -> list[list[str]]:
     lines = [["prompt", *(f"by the {role}" for role in roles), "context kept"]]
     for template in all_metrics[0]["contexts"]:
         contexts = [metrics["contexts"][template] for metrics in all_metrics]
-        kept = [[context["context_kept"][arm]["value"] for context in contexts] for arm in ARMS
-                if "context_kept" in contexts[0]]
+        kept = [wilson(sum(round(context["context_kept"][arm]["value"] * metrics["images"])
+                           for context, metrics in zip(contexts, all_metrics, strict=True)),
+                       sum(metrics["images"] for metrics in all_metrics))
+                for arm in ARMS if "context_kept" in contexts[0]]
         lines.append([template, *(before_and_after(contexts, role) for role in roles),
-                      " -> ".join(f"{sum(shares) / len(shares):.2f}" for shares in kept)])
+                      " -> ".join(map(interval, kept))])
     return lines
 
 

@@ -59,8 +59,8 @@ def frechet_distance(real: torch.Tensor, generated: torch.Tensor) -> float:
 
 
 def kernel_distance(real: torch.Tensor, generated: torch.Tensor, subsets: int = 100,
-                    subset_size: int = 1000) -> tuple[float, float]:
-    """KID of features [N, D] and [M, D]: mean and std over random subsets of at most `subset_size`, in float64."""
+                    subset_size: int = 1000) -> tuple[float, float, int]:
+    """KID of features [N, D] and [M, D]: mean and std over random subsets, and their size, at most `subset_size`."""
     size = min(subset_size, len(real) // 2, len(generated) // 2)  # half of a small side, or no two would differ
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # 'saves all features in buffer': they are there already
@@ -71,7 +71,7 @@ def kernel_distance(real: torch.Tensor, generated: torch.Tensor, subsets: int = 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         mean, std = metric.compute()
-    return mean.item(), std.item()
+    return mean.item(), std.item(), size
 
 
 class Prdc(NamedTuple):
@@ -105,8 +105,3 @@ def prdc(real: torch.Tensor, generated: torch.Tensor, nearest_k: int = NEAREST_K
         covered.append(distance.min(1).values < radius)
     return Prdc(precision=(balls > 0).double().mean().item(), recall=torch.cat(recalled).double().mean().item(),
                 density=balls.double().mean().item() / nearest_k, coverage=torch.cat(covered).double().mean().item())
-
-
-def comparable(real: int, generated: int) -> bool:
-    """Whether an FID of so many images may stand beside published ones."""
-    return min(real, generated) >= COMPARABLE_FID

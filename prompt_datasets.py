@@ -1,11 +1,12 @@
 """What the generator is asked for: class names, prompts, and which classes a run is about."""
 
 import difflib
+import hashlib
 import re
 
 from torch.utils.data import Dataset
 
-from utils import find_path, read_yaml_mapping, require
+from utils import UserError, find_path, read_yaml_mapping, require
 
 TEMPLATES = ("A photo of a {}", "a high resolution realistic image of a {}", "A close-up photo of a {}")
 
@@ -20,7 +21,10 @@ def evaluation_prompts(given: list[str]) -> list[str]:
         file = find_path(given[0])
         require(file and file.is_file(), f"eval_prompts: '{given[0]}' is no file, and no prompt either: a prompt has a "
                                          "{} where the class goes, such as 'A painting of {}'")
-        given = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            given = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except UnicodeDecodeError as error:
+            raise UserError(f"eval_prompts: '{file}' is not a text file in UTF-8") from error
     for template in given:
         require(template.count("{}") == 1 and not set(template.replace("{}", "")) & set("{}"),
                 f"eval_prompts: '{template}' needs one {{}} where the class goes, such as 'A painting of {{}}'")
@@ -70,7 +74,10 @@ def class_folder(index: int, name: str) -> str:
 
 def prompt_folder(template: str) -> str:
     """The folder of an evaluation prompt's pictures: 'A painting of {}' -> 'a_painting_of'."""
-    return re.sub(r"[^a-z0-9]+", "_", template.lower()).strip("_") or "class"
+    folder = re.sub(r"[^a-z0-9]+", "_", template.lower()).strip("_")
+    if len(folder) > 60 or not template.isascii():
+        folder = f"{folder[:60]}_{hashlib.sha256(template.encode()).hexdigest()[:8]}".lstrip("_")
+    return folder or "class"
 
 
 def class_title(index: int, label: str) -> str:

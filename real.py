@@ -1,5 +1,7 @@
 """Real pictures of a class: a folder of a folder a class, or a world that draws its own."""
 
+import hashlib
+import inspect
 import random
 import sys
 from collections import Counter
@@ -20,16 +22,16 @@ def real_pictures(source: str, names: list[str], labels: list[str], runs: dict[i
     """The readable files in `source`, sorted, of every class in `runs` {class from 0: the run's folder}.
 
     `source` is a folder that holds a folder a class ('0283_tiger_cat', '283', or the name or label where no other
-    class has it too), or the module:function that draws one, such as miniature.world:draw: then `count` files under
+    class goes by it too), or the module:function that draws one, such as miniature.world:draw: then `count` files under
     the run's folder, which `drawn` fills later.
 
     Raises:
         UserError: no such folder or function, a folder of no class, or no readable picture of one of these classes.
     """
     if ":" in source and find_path(source) is None:
-        imported(source, "real_images")
-        return {index: [run / "real" / source.replace(":", ".") / f"{seed}.png" for seed in range(count)]
-                for index, run in runs.items()}
+        code = inspect.getsource(inspect.getmodule(imported(source, "real_images")))  # another world, other pictures
+        folder = f"{source.replace(':', '.')}_{hashlib.sha256(code.encode()).hexdigest()[:8]}"
+        return {index: [run / "real" / folder / f"{seed}.png" for seed in range(count)] for index, run in runs.items()}
     root = find_path(source)
     require(root and root.is_dir(), f"no real_images folder '{source}'")
     allowed = folder_names(names, labels)
@@ -44,15 +46,18 @@ def real_pictures(source: str, names: list[str], labels: list[str], runs: dict[i
 
 def folder_names(names: list[str], labels: list[str]) -> list[list[str]]:
     """What every class's folder of real pictures may be called."""
-    taken = Counter(names), Counter(labels)
-    return [list(dict.fromkeys((class_folder(index, pair[0]), str(index + 1),
-                                *(word for word, times in zip(pair, taken, strict=True) if times[word] == 1))))
-            for index, pair in enumerate(zip(names, labels, strict=True))]
+    spellings = [dict.fromkeys((str(index + 1), name, label))
+                 for index, (name, label) in enumerate(zip(names, labels, strict=True))]
+    owners = Counter(spelling for each in spellings for spelling in each)
+    return [[class_folder(index, names[index]), *(spelling for spelling in each if owners[spelling] == 1)]
+            for index, each in enumerate(spellings)]
 
 
 def pictures_in(root: Path, index: int, allowed: list[str], label: str) -> list[Path]:
     """The readable pictures in the first folder of `root` that bears one of the `allowed` names."""
     folders = [root / name for name in allowed if "/" not in name and (root / name).is_dir()]
+    require(len(folders) < 2, f"'{root}' has two folders of class {class_title(index, label)}: "
+                              + " and ".join(f"'{folder.name}'" for folder in folders))
     files = readable(sorted(path for path in folders[0].iterdir() if path.suffix.lower() in KINDS)) if folders else []
     require(files, f"'{root}' has no readable pictures of class {class_title(index, label)}: name their folder "
                    + " or ".join(f"'{name}'" for name in allowed))
@@ -78,7 +83,7 @@ def readable(files: list[Path]) -> list[Path]:
             with Image.open(file) as image:
                 image.convert("RGB")
             good.append(file)
-        except (UnidentifiedImageError, OSError):
+        except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
             broken.append(file)
     if broken:
         print(f"warning: {len(broken)} of {len(files)} real pictures cannot be read and are skipped: "

@@ -6,6 +6,7 @@
 
 import argparse
 import base64
+import datetime
 import io
 import json
 import sys
@@ -20,7 +21,8 @@ from PIL import Image, ImageDraw, ImageFont
 import class_token
 from class_token import TOKEN_FILE
 from distribution import distribution_lines
-from evaluation import ARMS, CONTROLS, contexts_table_lines, pooled, table_lines
+from evaluation import ARMS, CONTROLS, DRAWN_BY, FRAMES, contexts_table_lines, pooled, table_lines
+from prompt_datasets import class_title
 from utils import ROOT, UserError, replacing, require, write_text
 
 matplotlib.use("Agg")
@@ -28,6 +30,7 @@ from matplotlib import pyplot  # noqa: E402
 
 INK, PAPER, GAP = (30, 30, 34), (255, 255, 255), 4
 SHOWN = 10  # pictures a row
+MANY = 50  # classes beyond which a page shows less of each: ImageNet's thousand come to about 60 MB
 GREY, BLUE, ORANGE = "#8a9099", "#3f8fdc", "#d08a35"  # readable on white and on near-black
 
 
@@ -59,10 +62,10 @@ def side_by_side(folder: Path, title: str, real: list[Path], columns: int = 10):
     sheet(rows + [("real", real[:columns])] * bool(real), folder / "grid.png", title=title)
 
 
-def inlined(picture: Path) -> str:
-    """A picture as a data: address, at most 192 pixels a side; a small one without loss."""
+def inlined(picture: Path, side: int) -> str:
+    """A picture as a data: address, at most `side` pixels a side; a small one without loss."""
     image = Image.open(picture).convert("RGB")
-    image.thumbnail((192, 192), Image.LANCZOS)
+    image.thumbnail((side, side), Image.LANCZOS)
     kind, data = "png" if max(image.size) <= 128 else "jpeg", io.BytesIO()
     image.save(data, format=kind, quality=88)
     return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
@@ -100,7 +103,9 @@ def over_the_updates(run: Path, film: list[str]) -> str | None:
     if not seeds or max(seeds.values()) < 2:
         return None
     name = seeds.most_common(1)[0][0]
-    frames = [frame(path, f"update {int(path.parent.name)}") for path in drawn if path.name == name]
+    shots = [path for path in drawn if path.name == name]
+    shots = [shots[i] for i in dict.fromkeys(round(j * (len(shots) - 1) / (FRAMES - 1)) for j in range(FRAMES))]
+    frames = [frame(path, f"update {int(path.parent.name)}") for path in shots]
     data = io.BytesIO()
     frames[0].save(data, format="GIF", save_all=True, append_images=frames[1:], loop=0,
                    duration=[400] * (len(frames) - 1) + [2000])
@@ -115,21 +120,23 @@ def frame(path: Path, text: str) -> Image.Image:
     return canvas
 
 
-def class_section(run: Path, metrics: dict) -> dict:
-    """What the page shows of one class, from its run folder img/<classifier>/<class>/<run>."""
+def class_section(run: Path, metrics: dict, briefly: bool) -> dict:
+    """What the page shows of one class, from its run folder img/<classifier>/<class>/<run>; `briefly`: in few kB."""
+    shown, side = (4, 96) if briefly else (SHOWN, 192)
     judge = list(metrics["judges"])[-1]
     arms = {"without": "without", "with": "with token"}
-    rows = [{"name": name, "pictures": [inlined(run / "eval" / arm / f"{seed}.png") for seed in range(
-        min(SHOWN, metrics["images"]))]} for arm, name in arms.items()]
-    real = [file for file in (run / "eval" / name for name in metrics["real"][:SHOWN]) if file.exists()]
+    rows = [{"name": name, "pictures": [inlined(run / "eval" / arm / f"{seed}.png", side) for seed in range(
+        min(shown, metrics["images"]))]} for arm, name in arms.items()]
+    real = [file for file in (run / "eval" / name for name in metrics["real"][:shown]) if file.exists()]
     if real:
-        rows.append({"name": "real", "pictures": [inlined(file) for file in real]})
-    taken_for = {arm: [(label, count) for label, count in (
-        (metrics["label"], sum(metrics[arm][judge]["right"])),
+        rows.append({"name": "real", "pictures": [inlined(file, side) for file in real]})
+    taken_for = {arm: [(title, count) for title, count in (
+        (class_title(metrics["class_index"] - 1, metrics["label"]), sum(metrics[arm][judge]["right"])),
         *metrics[arm][judge]["predicted_instead"].items())][:6] for arm in ARMS}
     token = run / "eval" / metrics["token_folder"]
     return {"number": metrics["class_index"], "label": metrics["label"], "rows": rows, "taken_for": taken_for,
-            "curves": curves(token / "history.jsonl"), "gif": over_the_updates(run, metrics["film"]),
+            "judge": judge, "curves": None if briefly else curves(token / "history.jsonl"),
+            "gif": None if briefly else over_the_updates(run, metrics["film"]),
             "settings": settings_of(token, metrics["settings"])}
 
 
@@ -156,10 +163,14 @@ def write_report(runs: list[Path], out: Path):
                 f"'{run}' holds no evaluation: give folders such as img/inet/0283_tiger_cat/demo after "
                 "`python run.py ... --evaluate True`")
     everything = [json.loads((run / "eval" / "metrics.json").read_text(encoding="utf-8")) for run in runs]
-    ways = [(metrics["images"], metrics["judges"], list(metrics["contexts"]), [arm in metrics for arm in CONTROLS])
-            for metrics in everything]
-    require(all(way == ways[0] for way in ways), "these classes were evaluated differently: give them the same "
-            "--test_size, --evaluator, --eval_prompts and --controls")
+    ways = [{"test_size": metrics["images"], "classifier or evaluator": metrics["judges"],
+             "eval_prompts": list(metrics["contexts"]), "controls": [arm in metrics for arm in CONTROLS],
+             **{name: metrics["settings"][name] for name in DRAWN_BY}} for metrics in everything]
+    others = [name for name in ways[0] if any(way[name] != ways[0][name] for way in ways)]
+    require(not others, f"these classes were evaluated with another {', '.join(others)}: evaluate them alike")
+    numbers = [metrics["class_index"] for metrics in everything]
+    twice = [number for number in numbers if numbers.count(number) > 1]
+    require(not twice, f"class {twice and twice[0]} is there twice: give one of its folders")
     roles = list(everything[0]["judges"])
     headline = [{"role": f"accuracy, by the {role} ({everything[0]['judges'][role]})",
                  **{arm: pooled([metrics[arm] for metrics in everything], role) for arm in ARMS}} for role in roles]
@@ -168,14 +179,15 @@ def write_report(runs: list[Path], out: Path):
         tables.append({"title": "In other prompts", "lines": contexts_table_lines(everything)})
     summary = runs[0].parent.parent / f"summary_{runs[0].name}.json"
     distances = json.loads(summary.read_text(encoding="utf-8"))["distribution"] if summary.exists() else None
-    if distances and distances["classes"] == [metrics["class_index"] for metrics in everything]:
+    if distances and distances["pictures"] == {str(each["class_index"]): each["pictures"] for each in everything}:
         lines, note = distribution_lines(distances)
         tables.append({"title": "Distance to real pictures", "lines": lines, "note": note})
     environment = Environment(loader=FileSystemLoader(ROOT), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = lambda share: f"{100 * share:.0f} %"
     write_text(out, environment.get_template("report_template.html").render(
-        title="Discriminative class tokens", classes=[class_section(*pair) for pair in zip(runs, everything,
-                                                                                          strict=True)],
+        title="Discriminative class tokens", date=datetime.date.today().isoformat(),
+        held_out=all(metrics["held_out"] for metrics in everything),
+        classes=[class_section(run, metrics, len(runs) > MANY) for run, metrics in zip(runs, everything, strict=True)],
         images=everything[0]["images"], seeds=everything[0]["seeds"], headline=headline, tables=tables))
 
 

@@ -36,6 +36,7 @@ from evaluation import (
     contexts_table_lines,
     evaluate_folder,
     film_of,
+    forget,
     generate,
     table_lines,
 )
@@ -47,6 +48,7 @@ from training import train_token
 from utils import (
     WITHOUT_GPU_OR_NETWORK,
     UserError,
+    find_path,
     imported,
     read_yaml_mapping,
     replacing,
@@ -98,6 +100,9 @@ def run(config: RunConfig):
         judges["evaluator"] = load_classifier(config.evaluator, config.device)
         require(judges["evaluator"].labels == labels, f"the evaluator '{config.evaluator}' must know the same classes "
                                                       f"in the same order as the classifier '{config.classifier}'")
+        if judges["evaluator"].name == judges["classifier"].name:
+            print("warning: the evaluator is the guiding classifier itself: a token flatters its own judge",
+                  file=sys.stderr)
     generator = functools.cache(lambda: load_generator(config, [names[index] for index in chosen]))
     if to_train:
         generator()  # before anything is written; where all pictures are drawn already it is never loaded
@@ -122,6 +127,7 @@ def summarise(config: RunConfig, results: list[dict], extractor, folders: list[P
     summary = everything / f"summary_{config.exp_id}.json"
     metrics = [json.loads(path.read_text(encoding="utf-8"))
                for path in sorted(everything.glob(f"*/{glob.escape(config.exp_id)}/eval/metrics.json"))]
+    metrics = list({each["class_index"]: each for each in [*metrics, *results]}.values())  # a renamed class counts once
     write_json(summary, {"classes": metrics, "distribution": None})
     print(f"\naccuracy without -> with the token [Wilson 95 % interval], {config.test_size} images each, seeds 0 to "
           f"{config.test_size - 1}\n{aligned(table_lines(results))}")
@@ -131,7 +137,7 @@ def summarise(config: RunConfig, results: list[dict], extractor, folders: list[P
         arms = {arm: [folder / arm / f"{seed}.png" for folder in folders for seed in range(config.test_size)]
                 for arm in ARMS}
         distances = distribution(extractor, arms, real, config.batch_size)
-        distances["classes"] = [result["class_index"] for result in results]
+        distances["pictures"] = {str(result["class_index"]): result["pictures"] for result in results}
         write_json(summary, {"classes": metrics, "distribution": distances})
         lines, note = distribution_lines(distances)
         print(f"\n{aligned(lines)}\n{note}")
@@ -159,8 +165,7 @@ def train(config: RunConfig, generator, classifier, index: int, name: str, token
     """Learn one token and save it with its settings and history."""
     for old in (images / "train", tokens):  # a shorter run must not be mixed with what a longer one left
         shutil.rmtree(old, ignore_errors=True)
-    for old in ("eval/metrics.json", "eval/grid.png", "report.html"):
-        (images / old).unlink(missing_ok=True)
+    forget(images)
     tokens.mkdir(parents=True)
     write_text(tokens / "config.yml", to_yaml(replace(config, class_index=str(index + 1), skip_exists=False)))
     started = time.time()
@@ -194,7 +199,9 @@ def evaluate(config: RunConfig, judges, index: int, arms: list[Arm], film: list[
              real: list[Path]) -> dict:
     """Judge and show the pictures of one class."""
     folder = images / "eval"
+    _, _, header = class_token.load(tokens / TOKEN_FILE)
     metrics = evaluate_folder(config, judges, index, arms, folder, film=[arm.folder for arm in film],
+                              held_out="seed" in header,
                               token_folder=os.path.relpath(tokens, folder),
                               real=[os.path.relpath(file, folder) for file in real[:20]], settings=asdict(config))
     side_by_side(folder, f"class {class_title(index, judges['classifier'].labels[index])}", real)
@@ -203,8 +210,12 @@ def evaluate(config: RunConfig, judges, index: int, arms: list[Arm], film: list[
 
 
 def check_token(config: RunConfig, token_file: Path):
-    """A token that was trained before must be there, and must not have seen the evaluation's seeds."""
+    """A token that was trained before must be there, of this classifier, and not have seen the evaluation's seeds."""
     _, _, header = class_token.load(token_file)
+    guide = header.get("classifier", config.classifier)
+    require((find_path(guide) or guide) == (find_path(config.classifier) or config.classifier),
+            f"'{token_file}' was trained with the classifier '{guide}', not '{config.classifier}': give it or another "
+            "--exp_id")
     require(not config.evaluate or int(header.get("seed", config.test_size)) >= config.test_size,
             f"'{token_file}' was trained on seeds from {header.get('seed')} on, which {config.test_size} evaluation "
             f"images would use too: give --test_size {header.get('seed')} or less")

@@ -67,7 +67,7 @@ def imported(reference: str, setting: str):
     """
     module, _, name = reference.partition(":")
     try:
-        function = getattr(importlib.import_module(module), name, None)
+        function = getattr(importlib.import_module(module or "None"), name, None)
     except ModuleNotFoundError as error:
         raise UserError(f"{setting}: no module '{error.name}' for '{reference}'") from error
     require(callable(function), f"{setting}: module '{module}' has no function '{name}'; it is written module:function")

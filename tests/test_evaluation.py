@@ -22,7 +22,7 @@ from evaluation import context_kept, judge_images, table_lines
 from metrics import frechet_distance, prdc, wilson
 from miniature import world
 from prompt_datasets import evaluation_prompts
-from real import real_pictures
+from real import folder_names, real_pictures
 from run import main
 from tests.test_run import error_of, flags
 from utils import UserError, load_images, save_images
@@ -98,7 +98,8 @@ def test_judging_equals_transformers_own(tiny_classifier, tmp_path):
     assert judged["right"] == (seen == target).tolist() and 0 < sum(judged["right"]) < 12
     assert judged["accuracy"]["value"] == pytest.approx((seen == target).float().mean().item())
     assert judged["mean_target_probability"] == pytest.approx(probabilities[:, target].mean().item(), abs=1e-5)
-    assert judged["predicted_instead"] == Counter(model.config.id2label[i] for i in seen[seen != target].tolist())
+    assert judged["predicted_instead"] == Counter(
+        f"{i + 1} ({model.config.id2label[i]})" for i in seen[seen != target].tolist())
 
 
 def test_contexts_are_judged_by_the_world(tmp_path):
@@ -122,7 +123,7 @@ def test_reports_of_other_evaluations(capsys, tiny_config, tmp_path):
     assert "crane, machine" in Path(runs[0], "report.html").read_text()
     assert report.main([runs[1], "--out", str(tmp_path / "page.html")]) == 0 and (tmp_path / "page.html").exists()
     capsys.readouterr()
-    assert report.main(runs) == 2 and "evaluated differently" in capsys.readouterr().err
+    assert report.main(runs) == 2 and "with another eval_prompts" in capsys.readouterr().err
     assert report.main([str(tmp_path)]) == 2 and "holds no evaluation" in capsys.readouterr().err
 
 
@@ -188,9 +189,52 @@ def test_a_name_that_two_classes_share_is_no_folder_of_either(tmp_path):
     with pytest.raises(UserError, match="a folder that is no class: 'crane'"):  # of which of the two?
         real_pictures(str(tmp_path), names, labels, classes, 1)
     (tmp_path / "crane").rmdir()
+    (tmp_path / "2").mkdir()
+    with pytest.raises(UserError, match="two folders of class 2 .*: '2' and 'crane, machine'"):
+        real_pictures(str(tmp_path), names, labels, classes, 1)
+    (tmp_path / "2").rmdir()
     shutil.rmtree(tmp_path / "0001_crane")
     with pytest.raises(UserError, match="'0001_crane' or '1' or 'crane, bird'"):
         real_pictures(str(tmp_path), names, labels, classes, 1)
+
+
+def test_numbers_as_labels_are_not_taken_for_positions():
+    """Digits: folder '1' is the class of label 1, or the first class, so it is neither; '0' can only be the first."""
+    digits = [str(i) for i in range(10)]
+    allowed = folder_names(digits, digits)
+    assert allowed[:2] == [["0001_0", "0"], ["0002_1"]] and allowed[9] == ["0010_9", "10"]
+
+
+def test_what_is_drawn_anew_is_no_longer_told_of(tiny_config, tmp_path, real_images, capsys):
+    """Distances show only beside the pictures that they are of; redrawing removes pages and numbers of the old ones."""
+    (real_images / "0001_crane").mkdir()
+    for file in list((real_images / "tiger cat").glob("[0-8].jpg")):
+        shutil.copy(file, real_images / "0001_crane")
+    argv = flags(tiny_config, "--num_train_epochs", "1", "--test_size", "3", "--evaluate", "True")
+    measure = ["--real_images", str(real_images), "--features", tiny_config.classifier]
+    assert main([*argv, *measure, "--class_index", "3,1", "--train", "True"]) == 0
+    page, = (tmp_path / "img").rglob("report_demo.html")
+    assert "Distance to real pictures" in page.read_text()
+    runs = [str(folder.parent) for folder in sorted((tmp_path / "img").rglob("eval"))]
+    assert report.main([*runs, "--out", str(tmp_path / "page.html")]) == 0
+    assert "Distance to real pictures" in (tmp_path / "page.html").read_text()
+    assert main([*argv, "--class_index", "1", "--guidance_scale", "2"]) == 0
+    assert not page.exists()
+    capsys.readouterr()
+    assert report.main(runs) == 2 and "with another guidance_scale" in capsys.readouterr().err
+    assert main([*argv, "--class_index", "3", "--guidance_scale", "2"]) == 0
+    assert report.main([*runs, "--out", str(tmp_path / "page.html")]) == 0
+    assert "Distance to real pictures" not in (tmp_path / "page.html").read_text()
+    capsys.readouterr()
+    assert report.main([runs[0], runs[0]]) == 2 and "class 1 is there twice" in capsys.readouterr().err
+
+
+def test_another_classifier_s_token_is_refused(capsys, tiny_config, tmp_path):
+    assert main(flags(tiny_config, "--class_index", "3", "--train", "True", "--num_train_epochs", "1")) == 0
+    shutil.copytree(tiny_config.classifier, tmp_path / "other" / Path(*Path(tiny_config.classifier).parts[-2:]))
+    line = error_of(capsys, *flags(tiny_config, "--class_index", "3", "--evaluate", "True", "--classifier",
+                                   str(tmp_path / "other" / Path(*Path(tiny_config.classifier).parts[-2:]))))
+    assert "was trained with the classifier" in line
 
 
 def test_distances_to_real_pictures(tiny_config, tmp_path, real_images, capsys):
@@ -288,7 +332,7 @@ def test_the_table_pools_all_classes():
         return {"right": [bool(each) for each in right], "accuracy": wilson(sum(right), 4)._asdict(),
                 "top5": wilson(top5, 4)._asdict(), "predicted_instead": {}}
 
-    metrics = [{"class_index": i, "label": f"class {i}", "judges": {"classifier": "vit"},
+    metrics = [{"class_index": i, "label": f"class {i}", "classes": 10, "judges": {"classifier": "vit"},
                 "without": {"classifier": without}, "with": {"classifier": with_}}
                for i, without, with_ in ((1, judged([1, 0, 0, 0], 2), judged([1, 1, 1, 1], 4)),
                                          (2, judged([1, 1, 0, 0], 3), judged([1, 0, 1, 1], 4)))]
@@ -296,4 +340,4 @@ def test_the_table_pools_all_classes():
     assert lines["class 1"] == "0.25 -> 1.00"
     assert lines["all"].startswith("0.38 [0.14, 0.69] -> 0.88 [0.53, 0.98]")
     assert lines["all, in the top 5"].startswith("0.62 [") and " -> 1.00 [" in lines["all, in the top 5"]
-    assert lines["put right, put wrong"] == "5 and 1, p = 0.2"
+    assert lines["put right, put wrong"] == "5 and 1, p = 0.22"

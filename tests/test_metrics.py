@@ -13,8 +13,8 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
-from distribution import features_of, load_extractor
-from metrics import comparable, frechet_distance, kernel_distance, mcnemar, prdc, wilson
+from distribution import comparable, features_of, load_extractor
+from metrics import frechet_distance, kernel_distance, mcnemar, prdc, wilson
 from utils import UserError
 
 
@@ -50,7 +50,8 @@ def test_fid_equals_torch_fidelity(features):
 
 def test_kid_equals_torch_fidelity(features):
     theirs = kid_features_to_metric(*features, kid_subsets=100, kid_subset_size=150, verbose=False, rng_seed=1)
-    mean, std = kernel_distance(*features, subset_size=150)
+    mean, std, size = kernel_distance(*features, subset_size=150)
+    assert size == 150 and kernel_distance(*features)[2] == 150  # half of the smaller side: subsets must differ
     assert abs(mean - theirs["kernel_inception_distance_mean"]) < std / 3
     assert std == pytest.approx(theirs["kernel_inception_distance_std"], rel=0.4)
     assert kernel_distance(*features) == kernel_distance(*features)
@@ -81,8 +82,15 @@ def test_too_few_images_are_refused(features, measure):
         measure(features[0], features[1][:1])
 
 
-def test_small_fids_are_not_comparable():
-    assert comparable(2048, 5000) and not comparable(5000, 800)
+def test_fid_keeps_its_digits_where_float32_would_not(features):
+    """Shifting both sides far off changes nothing."""
+    real, generated = (part.double() for part in features)
+    assert frechet_distance(real + 3e4, generated + 3e4) == pytest.approx(frechet_distance(real, generated), rel=1e-6)
+
+
+def test_fids_of_few_pictures_or_other_features_are_not_comparable():
+    assert comparable("InceptionV3", 2048, 5000)
+    assert not comparable("InceptionV3", 5000, 800) and not comparable("miniature_evaluator", 5000, 5000)
 
 
 @pytest.fixture

@@ -2,7 +2,15 @@
 
 import pytest
 
-from prompt_datasets import TEMPLATES, PromptDataset, class_folder, class_name, class_names, select_classes
+from prompt_datasets import (
+    TEMPLATES,
+    PromptDataset,
+    class_folder,
+    class_name,
+    class_names,
+    prompt_folder,
+    select_classes,
+)
 from tests.conftest import LABELS
 from utils import UserError
 
@@ -53,3 +61,9 @@ def test_prompts_take_turns():
     assert prompts[0] == prompts[3] == "A photo of a newclas crane"
     assert prompts[2] == "A close-up photo of a newclas crane"
     assert [dataset[i]["seed"] for i in range(5)] == [35, 36, 37, 38, 39]
+
+
+def test_folders_of_prompts_in_any_script_and_of_any_length():
+    assert prompt_folder("A painting of {}") == "a_painting_of"
+    folders = [prompt_folder(template) for template in ("{} 在雪地里", "{} ночью", "{}" + "x" * 300, "{}" + "x" * 301)]
+    assert len(set(folders)) == 4 and max(map(len, folders)) < 80
