@@ -20,7 +20,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
 
-from utils import find_path, opening, require
+from utils import WITHOUT_GPU_OR_NETWORK, find_path, opening, require
 
 REGISTRY = {
     "inet": "google/vit-large-patch16-224",
@@ -74,7 +74,7 @@ def load_classifier(name: str, device: str) -> Classifier:
         UserError: one line that says what is missing or what the checkpoint is not.
     """
     kind, source = _resolve(name)
-    with opening(name, source):
+    with opening(name, source, f"or take one of {', '.join(REGISTRY)}, {WITHOUT_GPU_OR_NETWORK}"):
         if kind == "timm":
             model, labels, preprocessing, forward = _load_timm(source)
         else:
@@ -88,7 +88,7 @@ def load_labels(name: str) -> list[str]:
     kind, source = _resolve(name)
     if kind == "timm":
         return load_classifier(name, "cpu").labels
-    with opening(name, source):
+    with opening(name, source, f"or take one of {', '.join(REGISTRY)}, {WITHOUT_GPU_OR_NETWORK}"):
         return _labels(AutoConfig.from_pretrained(source))
 
 

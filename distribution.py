@@ -19,6 +19,7 @@ from utils import opening, require
 
 INCEPTION, INCEPTION_SIZE = "InceptionV3", 299
 VARIED = 0.8  # of the real pictures' coverage: less is worth a warning
+FEW = 100  # generated pictures below which neighbourhoods say little
 
 
 class Extractor(NamedTuple):
@@ -116,7 +117,8 @@ def distribution_lines(distances: dict) -> tuple[list[list[str]], str]:
     lines = [[f"by {distances['features']}", *arms]]
     spread = f"kid's std over subsets of {min(distances[arm]['kid_subset_size'] for arm in arms)}"
     names = {"fid": "fid", "kid": "kid", "kid_std": spread, **{name: name for name in Prdc._fields}}
-    lines += [[name, *(f"{distances[arm][measure]:#.3g}" for arm in arms)] for measure, name in names.items()]
+    lines += [[name, *(f"{distances[arm][measure]:#.3g}".rstrip(".") for arm in arms)]
+              for measure, name in names.items()]
     note = f"{sides['generated_images']} generated against {sides['real_images']} real pictures, all classes together"
     if not distances["comparable_with_published_fids"]:
         note += (f": not comparable with published FIDs, which are of {INCEPTION}'s features and {COMPARABLE_FID} or "
@@ -127,6 +129,11 @@ def distribution_lines(distances: dict) -> tuple[list[list[str]], str]:
     if fewest < most:
         note += (f". Classes have {fewest} to {most} real pictures and weigh accordingly among the real, but all the "
                  "same among the generated ones")
-    if "real" in distances and distances["with"]["coverage"] < VARIED * distances["real"]["coverage"]:
-        note += f". With the token the pictures cover less than {VARIED} of what real ones cover: those are more varied"
+    if sides["generated_images"] < FEW:
+        note += f". Precision, recall, density and coverage mean little with fewer than {FEW} pictures"
+    elif "real" in distances and distances["with"]["coverage"] < VARIED * distances["real"]["coverage"]:
+        note += f". With the token the pictures cover less than {VARIED} of what as many real ones cover"
+    if "real" not in distances:
+        note += ". The ceiling, real against real, needs twice as many real pictures of every class as are generated"
+    note += "."
     return lines, note

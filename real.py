@@ -38,8 +38,10 @@ def real_pictures(source: str, names: list[str], labels: list[str], runs: dict[i
     known = [name for each in allowed for name in each]
     there = [folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
     strays = sorted(set(there) - set(known))
-    require(not strays, f"'{source}' has a folder that is no class: " + " ".join(
-        f"'{stray}', call it such as '{(get_close_matches(stray, known, n=1) or known)[0]}'" for stray in strays[:1]))
+    close = get_close_matches(strays[0], known, n=1) if strays else []
+    require(not strays, f"'{source}' has folders that are no class: {', '.join(map(repr, strays[:5]))}; "
+                        + (f"did you mean '{close[0]}'?" if close else
+                           f"call them such as '{known[0]}', by the numbers and names of --list_classes"))
     return {index: pictures_in(root, index, allowed[index], labels[index])
             for index in tqdm(runs, desc="real pictures", unit="class", delay=2)}
 
@@ -86,6 +88,6 @@ def readable(files: list[Path]) -> list[Path]:
         except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
             broken.append(file)
     if broken:
-        print(f"warning: {len(broken)} of {len(files)} real pictures cannot be read and are skipped: "
+        print(f"warning: skipped {len(broken)} of {len(files)} real pictures, which cannot be read: "
               + ", ".join(map(str, broken[:5])), file=sys.stderr)
     return good

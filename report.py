@@ -16,7 +16,8 @@ from pathlib import Path
 import matplotlib
 import yaml
 from jinja2 import Environment, FileSystemLoader
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 import class_token
 from class_token import TOKEN_FILE
@@ -48,7 +49,8 @@ def sheet(rows: list[tuple[str, list[Path | Image.Image]]], path: Path, cell: in
         pen.text((8, y + cell / 2), label, INK, font, anchor="lm")
         for j, image in enumerate(images):
             picture = image if isinstance(image, Image.Image) else Image.open(image)
-            canvas.paste(picture.convert("RGB").resize((cell, cell), Image.LANCZOS), (margin + j * (cell + GAP), y))
+            square = ImageOps.fit(picture.convert("RGB"), (cell, cell), Image.LANCZOS)
+            canvas.paste(square, (margin + j * (cell + GAP), y))
     with replacing(path) as temporary:
         canvas.save(temporary, format="PNG")
 
@@ -86,6 +88,7 @@ def curves(file: Path) -> str | None:
             spine.set_color(GREY)
     right.set_ylim(-0.02, 1.02)
     left.set_xlabel("update", color=GREY)
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
     drawing = io.StringIO()
     figure.savefig(drawing, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
     pyplot.close(figure)

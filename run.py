@@ -128,7 +128,8 @@ def summarise(config: RunConfig, results: list[dict], extractor, folders: list[P
     metrics = [json.loads(path.read_text(encoding="utf-8"))
                for path in sorted(everything.glob(f"*/{glob.escape(config.exp_id)}/eval/metrics.json"))]
     metrics = list({each["class_index"]: each for each in [*metrics, *results]}.values())  # a renamed class counts once
-    write_json(summary, {"classes": metrics, "distribution": None})
+    before = json.loads(summary.read_text(encoding="utf-8"))["distribution"] if summary.exists() else None
+    write_json(summary, {"classes": metrics, "distribution": before})  # it names the pictures that it is of
     print(f"\naccuracy without -> with the token [Wilson 95 % interval], {config.test_size} images each, seeds 0 to "
           f"{config.test_size - 1}\n{aligned(table_lines(results))}")
     if config.eval_prompts:

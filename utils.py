@@ -131,7 +131,7 @@ def _why(source: str, causes: list[BaseException], instead: str) -> str:
     if answers:
         return f"the hub answered with status {answers[0]}; try again later, {instead}"
     if unreachable or caused_by(LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, URLError):
-        return ("it is not downloaded yet and the hub cannot be reached; connect once, or give a local folder; "
+        return ("it is not downloaded yet and the hub cannot be reached; connect once, or give the path of a copy; "
                 + instead)
     return (f"{_first_line(causes[0])} (half downloaded, perhaps, and the hub cannot be reached); "
             + instead)

@@ -186,7 +186,7 @@ def test_a_name_that_two_classes_share_is_no_folder_of_either(tmp_path):
     found = real_pictures(str(tmp_path), names, labels, classes, 1)
     assert [found[i][0].parent.name for i in range(3)] == ["0001_crane", "crane, machine", "tiger cat"]
     (tmp_path / "crane").mkdir()
-    with pytest.raises(UserError, match="a folder that is no class: 'crane'"):  # of which of the two?
+    with pytest.raises(UserError, match="folders that are no class: 'crane'"):  # of which of the two?
         real_pictures(str(tmp_path), names, labels, classes, 1)
     (tmp_path / "crane").rmdir()
     (tmp_path / "2").mkdir()
@@ -243,7 +243,7 @@ def test_distances_to_real_pictures(tiny_config, tmp_path, real_images, capsys):
                  "--test_size", "6", "--real_images", str(real_images), "--features", tiny_config.classifier)
     assert main(argv) == 0
     out, err = capsys.readouterr()
-    assert "warning: 1 of 10 real pictures cannot be read" in err and "9.jpg" in err
+    assert "warning: skipped 1 of 10 real pictures, which cannot be read" in err and "9.jpg" in err
     assert "6 generated against 9 real pictures" in out and "not comparable with published FIDs" in out
     distances = json.loads(next((tmp_path / "img").rglob("summary_demo.json")).read_text())["distribution"]
     classifier = load_classifier(tiny_config.classifier, "cpu")
@@ -287,7 +287,7 @@ def test_real_pictures_from_a_function_and_their_ceiling(tiny_config, tmp_path, 
 
 
 @pytest.mark.parametrize("more, reason", [
-    (["--real_images", "{stray}"], "has a folder that is no class: 'tigre cat', call it such as 'tiger cat'"),
+    (["--real_images", "{stray}"], "has folders that are no class: 'tigre cat'; did you mean 'tiger cat'?"),
     (["--real_images", "{empty}"], "has no readable pictures of class 3"),
     (["--real_images", "miniature.nowhere:draw"], "no module 'miniature.nowhere'"),
     (["--real_images", "miniature.world:paint"], "has no function 'paint'"),
@@ -315,7 +315,7 @@ def test_too_few_readable_real_pictures_are_found_before_any_work(tiny_config, t
     assert main(flags(tiny_config, "--class_index", "3", "--train", "True", "--evaluate", "True", "--test_size", "6",
                       "--real_images", str(real_images))) == 2
     warning, error = capsys.readouterr().err.splitlines()
-    assert "6 of 10 real pictures cannot be read" in warning
+    assert "skipped 6 of 10 real pictures" in warning
     assert "more than 5 real pictures, all classes together; there are 4" in error
     assert not (tmp_path / "img").exists()
 
