@@ -42,7 +42,9 @@ def initial_vector(tokenizer, text_encoder, initializer: str) -> torch.Tensor:
 
 @contextmanager
 def spliced(text_encoder, token_id: int, vector: torch.Tensor):
-    """Within this context the text encoder reads `vector` [D] wherever `token_id` stands; its table is not touched.
+    """Within this context the text encoder reads `vector` wherever `token_id` stands; its table is not touched.
+
+    `vector` is [D], or [B, D] with one for each of a batch's B prompts.
 
     Gradients flow to `vector`; outside the context the encoder is exactly what it was.
     """
@@ -52,7 +54,8 @@ def spliced(text_encoder, token_id: int, vector: torch.Tensor):
     def forward(input_ids):
         ours = input_ids == token_id
         embeds = look_up(input_ids.masked_fill(ours, 0))  # [B, L, D]; id 0 only keeps the look-up in range
-        return torch.where(ours[..., None], vector.to(embeds.dtype), embeds)
+        rows = vector.to(embeds.dtype).view(-1, 1, vector.shape[-1])  # [1 or B, 1, D]
+        return torch.where(ours[..., None], rows, embeds)
 
     embedding.forward = forward
     try:

@@ -50,7 +50,10 @@ class RunConfig:
     target_accuracy: float = setting(0.7, "Stop when more than this share of an update's images is classified right; "
                                           "with fresh noise, of the last three updates' images.")
     early_stopping: int = setting(15, "Stop after this many updates without a better loss.")
-    batch_size: int = setting(5, "Images held in memory at once; changes speed and memory, not results.")
+    batch_size: int | None = setting(None, "Images that are held in memory with a graph at once; changes speed and "
+                                           "memory, not results. 'none': as many as fit.")
+    classes_at_once: int = setting(1, "Classes that learn together in the same batches; changes speed and memory, not "
+                                      "results.")
     lr: float = setting(1.25e-3, "AdamW's learning rate (0.00025 x 5 images).")
     betas: list[float] = setting([0.9, 0.999], "AdamW's betas.")
     weight_decay: float = setting(1e-2, "AdamW's weight decay, on the one trained vector.")
@@ -79,6 +82,7 @@ class RunConfig:
     mixed_precision: str = setting("fp16", "Precision of the frozen generator: no, fp16 or bf16. The token and the "
                                            "classifiers are always float32.")
     gradient_checkpointing: bool = setting(False, "Recompute activations in the last step: slower, less memory.")
+    compile: bool = setting(False, "Compile the UNet first (torch.compile): minutes, which a long sweep earns back.")
     skip_exists: bool = setting(False, "Do not train a class whose token is already there.")
 
     def validate(self):
@@ -86,9 +90,11 @@ class RunConfig:
         require(self.class_index, "which class? give --class_index 283, 1-12, 1,5,9, all or a name; --list_classes "
                                   "shows the classes of the classifier")
         require(self.train or self.evaluate, "nothing to do: give --train True, --evaluate True or both")
-        for name in ("num_train_epochs", "epoch_size", "early_stopping", "batch_size", "num_inference_steps",
-                     "test_size", "lr", "eps", "max_grad_norm"):
+        for name in ("num_train_epochs", "epoch_size", "early_stopping", "classes_at_once",
+                     "num_inference_steps", "test_size", "lr", "eps", "max_grad_norm"):
             require(getattr(self, name) > 0, f"{name} must be greater than 0, not {getattr(self, name)}")
+        require(self.batch_size is None or self.batch_size > 0,
+                f"batch_size must be greater than 0, or none, not {self.batch_size}")
         for name in ("height", "width"):
             value = getattr(self, name)
             require(value > 0 and value % 8 == 0, f"{name} must be divisible by 8, for the VAE: {value} is not")
@@ -109,6 +115,10 @@ class RunConfig:
                 f"exp_id names a folder and may not be '{self.exp_id}'")
 
 
+DECISIVE = ("model", "classifier", "class_names", "num_train_epochs", "epoch_size", "number_of_prompts",
+            "target_accuracy", "early_stopping", "lr", "betas", "weight_decay", "eps", "max_grad_norm", "seed",
+            "guidance_scale", "height", "width", "num_inference_steps", "train_timesteps", "fresh_noise",
+            "placeholder_token", "initializer_token", "mixed_precision")
 MAY_BE_NONE = [f.name for f in fields(RunConfig) if f.default is None]
 
 
@@ -131,6 +141,11 @@ def settings_from_file(path: str) -> list[str]:
 def to_yaml(config: RunConfig) -> str:
     """The resolved settings, as saved beside each token; `--config` reads them back."""
     return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
+
+
+def as_typed(config: RunConfig) -> dict[str, str | list[str]]:
+    """The settings as `read_yaml_mapping` reads them back from a saved file."""
+    return yaml.load(to_yaml(config), Loader=yaml.BaseLoader)
 
 
 class OneLineParser(HfArgumentParser):

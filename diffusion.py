@@ -10,6 +10,7 @@ import transformers
 from diffusers import AutoencoderKL, DiffusionPipeline, EulerDiscreteScheduler, UNet2DConditionModel
 from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub.utils import enable_progress_bars
+from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from utils import find_path, opening, require
@@ -37,7 +38,8 @@ class Components(NamedTuple):
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
 
-def load_components(model: str, device: str, dtype: torch.dtype, gradient_checkpointing: bool = False) -> Components:
+def load_components(model: str, device: str, dtype: torch.dtype, gradient_checkpointing: bool = False,
+                    compiled: bool = False) -> Components:
     """Load tokenizer, text encoder, UNet, VAE and scheduler one by one; nothing else of the pipeline is read.
 
     Raises:
@@ -59,6 +61,8 @@ def load_components(model: str, device: str, dtype: torch.dtype, gradient_checkp
     if gradient_checkpointing:
         components.unet.enable_gradient_checkpointing()
         components.vae.enable_gradient_checkpointing()
+    if compiled:
+        components.unet.compile()
     return components
 
 
@@ -109,57 +113,56 @@ def trajectory(components: Components, num_inference_steps: int, timesteps: list
     if timesteps is None:
         # as StableDiffusionPipeline does for old checkpoints; latents have no range to be clipped to
         scheduler = type(components.scheduler).from_config(config, clip_sample=False, steps_offset=1)
-        scheduler.set_timesteps(num_inference_steps, device=components.device)
+        scheduler.set_timesteps(num_inference_steps)  # on the CPU, or every step would wait for the GPU
     else:
         last = config.num_train_timesteps - 1
         require(timesteps[0] <= last, f"train_timesteps start at {timesteps[0]}, the model's go from {last} to 0")
         scheduler = EulerDiscreteScheduler.from_config(
             config, use_karras_sigmas=False, use_exponential_sigmas=False, use_beta_sigmas=False,
             final_sigmas_type="zero")
-        scheduler.set_timesteps(timesteps=timesteps, device=components.device)
+        scheduler.set_timesteps(timesteps=timesteps)
     return scheduler
 
 
 def denoise(components: Components, scheduler, latents: torch.Tensor, prompt_embeds: torch.Tensor,
-            negative_prompt_embeds: torch.Tensor, guidance_scale: float,
-            generators: list[torch.Generator]) -> torch.Tensor:
+            negative_prompt_embeds: torch.Tensor, guidance_scale: float, generators: list[torch.Generator],
+            batch_size: int | None = None) -> torch.Tensor:
     """z_T [B, 4, h, w] -> z_0, with a graph through one UNet call: the conditional half of the final step.
 
     Gradient skipping (Sec. 3.2): earlier steps, and the unconditional half of the final one, run without a graph.
     `scheduler` comes from `trajectory` and serves once. No guidance at a scale of 1 or less. `generators` are drawn
-    from by stochastic schedulers alone.
+    from by stochastic schedulers alone. The graph is made anew on the way back, `batch_size` images (all) at a time.
     """
     unet, guided = components.unet, guidance_scale > 1
     latents = latents * scheduler.init_noise_sigma
     extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-    *early, final = scheduler.timesteps
+    *early, final = zip(scheduler.timesteps, scheduler.timesteps.to(latents.device), strict=True)  # one copy to the GPU
     with torch.no_grad():
         both = torch.cat([negative_prompt_embeds, prompt_embeds]) if guided else prompt_embeds
-        for t in early:
+        for t, t_unet in early:
             model_input = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, t)
-            noise_pred = unet(model_input, t, encoder_hidden_states=both).sample
+            noise_pred = unet(model_input, t_unet, encoder_hidden_states=both).sample
             if guided:
                 unconditional, conditional = noise_pred.chunk(2)
                 noise_pred = unconditional + guidance_scale * (conditional - unconditional)
             latents = scheduler.step(noise_pred, t, latents, **extra).prev_sample
-        model_input = scheduler.scale_model_input(latents, final)
+        t, t_unet = final
+        model_input = scheduler.scale_model_input(latents, t)
         if guided:
-            unconditional = unet(model_input, final, encoder_hidden_states=negative_prompt_embeds).sample
-    noise_pred = unet(model_input, final, encoder_hidden_states=prompt_embeds).sample
+            unconditional = unet(model_input, t_unet, encoder_hidden_states=negative_prompt_embeds).sample
+    parts = zip(model_input.split(batch_size or len(latents)), prompt_embeds.split(batch_size or len(latents)),
+                strict=True)
+    noise_pred = torch.cat([checkpoint(lambda z, embeds: unet(z, t_unet, encoder_hidden_states=embeds).sample, *part,
+                                       use_reentrant=False, preserve_rng_state=False) for part in parts])
     if guided:
         noise_pred = unconditional + guidance_scale * (noise_pred - unconditional)
-    return scheduler.step(noise_pred, final, latents, **extra).prev_sample
+    return scheduler.step(noise_pred, t, latents, **extra).prev_sample
 
 
-def decode(components: Components, latents: torch.Tensor) -> torch.Tensor:
-    """z_0 [B, 4, h, w] -> images [B, 3, H, W] in [0, 1], float32."""
-    images = components.vae.decode(latents / components.vae.config.scaling_factor).sample
-    return (images.float() / 2 + 0.5).clamp(0, 1)
-
-
-def generate_images(components: Components, prompt_embeds: torch.Tensor, seeds: list[int], height: int, width: int,
-                    guidance_scale: float, num_inference_steps: int, timesteps: list[int] | None = None):
-    """Images [B, 3, H, W] in [0, 1] of `prompt_embeds` [B, L, D], one a seed; differentiable as `denoise` is.
+def generate_latents(components: Components, prompt_embeds: torch.Tensor, seeds: list[int], height: int, width: int,
+                     guidance_scale: float, num_inference_steps: int, timesteps: list[int] | None = None,
+                     batch_size: int | None = None) -> torch.Tensor:
+    """z_0 [B, 4, h, w] of `prompt_embeds` [B, L, D], one a seed; differentiable as `denoise` is.
 
     `timesteps` None runs the checkpoint's own scheduler for `num_inference_steps`.
     """
@@ -168,5 +171,16 @@ def generate_images(components: Components, prompt_embeds: torch.Tensor, seeds: 
     generators = noise_sources(seeds)
     latents = initial_latents(components, generators, height, width)
     scheduler = trajectory(components, num_inference_steps, timesteps)
-    return decode(components, denoise(components, scheduler, latents, prompt_embeds, negative_prompt_embeds,
-                                      guidance_scale, generators))
+    return denoise(components, scheduler, latents, prompt_embeds, negative_prompt_embeds, guidance_scale, generators,
+                   batch_size)
+
+
+def decode(components: Components, latents: torch.Tensor) -> torch.Tensor:
+    """z_0 [B, 4, h, w] -> images [B, 3, H, W] in [0, 1], float32."""
+    images = components.vae.decode(latents / components.vae.config.scaling_factor).sample
+    return (images.float() / 2 + 0.5).clamp(0, 1)
+
+
+def generate_images(components: Components, prompt_embeds: torch.Tensor, seeds: list[int], *sampling) -> torch.Tensor:
+    """Images [B, 3, H, W] in [0, 1] of the latents of `generate_latents`, which takes the same arguments."""
+    return decode(components, generate_latents(components, prompt_embeds, seeds, *sampling))

@@ -18,6 +18,7 @@ from metrics import COMPARABLE_FID, NEAREST_K, Prdc, frechet_distance, kernel_di
 from utils import opening, require
 
 INCEPTION, INCEPTION_SIZE = "InceptionV3", 299
+READ_AT_ONCE = 32
 VARIED = 0.8  # of the real pictures' coverage: less is worth a warning
 FEW = 100  # generated pictures below which neighbourhoods say little
 
@@ -60,11 +61,11 @@ def _to_inception(image: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def features_of(extractor: Extractor, files: list[Path], batch_size: int) -> torch.Tensor:
+def features_of(extractor: Extractor, files: list[Path]) -> torch.Tensor:
     """Features [N, D] of picture files of any size, on the CPU."""
     parts = []
-    for start in tqdm(range(0, len(files), batch_size), desc=f"{extractor.name} features", unit="batch", leave=False):
-        arrays = [np.array(Image.open(file).convert("RGB")) for file in files[start:start + batch_size]]
+    for start in tqdm(range(0, len(files), READ_AT_ONCE), desc=f"{extractor.name} features", unit="batch", leave=False):
+        arrays = [np.array(Image.open(file).convert("RGB")) for file in files[start:start + READ_AT_ONCE]]
         images = [torch.from_numpy(array).permute(2, 0, 1).float() / 255 for array in arrays]
         batch = torch.stack([extractor.prepare(image) for image in images])
         parts.append(extractor.features(batch.to(extractor.device)).float().cpu())
@@ -78,7 +79,7 @@ def distances(real: torch.Tensor, generated: torch.Tensor) -> dict:
             **prdc(real, generated)._asdict(), "real_images": len(real), "generated_images": len(generated)}
 
 
-def distribution(extractor: Extractor, arms: dict[str, list[Path]], real: list[list[Path]], batch_size: int) -> dict:
+def distribution(extractor: Extractor, arms: dict[str, list[Path]], real: list[list[Path]]) -> dict:
     """Every arm's pictures of all classes against the real ones [class][picture], pooled.
 
     Where every class has enough real pictures, as many of them as an arm has of the class, picked at random, stand
@@ -89,12 +90,12 @@ def distribution(extractor: Extractor, arms: dict[str, list[Path]], real: list[l
     if all(len(files) >= 2 * aside for files in real):
         arms = {**arms, "real": [file for files in real for file in files[:aside]]}
         real = [files[aside:] for files in real]
-    pooled = features_of(extractor, [file for files in real for file in files], batch_size)
+    pooled = features_of(extractor, [file for files in real for file in files])
     counts = [len(files) for files in real]
     generated = len(next(iter(arms.values())))
     return {"features": extractor.name, "real_images_a_class": [min(counts), max(counts)],
             "comparable_with_published_fids": comparable(extractor.name, sum(counts), generated),
-            **{arm: distances(pooled, features_of(extractor, files, batch_size)) for arm, files in arms.items()}}
+            **{arm: distances(pooled, features_of(extractor, files)) for arm, files in arms.items()}}
 
 
 def comparable(features: str, real: int, generated: int) -> bool:

@@ -18,11 +18,13 @@ from config import RunConfig
 from diffusion import Components, encode_prompts, generate_images
 from metrics import Proportion, mcnemar, wilson
 from prompt_datasets import TEMPLATES, class_title, prompt_folder
-from utils import files_of, imported, load_images, require, save_images, write_json
+from utils import ImageWriter, files_of, fitting, imported, load_images, require, write_json
 
 ARMS = ("without", "with")
 CONTROLS = ("untrained", "random")
 DRAWN_BY = ("model", "height", "width", "guidance_scale", "num_inference_steps", "mixed_precision")
+DRAWN_AT_ONCE = 64  # at first; less where memory does not suffice
+JUDGED_AT_ONCE = 32
 FRAMES = 10  # of the film of one picture over the updates
 
 
@@ -77,6 +79,7 @@ def generate(config: RunConfig, generator: Callable[[], tuple[Components, int]],
     stale, record = drawn_otherwise(config, arms, folder)
     jobs = [(arm, seed) for arm in arms for seed in range(arm.images)
             if arm.folder in stale or not (folder / arm.folder / f"{seed}.png").exists()]
+    number = len(jobs)
     if not jobs:
         return 0
     components, token_id = generator()
@@ -85,16 +88,23 @@ def generate(config: RunConfig, generator: Callable[[], tuple[Components, int]],
     for arm in stale:
         shutil.rmtree(folder / arm, ignore_errors=True)
     write_json(folder / "drawn.json", record)
-    with tqdm(total=len(jobs), desc=f"drawing {title}", unit="image") as bar:
-        for start in range(0, len(jobs), config.batch_size):
-            batch = jobs[start:start + config.batch_size]
-            prompt_embeds = torch.cat([embeds[arm.folder] for arm, _ in batch])
-            images = generate_images(components, prompt_embeds, [seed for _, seed in batch], config.height,
-                                     config.width, config.guidance_scale, config.num_inference_steps)
+    some = fitting(draw_some, config.batch_size, DRAWN_AT_ONCE)
+    with tqdm(total=len(jobs), desc=f"drawing {title}", unit="image") as bar, ImageWriter() as writer:
+        while jobs:
+            images = some(config, components, embeds, jobs)
             require(images.isfinite().all(), f"a picture of {title} is not a number: try --mixed_precision bf16 or no")
-            save_images(images, [folder / arm.folder / f"{seed}.png" for arm, seed in batch])
-            bar.update(len(batch))
-    return len(jobs)
+            writer.write(images, [folder / arm.folder / f"{seed}.png" for arm, seed in jobs[:len(images)]])
+            jobs = jobs[len(images):]
+            bar.update(len(images))
+    return number
+
+
+def draw_some(batch_size: int, config: RunConfig, components: Components, embeds: dict[str, torch.Tensor],
+              jobs: list[tuple[Arm, int]]) -> torch.Tensor:
+    """The pictures [B, 3, H, W] of the first `batch_size` jobs."""
+    prompt_embeds = torch.cat([embeds[arm.folder] for arm, _ in jobs[:batch_size]])
+    return generate_images(components, prompt_embeds, [seed for _, seed in jobs[:batch_size]], config.height,
+                           config.width, config.guidance_scale, config.num_inference_steps)
 
 
 def embed(components: Components, token_id: int, arm: Arm) -> torch.Tensor:
@@ -113,7 +123,8 @@ def drawn_otherwise(config: RunConfig, arms: list[Arm], folder: Path) -> tuple[l
     file = folder / "drawn.json"
     before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     settings = {"weights": files_of(config.model), **{name: getattr(config, name) for name in DRAWN_BY}}
-    now = {arm.folder: {"prompt": arm.prompt, "token": fingerprint(arm.vector), **settings} for arm in arms}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    now = {arm.folder: {"prompt": arm.prompt, "token": fingerprint(arm.vector), "settings": digest} for arm in arms}
     return [arm for arm in now if before.get(arm) != now[arm]], before | now
 
 
@@ -136,14 +147,14 @@ def fingerprint(vector: torch.Tensor | None) -> str | None:
 
 
 @torch.no_grad()
-def judge_images(classifier: Classifier, paths: list[Path], class_index: int, batch_size: int) -> dict:
+def judge_images(classifier: Classifier, paths: list[Path], class_index: int) -> dict:
     """What `classifier` says of these PNG files: which are right, how sure it is of the target, what it saw instead.
 
     Accuracy and top-5 come with Wilson 95 % intervals; 'right' has one true or false a file, in their order.
     """
     device = next(classifier.model.parameters()).device
-    probabilities = torch.cat([classifier(load_images(paths[i:i + batch_size]).to(device)).softmax(1).cpu()
-                               for i in range(0, len(paths), batch_size)])  # [N, C]
+    probabilities = torch.cat([classifier(load_images(paths[i:i + JUDGED_AT_ONCE]).to(device)).softmax(1).cpu()
+                               for i in range(0, len(paths), JUDGED_AT_ONCE)])  # [N, C]
     likeliest = probabilities.topk(min(5, probabilities.shape[1])).indices
     right = likeliest[:, 0] == class_index
     others = Counter(class_title(i, classifier.labels[i]) for i in likeliest[~right, 0].tolist())
@@ -163,8 +174,8 @@ def evaluate_folder(config: RunConfig, judges: dict[str, Classifier], class_inde
     """
     labels = judges["classifier"].labels
     names = [f"{seed}.png" for seed in range(config.test_size)]
-    judged = {arm.folder: {role: judge_images(judge, [folder / arm.folder / name for name in names], class_index,
-                                              config.batch_size) for role, judge in judges.items()} for arm in arms}
+    judged = {arm.folder: {role: judge_images(judge, [folder / arm.folder / name for name in names],
+                                              class_index) for role, judge in judges.items()} for arm in arms}
     metrics = {
         "class_index": class_index + 1, "label": labels[class_index], "classes": len(labels),
         "images": config.test_size, "pictures": pictures_of(folder),

@@ -34,16 +34,16 @@ def evaluation_prompts(given: list[str]) -> list[str]:
 
 
 class PromptDataset(Dataset):
-    """One update's prompts, each with its image's seed: item i takes template i modulo their number."""
+    """One update's images of a class: item i has its seed and the number of its prompt, i modulo their number."""
 
     def __init__(self, phrase: str, templates: tuple[str, ...], seeds: list[int]):
-        self.phrase, self.templates, self.seeds = phrase, templates, seeds
+        self.prompts, self.seeds = [template.format(phrase) for template in templates], seeds
 
     def __len__(self):
         return len(self.seeds)
 
     def __getitem__(self, i):
-        return {"prompt": self.templates[i % len(self.templates)].format(self.phrase), "seed": self.seeds[i]}
+        return {"prompt": i % len(self.prompts), "seed": self.seeds[i]}
 
 
 def class_name(label: str) -> str:

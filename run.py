@@ -13,7 +13,6 @@ import os
 import platform
 import shutil
 import sys
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -21,11 +20,12 @@ import diffusers
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 
 import class_token
 from class_token import TOKEN_FILE
 from classifiers import folder_name, load_classifier, load_labels
-from config import RunConfig, parse, to_yaml
+from config import DECISIVE, RunConfig, as_typed, parse, to_yaml
 from diffusion import Components, encode_prompts, initial_latents, load_components, noise_sources, trajectory
 from distribution import check_counts, distribution, distribution_lines, load_extractor
 from evaluation import (
@@ -40,16 +40,19 @@ from evaluation import (
     generate,
     table_lines,
 )
+from learner import STATE_FILE, Job, Trained
 from metrics import COMPARABLE_FID
 from prompt_datasets import TEMPLATES, class_folder, class_names, class_title, evaluation_prompts, select_classes
 from real import drawn, real_pictures
 from report import side_by_side, write_report
-from training import train_token
+from sweep import agreed, count_class, join, shared, wait_for_all
+from training import train_tokens
 from utils import (
     WITHOUT_GPU_OR_NETWORK,
     UserError,
     find_path,
     imported,
+    peak_memory,
     read_yaml_mapping,
     replacing,
     require,
@@ -78,6 +81,7 @@ def main(argv: list[str]) -> int:
 
 def run(config: RunConfig):
     """Train and evaluate every selected class, then print and write the summary."""
+    processes = join()
     check_device(config.device, config.mixed_precision)
     if config.context_judge:
         imported(config.context_judge, "context_judge")
@@ -85,16 +89,19 @@ def run(config: RunConfig):
     names = class_names(labels, config.class_names)
     chosen = select_classes(config.class_index, labels, names)
     folders = {index: output_folders(config, index, names[index]) for index in chosen}
-    to_train = {index for index, (tokens, _) in folders.items()
-                if config.train and not (config.skip_exists and (tokens / TOKEN_FILE).exists())}
-    for index in set(chosen) - to_train:
+    to_train = agreed([index for index in chosen if config.train and not (
+        config.skip_exists and is_trained(config, folders[index][0]))])
+    for index in set(chosen) - set(to_train):
         check_token(config, folders[index][0] / TOKEN_FILE)  # before gigabytes are loaded for nothing
+    config = replace(config, classes_at_once=min(config.classes_at_once,  # or the first process would take all
+                                                 max(1, math.ceil(len(to_train) / processes.num_processes))))
     real, extractor = dict.fromkeys(chosen, []), None
     if config.evaluate and config.real_images:
         count = config.test_size + math.ceil(COMPARABLE_FID / len(chosen))
         real = real_pictures(config.real_images, names, labels, {index: folders[index][1] for index in chosen}, count)
         check_counts(config.test_size * len(chosen), sum(map(len, real.values())))
-        extractor = load_extractor(config.features, config.device)
+        if processes.is_main_process:
+            extractor = load_extractor(config.features, config.device)
     judges = {"classifier": load_classifier(config.classifier, config.device)}
     if config.evaluator and config.evaluate:
         judges["evaluator"] = load_classifier(config.evaluator, config.device)
@@ -106,23 +113,33 @@ def run(config: RunConfig):
     generator = functools.cache(lambda: load_generator(config, [names[index] for index in chosen]))
     if to_train:
         generator()  # before anything is written; where all pictures are drawn already it is never loaded
-    results = []
-    for index in chosen:
+    def judge(index):
         tokens, images = folders[index]
-        print(f"class {class_title(index, labels[index])}", flush=True)
-        if index in to_train:
-            train(config, generator, judges["classifier"], index, names[index], tokens, images)
+        arms, film = draw(config, generator, index, names[index], labels[index], tokens / TOKEN_FILE, images)
+        evaluate(config, judges, index, arms, film, tokens, images, drawn(config.real_images, index, real[index]))
+
+    bar = tqdm(total=len(chosen), desc="classes", unit="class",
+               disable=len(chosen) == 1 or not processes.is_main_process)
+    jobs = (prepare(config, Job(index, names[index], *folders[index])) for index in shared(to_train, "to train"))
+    for job, trained in train_tokens(config, *generator(), judges["classifier"], jobs) if to_train else ():
+        save(config, job, trained, labels[job.class_index])
         if config.evaluate:
-            arms, film = draw(config, generator, index, names[index], labels[index], tokens / TOKEN_FILE, images)
-            results.append(evaluate(config, judges, index, arms, film, tokens, images,
-                                    drawn(config.real_images, index, real[index])))
-    if results:
-        summarise(config, results, extractor, [folders[index][1] / "eval" for index in chosen],
+            judge(job.class_index)
+        count_class(bar)
+    for index in shared([index for index in chosen if index not in to_train], "trained before"):
+        print(f"class {class_title(index, labels[index])}", flush=True)
+        if config.evaluate:
+            judge(index)
+        count_class(bar)
+    wait_for_all(bar)
+    if config.evaluate and processes.is_main_process:
+        summarise(config, extractor, [folders[index][1] / "eval" for index in chosen],
                   [real[index] for index in chosen])
 
 
-def summarise(config: RunConfig, results: list[dict], extractor, folders: list[Path], real: list[list[Path]]):
+def summarise(config: RunConfig, extractor, folders: list[Path], real: list[list[Path]]):
     """Print what the classes of this call gave; write their report and the summary of all classes of the run."""
+    results = [json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in folders]
     everything = Path(config.output_path, "img", folder_name(config.classifier))
     summary = everything / f"summary_{config.exp_id}.json"
     metrics = [json.loads(path.read_text(encoding="utf-8"))
@@ -137,7 +154,7 @@ def summarise(config: RunConfig, results: list[dict], extractor, folders: list[P
     if extractor:
         arms = {arm: [folder / arm / f"{seed}.png" for folder in folders for seed in range(config.test_size)]
                 for arm in ARMS}
-        distances = distribution(extractor, arms, real, config.batch_size)
+        distances = distribution(extractor, arms, real)
         distances["pictures"] = {str(result["class_index"]): result["pictures"] for result in results}
         write_json(summary, {"classes": metrics, "distribution": distances})
         lines, note = distribution_lines(distances)
@@ -156,39 +173,75 @@ def output_folders(config: RunConfig, index: int, name: str) -> tuple[Path, Path
 def load_generator(config: RunConfig, names: list[str]) -> tuple[Components, int]:
     """The frozen generator and the number of its placeholder token, sure to take every prompt of these classes."""
     components = load_components(config.model, config.device, DTYPES[config.mixed_precision],
-                                 config.gradient_checkpointing)
+                                 config.gradient_checkpointing, config.compile)
     token_id = class_token.add_placeholder(components.tokenizer, config.placeholder_token)
     check_prompts(config, components, token_id, names)
     return components, token_id
 
 
-def train(config: RunConfig, generator, classifier, index: int, name: str, tokens: Path, images: Path):
-    """Learn one token and save it with its settings and history."""
-    for old in (images / "train", tokens):  # a shorter run must not be mixed with what a longer one left
-        shutil.rmtree(old, ignore_errors=True)
-    forget(images)
-    tokens.mkdir(parents=True)
-    write_text(tokens / "config.yml", to_yaml(replace(config, class_index=str(index + 1), skip_exists=False)))
-    started = time.time()
-    trained = train_token(config, *generator(), classifier, index, name, images / "train", tokens / "history.jsonl")
+def is_trained(config: RunConfig, tokens: Path) -> bool:
+    """Whether a class has its token already.
+
+    Raises:
+        UserError: it has one of other settings, or half of one, which is another run.
+    """
+    trained, begun = (tokens / TOKEN_FILE).exists(), (tokens / STATE_FILE).exists()
+    others = other_settings(config, tokens, DECISIVE) if trained or begun else []
+    require(not others, f"the token in '{tokens}' was trained with {'; '.join(others)}: another setting is another "
+                        "run, so give a new --exp_id, or --skip_exists False to train it again")
+    return trained
+
+
+def other_settings(config: RunConfig, tokens: Path, which: tuple[str, ...]) -> list[str]:
+    """What of `which` differs between the training that left config.yml in `tokens` and now, in words."""
+    if not (tokens / "config.yml").exists():
+        return []
+    before, now = read_yaml_mapping(str(tokens / "config.yml"), "lr: 0.001"), as_typed(config)
+    return [f"{name} {before[name]}, now {now[name]}" for name in which if before.get(name, now[name]) != now[name]]
+
+
+def prepare(config: RunConfig, job: Job) -> Job:
+    """Clear a class's folders for its training, but for one that was killed half-way with the same settings."""
+    print(f"class {class_title(job.class_index, job.class_name)}", flush=True)
+    token, state, settings = (job.tokens / name for name in (TOKEN_FILE, STATE_FILE, "config.yml"))
+    if state.exists() and settings.exists() and not token.exists() and not other_settings(config, job.tokens, DECISIVE):
+        print("  goes on where its training stopped")
+        for unfinished in [*job.tokens.rglob(".*.tmp"), *job.images.rglob(".*.tmp")]:
+            unfinished.unlink()
+        return job
+    for old in (token, state):  # first, so that a kill in the midst of this leaves nothing that seems whole
+        old.unlink(missing_ok=True)
+    for old in (job.images / "train", job.tokens):  # a shorter run must not be mixed with what a longer one left
+        if old.exists():
+            shutil.rmtree(old)
+    forget(job.images)
+    write_text(job.tokens / "config.yml",
+               to_yaml(replace(config, class_index=str(job.class_index + 1), skip_exists=False)))
+    return job
+
+
+def save(config: RunConfig, job: Job, trained: Trained, label: str):
+    """Write a token with its settings and versions; the training's state is needed no more."""
     if config.fresh_noise:  # no seed comes back: the film over the updates has to be drawn
-        with replacing(images / "train" / VECTORS_FILE) as temporary:
+        with replacing(job.images / "train" / VECTORS_FILE) as temporary:
             save_file({"vectors": trained.vectors.half().cpu()}, temporary)
-    class_token.save(tokens / TOKEN_FILE, config.placeholder_token, trained.vector, {
-        "class_index": index + 1, "class_name": name, "label": classifier.labels[index],
+    token = job.tokens / TOKEN_FILE
+    class_token.save(token, config.placeholder_token, trained.vector, {
+        "class_index": job.class_index + 1, "class_name": job.class_name, "label": label,
         "classifier": config.classifier, "base_model": config.model, "seed": config.seed,
         "updates": len(trained.vectors), "loss": f"{trained.loss:.4f}", "train_accuracy": f"{trained.accuracy:.4f}",
         "stopped": trained.stopped, "torch": torch.__version__, "diffusers": diffusers.__version__,
         "transformers": transformers.__version__, "python": platform.python_version()})
-    print(f"  {len(trained.vectors)} updates in {time.time() - started:.0f} s, stopped: {trained.stopped}\n"
-          f"  token: {tokens / TOKEN_FILE}")
+    (job.tokens / STATE_FILE).unlink(missing_ok=True)
+    print(f"class {class_title(job.class_index, label)}: {len(trained.vectors)} updates in {trained.seconds:.0f} s, "
+          f"stopped: {trained.stopped}\n  token: {token}\n  peak memory: {peak_memory(config.device):.1f} GB")
 
 
 def draw(config: RunConfig, generator, index: int, name: str, label: str, token_file: Path,
          images: Path) -> tuple[list[Arm], list[Arm]]:
     """Write the pictures of one class without and with its token, and of the film over the token's updates."""
     _, vector, _ = class_token.load(token_file)
-    warn_of_other_settings(config, token_file.with_name("config.yml"))
+    warn_of_other_settings(config, token_file.parent)
     arms, history = arms_of(config, index, name, vector), images / "train" / VECTORS_FILE
     film = film_of(config, name, load_file(history)["vectors"]) if history.exists() else []
     if not generate(config, generator, class_title(index, label), arms + film, images / "eval"):
@@ -222,12 +275,9 @@ def check_token(config: RunConfig, token_file: Path):
             f"images would use too: give --test_size {header.get('seed')} or less")
 
 
-def warn_of_other_settings(config: RunConfig, trained: Path):
+def warn_of_other_settings(config: RunConfig, tokens: Path):
     """Say where the pictures are not drawn as those were that the token learned from."""
-    before = read_yaml_mapping(str(trained), "lr: 0.001") if trained.exists() else {}
-    others = [f"{name} {before[name]}, now {getattr(config, name)}"
-              for name in ("model", "guidance_scale", "height", "width")
-              if name in before and before[name] != str(getattr(config, name))]
+    others = other_settings(config, tokens, ("model", "guidance_scale", "height", "width"))
     if others:
         print(f"warning: the token was trained with {'; '.join(others)}", file=sys.stderr)
 
@@ -237,7 +287,7 @@ def check_prompts(config: RunConfig, components, token_id: int, names: list[str]
     vector = class_token.initial_vector(components.tokenizer, components.text_encoder, config.initializer_token)
     trajectory(components, config.num_inference_steps, config.train_timesteps)
     initial_latents(components, noise_sources([0]), config.height, config.width)
-    templates = [*TEMPLATES, *(config.eval_prompts if config.evaluate else [])]
+    templates = [*TEMPLATES[:config.number_of_prompts], *(config.eval_prompts if config.evaluate else [])]
     with torch.no_grad(), class_token.spliced(components.text_encoder, token_id, vector.to(components.device)):
         for name in names:
             encode_prompts(components, [prompt.format(f"{config.placeholder_token} {name}") for prompt in templates])

@@ -4,6 +4,9 @@ import importlib
 import json
 import logging
 import os
+import resource
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import URLError
@@ -11,6 +14,7 @@ from urllib.error import URLError
 import numpy as np
 import torch
 import yaml
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -178,3 +182,52 @@ def load_images(paths: list[Path]) -> torch.Tensor:
     """Read RGB images of one size as float [B, 3, H, W] in [0, 1]."""
     arrays = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
+
+
+class ImageWriter(ThreadPoolExecutor):
+    """Writes pictures in the background, in order; what goes wrong is raised by the next `write` or at the end."""
+
+    def __init__(self):
+        super().__init__(max_workers=1)
+        self.pending = []
+
+    def write(self, images: torch.Tensor, paths: list[Path]):
+        for job in self.pending:
+            job.result()
+        self.pending = [self.submit(save_images, images.cpu(), paths)]
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        for job in self.pending:
+            job.result()
+
+
+def fitting(function, batch_size: int | None, start: int):
+    """`function` with its first argument, the batch size, filled in.
+
+    `batch_size` where it is given; else `start`, and half of it again and again while memory does not suffice,
+    remembered from call to call. (accelerate's own find_executable_batch_size collects garbage before every call,
+    which takes half as long as an update of the miniature.)
+    """
+    size = batch_size or start
+
+    def call(*arguments):
+        nonlocal size
+        while True:
+            try:
+                return function(size, *arguments)
+            except RuntimeError as error:
+                if batch_size or size == 1 or not should_reduce_batch_size(error):
+                    raise
+            size //= 2
+            clear_device_cache(garbage_collection=True)
+
+    return call
+
+
+def peak_memory(device: str) -> float:
+    """Gigabytes that this process has used at most so far: of the GPU where it computes on one, else of memory."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9

@@ -56,7 +56,7 @@ def test_evaluating_again_draws_only_what_is_missing(capsys, tiny_config, tmp_pa
     with monkeypatch.context() as without_generator:
         without_generator.setattr("run.load_components", None)  # not needed, so not loaded
         assert again() == (set(), True)
-        assert again("--train", "True", "--skip_exists", "True") == (set(), True)
+        assert again("--train", "True", "--skip_exists", "True", "--num_train_epochs", "1") == (set(), True)
     (folder / "with" / "1.png").unlink()
     assert again() == ({"with/1"}, False)
     assert again("--test_size", "3") == ({"without/2", "with/2"}, False)
@@ -94,7 +94,7 @@ def test_judging_equals_transformers_own(tiny_classifier, tmp_path):
         probabilities = model(**inputs).logits.softmax(1)
     seen = probabilities.argmax(1)
     target = seen.mode().values.item()
-    judged = judge_images(load_classifier(tiny_classifier, "cpu"), files, target, batch_size=5)
+    judged = judge_images(load_classifier(tiny_classifier, "cpu"), files, target)
     assert judged["right"] == (seen == target).tolist() and 0 < sum(judged["right"]) < 12
     assert judged["accuracy"]["value"] == pytest.approx((seen == target).float().mean().item())
     assert judged["mean_target_probability"] == pytest.approx(probabilities[:, target].mean().item(), abs=1e-5)
@@ -267,7 +267,7 @@ def test_unequal_numbers_of_real_pictures_are_said(tmp_path):
     noise = torch.rand(20, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     files = [tmp_path / f"{i}.png" for i in range(20)]
     save_images(noise, files)
-    notes = [distribution_lines(distribution(pixels, {"without": files[:16], "with": files[4:]}, real, 8))[1]
+    notes = [distribution_lines(distribution(pixels, {"without": files[:16], "with": files[4:]}, real))[1]
              for real in ([files[:9], files[9:]], [files[:10], files[10:]])]
     assert "Classes have 9 to 11 real pictures" in notes[0] and "Classes have" not in notes[1]
 

@@ -112,7 +112,7 @@ def test_inception_features_are_torch_fidelitys(inception_weights, tmp_path):
     files = [tmp_path / f"{i}.png" for i in range(2)]
     for picture, file in zip(pictures, files, strict=True):
         picture.save(file)
-    ours = features_of(load_extractor(f"inception:{inception_weights}", "cpu"), files, batch_size=2)
+    ours = features_of(load_extractor(f"inception:{inception_weights}", "cpu"), files)
     reference = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(inception_weights))
     resized = np.stack([np.asarray(picture.resize((299, 299), Image.BICUBIC)) for picture in pictures])
     theirs, = reference(torch.from_numpy(resized).permute(0, 3, 1, 2))

@@ -57,7 +57,7 @@ def test_names_from_a_file(tmp_path):
 
 def test_prompts_take_turns():
     dataset = PromptDataset("newclas crane", TEMPLATES, [35, 36, 37, 38, 39])
-    prompts = [dataset[i]["prompt"] for i in range(len(dataset))]
+    prompts = [dataset.prompts[dataset[i]["prompt"]] for i in range(len(dataset))]
     assert prompts[0] == prompts[3] == "A photo of a newclas crane"
     assert prompts[2] == "A close-up photo of a newclas crane"
     assert [dataset[i]["seed"] for i in range(5)] == [35, 36, 37, 38, 39]

@@ -167,7 +167,7 @@ def test_evaluation_never_uses_training_seeds(capsys, tiny_config):
     assert "trained on seeds from 35 on" in line and "--test_size 35" in line
     line = error_of(capsys, *flags(tiny_config, "--class_index", "2-3", "--train", "True", "--evaluate", "True",
                                    "--skip_exists", "True", "--seed", "60", "--test_size", "50"))
-    assert "trained on seeds from 35 on" in line
+    assert "seed 35, now 60" in line
     assert not list(Path(tiny_config.output_path).rglob("0002*"))  # found before class 2 cost hours
 
 

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file
-from transformers import CLIPTextConfig, CLIPTextModel, ViTConfig, ViTForImageClassification
 
+from benchmarks.random_weights import networks
 from diffusion import load_components
 from utils import UserError
 
@@ -57,12 +56,7 @@ def test_a_missing_part_is_one_line(tiny_model, tmp_path, part):
 def test_real_architectures_have_their_published_sizes():
     """Parameters of SD 1.4's three networks and of ViT-L/16, built from their configs without memory."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-        vae = AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512,
-                            down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4)
-        text_encoder = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12))
-        classifier = ViTForImageClassification(ViTConfig(
-            hidden_size=1024, intermediate_size=4096, num_attention_heads=16, num_hidden_layers=24, num_labels=1000))
+        text_encoder, unet, vae, classifier = networks()
         noise = unet(torch.zeros(1, 4, 64, 64), torch.tensor(1), torch.zeros(1, 77, 768)).sample
         images = vae.decode(noise).sample
     sizes = [sum(p.numel() for p in m.parameters()) for m in (unet, vae, text_encoder, classifier)]

@@ -10,8 +10,11 @@ import torch
 import class_token
 from classifiers import load_classifier
 from diffusion import load_components
-from training import accumulate_gradient, train_token, verdict
-from utils import UserError, load_images
+from learner import STATE_FILE, Job, start, verdict
+from prompt_datasets import class_name
+from tests.conftest import LABELS
+from training import accumulate_gradients, train_tokens
+from utils import ImageWriter, UserError, load_images
 
 
 @pytest.fixture
@@ -20,10 +23,29 @@ def parts(tiny_config, components):
     return components, classifier, class_token.add_placeholder(components.tokenizer, "newclas")
 
 
+def job_of(class_index, folder):
+    return Job(class_index, class_name(LABELS[class_index]), folder / f"{class_index}" / "tokens",
+               folder / f"{class_index}" / "images")
+
+
 def train(config, parts, tmp_path, class_index=2):
     components, classifier, token_id = parts
-    return train_token(config, components, token_id, classifier, class_index, "tiger cat", tmp_path / "train",
-                       tmp_path / "history.jsonl")
+    (_, trained), = train_tokens(config, components, token_id, classifier, iter([job_of(class_index, tmp_path)]))
+    return trained
+
+
+def gradients(config, parts, folder, classes=(2,), vector=None):
+    """(mean loss, share right) and dL/dv of every class after the images of its first update."""
+    components, classifier, token_id = parts
+    learners = [start(config, components, job_of(class_index, folder)) for class_index in classes]
+    if vector is not None:
+        learners[0].vector = vector.requires_grad_()
+    with ImageWriter() as writer:
+        measured = accumulate_gradients(config.batch_size or 5, config, components, classifier, token_id, learners,
+                                        writer)
+    for learner in learners:
+        learner.scaler.unscale_(learner.optimizer)
+    return measured, [learner.vector.grad for learner in learners]
 
 
 def digest(*modules):
@@ -49,45 +71,38 @@ def test_only_the_vector_moves(tiny_config, parts, tmp_path, changes):
 def test_training_lowers_the_loss(tiny_config, parts, tmp_path):
     config = replace(tiny_config, lr=0.1, num_train_epochs=12, train_timesteps=[999, 600], target_accuracy=1.0)
     trained = train(config, parts, tmp_path)
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "2/tokens/history.jsonl").read_text().splitlines()]
     assert len(losses) == len(trained.vectors) == 12
     assert trained.loss == min(losses) < losses[0] - 1e-3
 
 
 def test_the_kept_vector_is_the_one_that_was_best(tiny_config, parts, tmp_path):
     """Measured again on the same seeds, the kept vector gives the best loss of the history."""
-    components, classifier, token_id = parts
     config = replace(tiny_config, lr=0.3, num_train_epochs=6, train_timesteps=[999, 600])
     trained = train(config, parts, tmp_path)
-    again, _ = accumulate_gradient(config, components, classifier, 2, "tiger cat", token_id,
-                                   trained.vector.requires_grad_(), 0, torch.amp.GradScaler("cpu", enabled=False),
-                                   tmp_path / "again")
+    ((again, _),), _ = gradients(config, parts, tmp_path / "again", vector=trained.vector)
     assert again == pytest.approx(trained.loss, rel=1e-5)
 
 
 @pytest.mark.parametrize("timesteps", [None, [999, 800, 600]])
 def test_batch_size_changes_only_rounding(tiny_config, parts, tmp_path, timesteps):
-    components, classifier, token_id = parts
     results = []
     for batch_size in (1, 5):
         config = replace(tiny_config, batch_size=batch_size, train_timesteps=timesteps)
-        vector = class_token.initial_vector(components.tokenizer, components.text_encoder, "a").requires_grad_()
-        folder = tmp_path / str(batch_size)
-        accumulate_gradient(config, components, classifier, 2, "tiger cat", token_id, vector, 0,
-                            torch.amp.GradScaler("cpu", enabled=False), folder)
-        results.append((vector.grad, load_images(sorted(folder.glob("*.png")))))
+        _, (gradient,) = gradients(config, parts, tmp_path / str(batch_size))
+        results.append((gradient, load_images(sorted((tmp_path / str(batch_size)).rglob("*.png")))))
     (one, images_one), (five, images_five) = results
     assert (one - five).norm() / one.norm() < 1e-4
     assert (images_one - images_five).abs().max() <= 1 / 255 + 1e-6
 
 
 def test_seeds_same_in_the_paper_and_fresh_on_demand(tiny_config, parts, tmp_path):
-    (tmp_path / "paper").mkdir()
     train(tiny_config, parts, tmp_path / "paper")
     train(replace(tiny_config, fresh_noise=True), parts, tmp_path)
 
     def seeds(folder):
-        return [sorted(int(p.stem) for p in update.glob("*.png")) for update in sorted((folder / "train").iterdir())]
+        updates = sorted((folder / "2/images/train").iterdir())
+        return [sorted(int(p.stem) for p in update.glob("*.png")) for update in updates]
 
     assert seeds(tmp_path / "paper") == [[35, 36, 37, 38, 39]] * 3
     assert seeds(tmp_path) == [[35, 36, 37, 38, 39], [40, 41, 42, 43, 44], [45, 46, 47, 48, 49]]
@@ -96,7 +111,7 @@ def test_seeds_same_in_the_paper_and_fresh_on_demand(tiny_config, parts, tmp_pat
 def test_infinite_loss_is_one_line(tiny_config, parts, tmp_path):
     components, classifier, token_id = parts
     broken = classifier._replace(forward=lambda model, pixels: pixels.mean((2, 3)) * torch.nan)
-    with pytest.raises(UserError, match="loss of update 0 is nan"):
+    with pytest.raises(UserError, match=r"loss of update 0 of class 3 \(tiger cat\) is nan"):
         train(tiny_config, (components, broken, token_id), tmp_path)
 
 
@@ -123,16 +138,88 @@ def test_one_lucky_update_does_not_fool_fresh_noise():
 
 def test_half_precision_gradient_is_scaled_and_unscaled(tiny_config, tiny_model, parts, tmp_path):
     """float16 weights under an enabled scaler give the float32 gradient, to half precision's accuracy."""
-    gradients = []
+    found = []
     for dtype in (torch.float32, torch.float16):
         components = load_components(tiny_model, "cpu", dtype)
         token_id = class_token.add_placeholder(components.tokenizer, "newclas")
-        vector = class_token.initial_vector(components.tokenizer, components.text_encoder, "a").requires_grad_()
-        optimizer = torch.optim.AdamW([vector])
-        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=dtype == torch.float16)
-        accumulate_gradient(replace(tiny_config, train_timesteps=[999, 600]), components, parts[1], 2, "tiger cat",
-                            token_id, vector, 0, scaler, tmp_path)
-        scaler.unscale_(optimizer)
-        gradients.append(vector.grad)
-    full, half = gradients
+        _, (gradient,) = gradients(replace(tiny_config, train_timesteps=[999, 600]),
+                                   (components, parts[1], token_id), tmp_path / str(dtype))
+        found.append(gradient)
+    full, half = found
     assert half.dtype == torch.float32 and (full - half).norm() / full.norm() < 0.1
+
+
+def test_a_class_learns_the_same_in_company(tiny_config, parts, tmp_path):
+    """Twenty updates beside others, one of them of the same name, or alone; each takes the next free place."""
+    components, classifier, token_id = parts
+    config = replace(tiny_config, lr=0.02, num_train_epochs=20, early_stopping=4, train_timesteps=[999, 600],
+                     fresh_noise=True, classes_at_once=2)
+    alone = [train(replace(config, classes_at_once=1), parts, tmp_path / "alone", i) for i in range(3)]
+    jobs = (job_of(i, tmp_path / "together") for i in range(3))
+    together = dict(train_tokens(config, components, token_id, classifier, jobs))
+    assert sorted(job.class_index for job in together) == [0, 1, 2]
+    assert len({len(trained.vectors) for trained in alone}) > 1  # they did not all stop at once
+    for job, trained in together.items():
+        assert len(trained.vectors) == len(alone[job.class_index].vectors)
+        assert (trained.vectors - alone[job.class_index].vectors).abs().max() < 1e-4
+    assert (together[job_of(0, tmp_path / "together")].vector - alone[1].vector).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("killed_at", [1, 4])
+def test_a_killed_training_goes_on_exactly(tiny_config, parts, tmp_path, monkeypatch, killed_at):
+    config = replace(tiny_config, lr=0.05, num_train_epochs=6, train_timesteps=[999, 600], fresh_noise=True)
+    undisturbed = train(config, parts, tmp_path / "undisturbed")
+
+    def killed(*arguments):
+        if len(arguments[5][0].history) == killed_at:
+            raise KeyboardInterrupt
+        return accumulate_gradients(*arguments)
+
+    with monkeypatch.context() as until_killed:
+        until_killed.setattr("training.accumulate_gradients", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, parts, tmp_path / "killed")
+    assert (tmp_path / "killed/2/tokens" / STATE_FILE).exists()
+    resumed = train(config, parts, tmp_path / "killed")
+    assert torch.equal(resumed.vectors, undisturbed.vectors) and torch.equal(resumed.vector, undisturbed.vector)
+    histories = [(tmp_path / run / "2/tokens/history.jsonl").read_text() for run in ("undisturbed", "killed")]
+    assert histories[0] == histories[1] and histories[0].count("\n") == 6
+
+
+def test_the_batch_size_is_halved_until_memory_suffices(tiny_config, parts, tmp_path, monkeypatch):
+    asked = []
+
+    def too_large(batch_size, *arguments):
+        asked.append(batch_size)
+        if batch_size > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return accumulate_gradients(batch_size, *arguments)
+
+    expected = train(tiny_config, parts, tmp_path / "expected")
+    monkeypatch.setattr("training.accumulate_gradients", too_large)
+    trained = train(tiny_config, parts, tmp_path / "halved")
+    assert asked == [5, 2, 1, 1, 1]
+    assert (trained.vectors - expected.vectors).abs().max() < 1e-4
+
+
+def test_graphs_are_never_in_memory_together(tiny_config, parts, tmp_path):
+    """While classifier and VAE go backwards the UNet keeps no activations: they are made anew when its turn comes."""
+    components, classifier, token_id = parts
+    calls = []
+    for name, module in (("unet", components.unet), ("vae", components.vae.decoder)):
+        module.register_forward_pre_hook(lambda *_, name=name: calls.append(name))
+    components.vae.decoder.register_full_backward_hook(lambda *_: calls.append("vae back"))
+    gradients(replace(tiny_config, train_timesteps=[999, 600], batch_size=2), parts, tmp_path)
+    assert calls == ["unet"] * 5 + ["vae", "vae back"] * 3 + ["unet"] * 3
+
+
+@pytest.mark.slow
+def test_a_compiled_unet_gives_the_same_gradient(tiny_config, tiny_model, parts, tmp_path):
+    found = []
+    for compiled in (False, True):
+        components = load_components(tiny_model, "cpu", torch.float32, compiled=compiled)
+        token_id = class_token.add_placeholder(components.tokenizer, "newclas")
+        _, (gradient,) = gradients(replace(tiny_config, train_timesteps=[999, 600]),
+                                   (components, parts[1], token_id), tmp_path / str(compiled))
+        found.append(gradient)
+    assert (found[0] - found[1]).norm() / found[0].norm() < 1e-3

@@ -1,0 +1,173 @@
+"""One class that is being learned: its vector, optimiser and history, when it stops, how it goes on after a kill."""
+
+import json
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from class_token import initial_vector
+from config import RunConfig
+from diffusion import Components
+from prompt_datasets import class_title
+from utils import replacing, require, write_text
+
+AVERAGED_UPDATES = 3  # with fresh noise one update's few images can be lucky
+STATE_FILE = "training_state.safetensors"
+HISTORY_FILE = "history.jsonl"
+
+
+class Job(NamedTuple):
+    """A class (index from 0) to be learned, the name that its prompts use, and the folders of its files."""
+
+    class_index: int
+    class_name: str
+    tokens: Path
+    images: Path
+
+
+class Trained(NamedTuple):
+    """The best vector [D], its loss (averaged as the stop rules do), every update's vector and why the loop stopped."""
+
+    vector: torch.Tensor
+    loss: float
+    accuracy: float
+    vectors: torch.Tensor  # [updates, D]
+    stopped: str
+    seconds: float
+
+
+@dataclass(eq=False)
+class Learner:
+    """What a class carries from update to update, whoever shares its batches."""
+
+    job: Job
+    vector: torch.Tensor  # [D], float32
+    optimizer: torch.optim.AdamW
+    scaler: torch.amp.GradScaler
+    bar: tqdm
+    history: list[dict] = field(default_factory=list)  # an update's loss, accuracy and norms
+    vectors: list[torch.Tensor] = field(default_factory=list)
+    best: int = 0  # the update whose vector is the one to keep so far
+    started: float = field(default_factory=time.time)
+
+    def image_path(self, seed: int) -> Path:
+        return self.job.images / "train" / f"{len(self.history):03d}" / f"{seed}.png"
+
+
+def start(config: RunConfig, components: Components, job: Job) -> Learner:
+    """A class at its first update, or where `save_progress` left it."""
+    vector = initial_vector(components.tokenizer, components.text_encoder, config.initializer_token)
+    vector = vector.to(components.device).requires_grad_()
+    optimizer = torch.optim.AdamW([vector], config.lr, tuple(config.betas), config.eps, config.weight_decay)
+    scaler = torch.amp.GradScaler(components.device.type, init_scale=2.0**10,
+                                  enabled=components.unet.dtype == torch.float16)
+    bar = tqdm(total=config.num_train_epochs, desc=f"training {class_title(job.class_index, job.class_name)}",
+               unit="update")
+    learner = Learner(job, vector, optimizer, scaler, bar)
+    if (job.tokens / STATE_FILE).exists():
+        load_progress(learner)
+    return learner
+
+
+def update(config: RunConfig, learner: Learner, loss: float, accuracy: float) -> str | None:
+    """Take note of an update's images and move the vector, unless it is the last: the reason to stop is returned."""
+    number = len(learner.history)
+    title = class_title(learner.job.class_index, learner.job.class_name)
+    require(math.isfinite(loss), f"the loss of update {number} of class {title} is {loss}: try --mixed_precision bf16 "
+                                 f"or no, or a lower --lr than {config.lr}")
+    learner.scaler.unscale_(learner.optimizer)
+    grad_norm = torch.nn.utils.clip_grad_norm_([learner.vector], config.max_grad_norm).item()
+    learner.history.append({"update": number, "loss": loss, "accuracy": accuracy, "grad_norm": grad_norm,
+                            "vector_norm": learner.vector.norm().item()})
+    learner.vectors.append(learner.vector.detach().clone())
+    improved, stop = verdict(measured(learner), window_of(config), config.target_accuracy, config.early_stopping)
+    if improved:
+        learner.best = number
+    if not stop and number + 1 == config.num_train_epochs:
+        stop = "the last update"
+    write_text(learner.job.tokens / HISTORY_FILE, "".join(json.dumps(line) + "\n" for line in learner.history))
+    learner.bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.2f}", refresh=False)
+    learner.bar.update()
+    if not stop:
+        learner.scaler.step(learner.optimizer)
+        learner.scaler.update()
+        learner.optimizer.zero_grad()
+        save_progress(learner)
+    return stop
+
+
+def save_progress(learner: Learner):
+    """Write what the next update needs: a kill loses the update in flight at most."""
+    state = {f"optimizer.{key}": value for key, value in learner.optimizer.state[learner.vector].items()}
+    with replacing(learner.job.tokens / STATE_FILE) as temporary:
+        save_file({**state, "vector": learner.vector.detach(), "vectors": torch.stack(learner.vectors)}, temporary,
+                  metadata={"best": str(learner.best), "scaler": json.dumps(learner.scaler.state_dict())})
+
+
+def load_progress(learner: Learner):
+    """Go on from where `save_progress` left the class, exactly."""
+    with safe_open(learner.job.tokens / STATE_FILE, "pt") as file:
+        tensors, header = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    device = learner.vector.device
+    learner.vectors = list(tensors.pop("vectors").to(device))
+    with torch.no_grad():
+        learner.vector.copy_(tensors.pop("vector"))
+    learner.optimizer.state[learner.vector] = {
+        key.removeprefix("optimizer."): value if key == "optimizer.step" else value.to(device)
+        for key, value in tensors.items()}
+    learner.scaler.load_state_dict(json.loads(header["scaler"]))
+    learner.best = int(header["best"])
+    lines = (learner.job.tokens / HISTORY_FILE).read_text(encoding="utf-8").splitlines()
+    learner.history = [json.loads(line) for line in lines[:len(learner.vectors)]]
+    learner.bar.update(len(learner.history))
+
+
+def finish(config: RunConfig, learner: Learner, stopped: str) -> Trained:
+    """What was learned: the best vector so far, and how good it was."""
+    learner.bar.close()
+    loss, accuracy = recent(measured(learner)[:learner.best + 1], window_of(config))
+    return Trained(learner.vectors[learner.best], loss, accuracy, torch.stack(learner.vectors), stopped,
+                   time.time() - learner.started)
+
+
+def measured(learner: Learner) -> list[tuple[float, float]]:
+    return [(line["loss"], line["accuracy"]) for line in learner.history]
+
+
+def window_of(config: RunConfig) -> int:
+    return AVERAGED_UPDATES if config.fresh_noise else 1
+
+
+def recent(history: list[tuple[float, float]], window: int) -> tuple[float, float]:
+    """Loss and accuracy averaged over the last `window` updates."""
+    last = history[-window:]
+    return tuple(sum(values) / len(last) for values in zip(*last, strict=True))
+
+
+def verdict(history: list[tuple[float, float]], window: int, target_accuracy: float,
+            early_stopping: int) -> tuple[bool, str | None]:
+    """After an update: is it the one to keep so far, and the reason to stop, if there is one.
+
+    To keep is what reaches the target accuracy, and else what has the least averaged loss.
+
+    `history` holds (loss, accuracy) of every update so far. Averages run over `window` updates and nothing counts
+    before there are as many: one lucky update is neither the best nor a reason to stop.
+    """
+    averages = [recent(history[:end], window) for end in range(window, len(history) + 1)]
+    if not averages:
+        return True, None
+    losses, accuracy = [loss for loss, _ in averages], averages[-1][1]
+    best = losses.index(min(losses))
+    improved = best == len(losses) - 1
+    if accuracy > target_accuracy:
+        return True, f"accuracy {accuracy:.2f} is above {target_accuracy}"
+    if len(losses) - 1 - best >= early_stopping:
+        return improved, f"no better loss in {early_stopping} updates"
+    return improved, None

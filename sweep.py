@@ -1,0 +1,77 @@
+"""A sweep over classes by many processes: `accelerate launch run.py ...` gives the next class to whoever is free."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from functools import partialmethod
+
+import torch
+from accelerate import PartialState
+from torch.distributed.distributed_c10d import _get_default_store
+from tqdm import tqdm
+
+from utils import require
+
+PATIENCE = timedelta(days=30)  # the first process to finish waits for the last
+
+
+def join() -> PartialState:
+    """Take part in the sweep, if a launcher started one; its first process alone shows progress.
+
+    Raises:
+        UserError: more processes than GPUs on this machine.
+    """
+    gloo = {"backend": "gloo"} if "LOCAL_RANK" in os.environ else {}  # the processes exchange numbers, never tensors
+    state = PartialState(cpu=True, timeout=PATIENCE, **gloo)
+    if not state.is_main_process:
+        hide_progress()
+    if state.num_processes > 1 and torch.cuda.is_available():
+        require(state.local_process_index < torch.cuda.device_count(),
+                f"no GPU for process {state.local_process_index + 1} of this machine, which has "
+                f"{torch.cuda.device_count()}: give as many --num_processes a machine as it has GPUs")
+        torch.cuda.set_device(state.local_process_index)  # what 'cuda' means here
+    return state
+
+
+def hide_progress():
+    """No progress bars from here on in this process."""
+    tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
+
+
+def agreed(value):
+    """The first process's `value` (of JSON's kinds) for all: what one sees on disk later may have changed already."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return value
+    if state.is_main_process:
+        _get_default_store().set("agreed", json.dumps(value))
+    return json.loads(_get_default_store().get("agreed"))
+
+
+def shared(items: list, queue: str) -> Iterator:
+    """Every item once over all processes, the next to whoever asks; `queue` is a name that is used once."""
+    if PartialState().num_processes == 1:
+        yield from items
+        return
+    while (i := _get_default_store().add(queue, 1) - 1) < len(items):
+        yield items[i]
+
+
+def count_class(bar: tqdm):
+    """One more is done; `bar` shows what all processes have done."""
+    alone = PartialState().num_processes == 1
+    bar.n = bar.n + 1 if alone else _get_default_store().add("done", 1)
+    bar.refresh()
+
+
+def wait_for_all(bar: tqdm):
+    """Return when all processes are here; the first one shows the others' progress meanwhile."""
+    state = PartialState()
+    while state.num_processes > 1 and state.is_main_process and bar.n < bar.total:
+        time.sleep(1)
+        bar.n = _get_default_store().add("done", 0)
+        bar.refresh()
+    bar.close()
+    state.wait_for_everyone()

@@ -1,0 +1,83 @@
+"""Sweeps: many processes share the classes, each once; what was killed is done by the same command again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import class_token
+from run import main
+from tests.test_run import error_of, flags
+
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "run.py"]
+SETTINGS = ["--class_index", "1-3", "--train", "True", "--evaluate", "True", "--num_train_epochs", "3", "--lr", "0.05",
+            "--train_timesteps", "999", "600", "--fresh_noise", "True", "--skip_exists", "True",
+            "--number_of_prompts", "1"]
+
+
+def tokens(folder):
+    return {path.parent.parent.name: class_token.load(path)[1] for path in folder.rglob("learned_embeds.safetensors")}
+
+
+@pytest.fixture
+def alone(tiny_config, tmp_path):
+    """The three classes by one process."""
+    assert main(flags(replace(tiny_config, output_path=str(tmp_path / "alone")), *SETTINGS)) == 0
+    return tokens(tmp_path / "alone")
+
+
+def test_two_processes_do_what_one_does(tiny_config, tmp_path, alone):
+    command = [*LAUNCH, *flags(replace(tiny_config, output_path=str(tmp_path / "two")), *SETTINGS)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    together = tokens(tmp_path / "two")
+    assert together.keys() == alone.keys() and len(alone) == 3
+    assert all((together[name] - alone[name]).abs().max() < 1e-4 for name in alone)
+    assert done.stdout.count("token: ") == 3 and done.stdout.count("all classes of run") == 1
+    summary = json.loads(next((tmp_path / "two").rglob("summary_demo.json")).read_text())
+    assert [metrics["class_index"] for metrics in summary["classes"]] == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_a_killed_process_leaves_its_class_to_the_next_start(tiny_config, tmp_path, alone):
+    folder = tmp_path / "killed"
+    command = [*LAUNCH, *flags(replace(tiny_config, output_path=str(folder)), *SETTINGS)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as sweep:
+        children = Path(f"/proc/{sweep.pid}/task/{sweep.pid}/children")
+        while not list(folder.rglob("training_state.safetensors")):  # in the middle of a class
+            time.sleep(0.05)
+            assert sweep.poll() is None
+        victim = int(children.read_text().split()[-1])
+        os.kill(victim, signal.SIGKILL)
+        assert sweep.wait(120) != 0
+    before = tokens(folder)
+    assert len(before) < 3
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    after = tokens(folder)
+    assert all((after[name] - alone[name]).abs().max() < 1e-4 for name in alone)
+    assert done.stdout.count("token: ") == 3 - len(before)
+    assert "goes on where its training stopped" in done.stdout
+    assert not list(folder.rglob("training_state.safetensors")) and not list(folder.rglob("*.tmp"))
+
+
+def test_another_setting_is_another_run(tiny_config, tmp_path, capsys):
+    argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--num_train_epochs", "2", "--skip_exists",
+                 "True")
+    assert main(argv) == 0
+    before = tokens(tmp_path)
+    assert main([*argv, "--device", "cpu", "--batch_size", "2"]) == 0  # what changes no result
+    line = error_of(capsys, *argv, "--lr", "0.1")
+    assert "was trained with lr 0.00125, now 0.1: another setting is another run" in line
+    assert torch.equal(tokens(tmp_path)["0003_tiger_cat"], before["0003_tiger_cat"])
+    assert main([*argv, "--lr", "0.1", "--skip_exists", "False"]) == 0
+    config = yaml.safe_load(next(tmp_path.rglob("config.yml")).read_text())
+    assert config["lr"] == 0.1
