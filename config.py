@@ -82,7 +82,6 @@ class RunConfig:
     mixed_precision: str = setting("fp16", "Precision of the frozen generator: no, fp16 or bf16. The token and the "
                                            "classifiers are always float32.")
     gradient_checkpointing: bool = setting(False, "Recompute activations in the last step: slower, less memory.")
-    compile: bool = setting(False, "Compile the UNet first (torch.compile): minutes, which a long sweep earns back.")
     skip_exists: bool = setting(False, "Do not train a class whose token is already there.")
 
     def validate(self):

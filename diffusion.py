@@ -38,8 +38,7 @@ class Components(NamedTuple):
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
 
-def load_components(model: str, device: str, dtype: torch.dtype, gradient_checkpointing: bool = False,
-                    compiled: bool = False) -> Components:
+def load_components(model: str, device: str, dtype: torch.dtype, gradient_checkpointing: bool = False) -> Components:
     """Load tokenizer, text encoder, UNet, VAE and scheduler one by one; nothing else of the pipeline is read.
 
     Raises:
@@ -61,8 +60,6 @@ def load_components(model: str, device: str, dtype: torch.dtype, gradient_checkp
     if gradient_checkpointing:
         components.unet.enable_gradient_checkpointing()
         components.vae.enable_gradient_checkpointing()
-    if compiled:
-        components.unet.compile()
     return components
 
 

@@ -173,7 +173,7 @@ def output_folders(config: RunConfig, index: int, name: str) -> tuple[Path, Path
 def load_generator(config: RunConfig, names: list[str]) -> tuple[Components, int]:
     """The frozen generator and the number of its placeholder token, sure to take every prompt of these classes."""
     components = load_components(config.model, config.device, DTYPES[config.mixed_precision],
-                                 config.gradient_checkpointing, config.compile)
+                                 config.gradient_checkpointing)
     token_id = class_token.add_placeholder(components.tokenizer, config.placeholder_token)
     check_prompts(config, components, token_id, names)
     return components, token_id
