@@ -113,6 +113,7 @@ def run(config: RunConfig):
     generator = functools.cache(lambda: load_generator(config, [names[index] for index in chosen]))
     if to_train:
         generator()  # before anything is written; where all pictures are drawn already it is never loaded
+
     def judge(index):
         tokens, images = folders[index]
         arms, film = draw(config, generator, index, names[index], labels[index], tokens / TOKEN_FILE, images)
@@ -267,7 +268,8 @@ def check_token(config: RunConfig, token_file: Path):
     """A token that was trained before must be there, of this classifier, and not have seen the evaluation's seeds."""
     _, _, header = class_token.load(token_file)
     guide = header.get("classifier", config.classifier)
-    require((find_path(guide) or guide) == (find_path(config.classifier) or config.classifier),
+    paths = [find_path(name) for name in (guide, config.classifier)]
+    require(guide == config.classifier or all(paths) and paths[0].resolve() == paths[1].resolve(),
             f"'{token_file}' was trained with the classifier '{guide}', not '{config.classifier}': give it or another "
             "--exp_id")
     require(not config.evaluate or int(header.get("seed", config.test_size)) >= config.test_size,

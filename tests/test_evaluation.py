@@ -231,6 +231,8 @@ def test_what_is_drawn_anew_is_no_longer_told_of(tiny_config, tmp_path, real_ima
 
 def test_another_classifier_s_token_is_refused(capsys, tiny_config, tmp_path):
     assert main(flags(tiny_config, "--class_index", "3", "--train", "True", "--num_train_epochs", "1")) == 0
+    relative = os.path.relpath(tiny_config.classifier)
+    assert main(flags(tiny_config, "--class_index", "3", "--evaluate", "True", "--classifier", relative)) == 0
     shutil.copytree(tiny_config.classifier, tmp_path / "other" / Path(*Path(tiny_config.classifier).parts[-2:]))
     line = error_of(capsys, *flags(tiny_config, "--class_index", "3", "--evaluate", "True", "--classifier",
                                    str(tmp_path / "other" / Path(*Path(tiny_config.classifier).parts[-2:]))))
