@@ -67,11 +67,12 @@ def film_of(config: RunConfig, class_name: str, vectors: torch.Tensor) -> list[A
 
 @torch.no_grad()
 def generate(config: RunConfig, generator: Callable[[], tuple[Components, int]], title: str, arms: list[Arm],
-             folder: Path) -> int:
+             folder: Path, draw_batch: Callable) -> int:
     """Write folder/<arm>/<seed>.png for seeds 0 to images - 1 of every arm, by the full sampler.
 
     Pictures that are there already, drawn with the same settings and token, are kept, and where all are, the
-    `generator` (components and placeholder's number) is not called; returns how many were drawn.
+    `generator` (components and placeholder's number) is not called; returns how many were drawn. `draw_batch` is
+    that of `drawing`, the same for all classes.
 
     Raises:
         UserError: a vector of another text encoder's width, a picture that is not a number.
@@ -88,15 +89,19 @@ def generate(config: RunConfig, generator: Callable[[], tuple[Components, int]],
     for arm in stale:
         shutil.rmtree(folder / arm, ignore_errors=True)
     write_json(folder / "drawn.json", record)
-    some = fitting(draw_some, config.batch_size, DRAWN_AT_ONCE)
     with tqdm(total=len(jobs), desc=f"drawing {title}", unit="image") as bar, ImageWriter() as writer:
         while jobs:
-            images = some(config, components, embeds, jobs)
+            images = draw_batch(config, components, embeds, jobs)
             require(images.isfinite().all(), f"a picture of {title} is not a number: try --mixed_precision bf16 or no")
             writer.write(images, [folder / arm.folder / f"{seed}.png" for arm, seed in jobs[:len(images)]])
             jobs = jobs[len(images):]
             bar.update(len(images))
     return number
+
+
+def drawing(config: RunConfig) -> Callable:
+    """`draw_some` with as many pictures as fit, which it finds out once."""
+    return fitting(draw_some, config.batch_size, DRAWN_AT_ONCE)
 
 
 def draw_some(batch_size: int, config: RunConfig, components: Components, embeds: dict[str, torch.Tensor],

@@ -16,7 +16,7 @@ from class_token import initial_vector
 from config import RunConfig
 from diffusion import Components
 from prompt_datasets import class_title
-from utils import replacing, require, write_text
+from utils import UserError, replacing, write_text
 
 AVERAGED_UPDATES = 3  # with fresh noise one update's few images can be lucky
 STATE_FILE = "training_state.safetensors"
@@ -55,7 +55,7 @@ class Learner:
     history: list[dict] = field(default_factory=list)  # an update's loss, accuracy and norms
     vectors: list[torch.Tensor] = field(default_factory=list)
     best: int = 0  # the update whose vector is the one to keep so far
-    started: float = field(default_factory=time.time)
+    started: float = field(default_factory=time.monotonic)
 
     def image_path(self, seed: int) -> Path:
         return self.job.images / "train" / f"{len(self.history):03d}" / f"{seed}.png"
@@ -76,12 +76,14 @@ def start(config: RunConfig, components: Components, job: Job) -> Learner:
     return learner
 
 
-def update(config: RunConfig, learner: Learner, loss: float, accuracy: float) -> str | None:
-    """Take note of an update's images and move the vector, unless it is the last: the reason to stop is returned."""
+def update(config: RunConfig, learner: Learner, loss: float, accuracy: float) -> Trained | UserError | None:
+    """Take note of an update's images and move the vector; at the end, what was learned or why nothing was."""
     number = len(learner.history)
-    title = class_title(learner.job.class_index, learner.job.class_name)
-    require(math.isfinite(loss), f"the loss of update {number} of class {title} is {loss}: try --mixed_precision bf16 "
-                                 f"or no, or a lower --lr than {config.lr}")
+    if not math.isfinite(loss):
+        learner.bar.close()
+        title = class_title(learner.job.class_index, learner.job.class_name)
+        return UserError(f"the loss of update {number} of class {title} is {loss}: try --mixed_precision bf16 or no, "
+                         f"or a lower --lr than {config.lr}")
     learner.scaler.unscale_(learner.optimizer)
     grad_norm = torch.nn.utils.clip_grad_norm_([learner.vector], config.max_grad_norm).item()
     learner.history.append({"update": number, "loss": loss, "accuracy": accuracy, "grad_norm": grad_norm,
@@ -95,12 +97,13 @@ def update(config: RunConfig, learner: Learner, loss: float, accuracy: float) ->
     write_text(learner.job.tokens / HISTORY_FILE, "".join(json.dumps(line) + "\n" for line in learner.history))
     learner.bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.2f}", refresh=False)
     learner.bar.update()
-    if not stop:
-        learner.scaler.step(learner.optimizer)
-        learner.scaler.update()
-        learner.optimizer.zero_grad()
-        save_progress(learner)
-    return stop
+    if stop:
+        return finish(config, learner, stop)
+    learner.scaler.step(learner.optimizer)
+    learner.scaler.update()
+    learner.optimizer.zero_grad()
+    save_progress(learner)
+    return None
 
 
 def save_progress(learner: Learner):
@@ -108,7 +111,8 @@ def save_progress(learner: Learner):
     state = {f"optimizer.{key}": value for key, value in learner.optimizer.state[learner.vector].items()}
     with replacing(learner.job.tokens / STATE_FILE) as temporary:
         save_file({**state, "vector": learner.vector.detach(), "vectors": torch.stack(learner.vectors)}, temporary,
-                  metadata={"best": str(learner.best), "scaler": json.dumps(learner.scaler.state_dict())})
+                  metadata={"best": str(learner.best), "scaler": json.dumps(learner.scaler.state_dict()),
+                            "seconds": str(time.monotonic() - learner.started)})
 
 
 def load_progress(learner: Learner):
@@ -124,6 +128,7 @@ def load_progress(learner: Learner):
         for key, value in tensors.items()}
     learner.scaler.load_state_dict(json.loads(header["scaler"]))
     learner.best = int(header["best"])
+    learner.started -= float(header["seconds"])
     lines = (learner.job.tokens / HISTORY_FILE).read_text(encoding="utf-8").splitlines()
     learner.history = [json.loads(line) for line in lines[:len(learner.vectors)]]
     learner.bar.update(len(learner.history))
@@ -134,7 +139,7 @@ def finish(config: RunConfig, learner: Learner, stopped: str) -> Trained:
     learner.bar.close()
     loss, accuracy = recent(measured(learner)[:learner.best + 1], window_of(config))
     return Trained(learner.vectors[learner.best], loss, accuracy, torch.stack(learner.vectors), stopped,
-                   time.time() - learner.started)
+                   time.monotonic() - learner.started)
 
 
 def measured(learner: Learner) -> list[tuple[float, float]]:

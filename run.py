@@ -19,12 +19,13 @@ from pathlib import Path
 import diffusers
 import torch
 import transformers
+from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 import class_token
 from class_token import TOKEN_FILE
-from classifiers import folder_name, load_classifier, load_labels
+from classifiers import Classifier, folder_name, load_classifier, load_labels
 from config import DECISIVE, RunConfig, as_typed, parse, to_yaml
 from diffusion import Components, encode_prompts, initial_latents, load_components, noise_sources, trajectory
 from distribution import check_counts, distribution, distribution_lines, load_extractor
@@ -34,6 +35,7 @@ from evaluation import (
     aligned,
     arms_of,
     contexts_table_lines,
+    drawing,
     evaluate_folder,
     film_of,
     forget,
@@ -95,13 +97,55 @@ def run(config: RunConfig):
         check_token(config, folders[index][0] / TOKEN_FILE)  # before gigabytes are loaded for nothing
     config = replace(config, classes_at_once=min(config.classes_at_once,  # or the first process would take all
                                                  max(1, math.ceil(len(to_train) / processes.num_processes))))
-    real, extractor = dict.fromkeys(chosen, []), None
-    if config.evaluate and config.real_images:
-        count = config.test_size + math.ceil(COMPARABLE_FID / len(chosen))
-        real = real_pictures(config.real_images, names, labels, {index: folders[index][1] for index in chosen}, count)
-        check_counts(config.test_size * len(chosen), sum(map(len, real.values())))
-        if processes.is_main_process:
-            extractor = load_extractor(config.features, config.device)
+    real, extractor = compared_with(config, names, labels, {index: folders[index][1] for index in chosen})
+    judges = load_judges(config, labels)
+    generator = functools.cache(lambda: load_generator(config, [names[index] for index in chosen]))
+    if to_train:
+        generator()  # before anything is written; where all pictures are drawn already it is never loaded
+    draw_batch = drawing(config)
+
+    def judge(index):
+        tokens, images = folders[index]
+        arms, film = draw(config, generator, draw_batch, index, names[index], labels[index], tokens, images)
+        evaluate(config, judges, index, arms, film, tokens, images, drawn(config.real_images, index, real[index]))
+
+    bar = tqdm(total=len(chosen), desc="classes", unit="class",
+               disable=len(chosen) == 1 or not processes.is_main_process)
+    jobs = (prepare(config, Job(index, names[index], *folders[index])) for index in shared(to_train, "to train"))
+    for job, trained in train_tokens(config, *generator(), judges["classifier"], jobs) if to_train else ():
+        if isinstance(trained, UserError):
+            print(f"no token: {trained}", file=sys.stderr, flush=True)
+        else:
+            save(config, job, trained, labels[job.class_index])
+            if config.evaluate:
+                judge(job.class_index)
+        count_class(bar)
+    for index in shared([index for index in chosen if index not in to_train], "trained before"):
+        print(f"class {class_title(index, labels[index])}", flush=True)
+        if config.evaluate:
+            judge(index)
+        count_class(bar)
+    wait_for_all(bar)
+    done = [index for index in chosen if (folders[index][0] / TOKEN_FILE).exists()]
+    if config.evaluate and done and processes.is_main_process:
+        summarise(config, extractor, [folders[index][1] / "eval" for index in done], [real[index] for index in done])
+    failed = [class_title(index, labels[index]) for index in chosen if index not in done]
+    require(not failed or not processes.is_main_process,
+            f"{len(failed)} of {len(chosen)} classes got no token: {', '.join(failed)}; why is said above")
+
+
+def compared_with(config: RunConfig, names: list[str], labels: list[str], runs: dict[int, Path]):
+    """Every class's real pictures, and what measures the distance to them, in the process that does; or none."""
+    if not (config.evaluate and config.real_images):
+        return dict.fromkeys(runs, []), None
+    real = real_pictures(config.real_images, names, labels, runs,
+                         config.test_size + math.ceil(COMPARABLE_FID / len(runs)))
+    check_counts(config.test_size * len(runs), sum(map(len, real.values())))
+    return real, load_extractor(config.features, config.device) if PartialState().is_main_process else None
+
+
+def load_judges(config: RunConfig, labels: list[str]) -> dict[str, Classifier]:
+    """The guiding classifier, and for an evaluation the evaluator."""
     judges = {"classifier": load_classifier(config.classifier, config.device)}
     if config.evaluator and config.evaluate:
         judges["evaluator"] = load_classifier(config.evaluator, config.device)
@@ -110,32 +154,7 @@ def run(config: RunConfig):
         if judges["evaluator"].name == judges["classifier"].name:
             print("warning: the evaluator is the guiding classifier itself: a token flatters its own judge",
                   file=sys.stderr)
-    generator = functools.cache(lambda: load_generator(config, [names[index] for index in chosen]))
-    if to_train:
-        generator()  # before anything is written; where all pictures are drawn already it is never loaded
-
-    def judge(index):
-        tokens, images = folders[index]
-        arms, film = draw(config, generator, index, names[index], labels[index], tokens / TOKEN_FILE, images)
-        evaluate(config, judges, index, arms, film, tokens, images, drawn(config.real_images, index, real[index]))
-
-    bar = tqdm(total=len(chosen), desc="classes", unit="class",
-               disable=len(chosen) == 1 or not processes.is_main_process)
-    jobs = (prepare(config, Job(index, names[index], *folders[index])) for index in shared(to_train, "to train"))
-    for job, trained in train_tokens(config, *generator(), judges["classifier"], jobs) if to_train else ():
-        save(config, job, trained, labels[job.class_index])
-        if config.evaluate:
-            judge(job.class_index)
-        count_class(bar)
-    for index in shared([index for index in chosen if index not in to_train], "trained before"):
-        print(f"class {class_title(index, labels[index])}", flush=True)
-        if config.evaluate:
-            judge(index)
-        count_class(bar)
-    wait_for_all(bar)
-    if config.evaluate and processes.is_main_process:
-        summarise(config, extractor, [folders[index][1] / "eval" for index in chosen],
-                  [real[index] for index in chosen])
+    return judges
 
 
 def summarise(config: RunConfig, extractor, folders: list[Path], real: list[list[Path]]):
@@ -238,14 +257,14 @@ def save(config: RunConfig, job: Job, trained: Trained, label: str):
           f"stopped: {trained.stopped}\n  token: {token}\n  peak memory: {peak_memory(config.device):.1f} GB")
 
 
-def draw(config: RunConfig, generator, index: int, name: str, label: str, token_file: Path,
+def draw(config: RunConfig, generator, draw_batch, index: int, name: str, label: str, tokens: Path,
          images: Path) -> tuple[list[Arm], list[Arm]]:
     """Write the pictures of one class without and with its token, and of the film over the token's updates."""
-    _, vector, _ = class_token.load(token_file)
-    warn_of_other_settings(config, token_file.parent)
+    _, vector, _ = class_token.load(tokens / TOKEN_FILE)
+    warn_of_other_settings(config, tokens)
     arms, history = arms_of(config, index, name, vector), images / "train" / VECTORS_FILE
     film = film_of(config, name, load_file(history)["vectors"]) if history.exists() else []
-    if not generate(config, generator, class_title(index, label), arms + film, images / "eval"):
+    if not generate(config, generator, class_title(index, label), arms + film, images / "eval", draw_batch):
         print("  the pictures are there already, drawn with this token and these settings")
     return arms, film
 

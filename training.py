@@ -10,22 +10,20 @@ from class_token import spliced
 from classifiers import Classifier
 from config import RunConfig
 from diffusion import Components, decode, encode_prompts, generate_latents
-from learner import Job, Learner, Trained, finish, start, update
+from learner import Job, Learner, Trained, start, update
 from prompt_datasets import TEMPLATES, PromptDataset
-from utils import ImageWriter, fitting
+from utils import ImageWriter, UserError, fitting
 
 AT_ONCE = 40  # images with a graph, at first: more only cost a CPU fresh memory (1.4 times the seconds at 128)
 WITHOUT_GRAPH = 4  # times as many images fit into memory where no graph is kept
 
 
 def train_tokens(config: RunConfig, components: Components, token_id: int, classifier: Classifier,
-                 jobs: Iterator[Job]) -> Iterator[tuple[Job, Trained]]:
+                 jobs: Iterator[Job]) -> Iterator[tuple[Job, Trained | UserError]]:
     """Learn v_c for every job, `classes_at_once` in the same batches; as one stops, the next takes its place.
 
-    A class's vector depends on its neighbours by no more than rounding. What stopped half-way goes on from its state.
-
-    Raises:
-        UserError: a loss is not finite.
+    A class's vector depends on its neighbours by no more than rounding, and one whose loss is not finite, which gives
+    its UserError, does not stop them. What stopped half-way goes on from its state.
     """
     step = fitting(accumulate_gradients, config.batch_size, min(config.epoch_size * config.classes_at_once, AT_ONCE))
     learners = []
@@ -36,11 +34,10 @@ def train_tokens(config: RunConfig, components: Components, token_id: int, class
             if not learners:
                 return
             measured = step(config, components, classifier, token_id, learners, writer)
-            stops = [update(config, learner, *each) for learner, each in zip(learners, measured, strict=True)]
-            stopped = [(learner, stop) for learner, stop in zip(learners, stops, strict=True) if stop]
-            learners = [learner for learner, stop in zip(learners, stops, strict=True) if not stop]
-            for learner, stop in stopped:
-                yield learner.job, finish(config, learner, stop)
+            ends = [update(config, learner, *each) for learner, each in zip(learners, measured, strict=True)]
+            ended = [(learner.job, end) for learner, end in zip(learners, ends, strict=True) if end]
+            learners = [learner for learner, end in zip(learners, ends, strict=True) if not end]
+            yield from ended
 
 
 def accumulate_gradients(batch_size: int, config: RunConfig, components: Components, classifier: Classifier,

@@ -208,6 +208,9 @@ def fitting(function, batch_size: int | None, start: int):
     `batch_size` where it is given; else `start`, and half of it again and again while memory does not suffice,
     remembered from call to call. (accelerate's own find_executable_batch_size collects garbage before every call,
     which takes half as long as an update of the miniature.)
+
+    Raises:
+        UserError: not even one image fits, or not the `batch_size` that was given.
     """
     size = batch_size or start
 
@@ -217,8 +220,12 @@ def fitting(function, batch_size: int | None, start: int):
             try:
                 return function(size, *arguments)
             except RuntimeError as error:
-                if batch_size or size == 1 or not should_reduce_batch_size(error):
+                if not should_reduce_batch_size(error):
                     raise
+                require(size > 1, "memory does not suffice for one image at a time: try --gradient_checkpointing True, "
+                                  "--mixed_precision fp16 or bf16, fewer --classes_at_once, or smaller images")
+                require(not batch_size, f"memory does not suffice for {size} images at a time: give a smaller "
+                                        "--batch_size, or none for as many as fit")
             size //= 2
             clear_device_cache(garbage_collection=True)
 

@@ -9,6 +9,7 @@ machine whose speed drifts, only ratios within one run mean something. The plain
 
 import argparse
 import contextlib
+import json
 import multiprocessing
 import platform
 import statistics
@@ -23,6 +24,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import class_token
+import diffusion
 from benchmarks import plain_loop
 from benchmarks.random_weights import sd14
 from classifiers import load_classifier
@@ -48,15 +50,19 @@ class Row(NamedTuple):
 
 
 def rows_of(config: RunConfig) -> list[Row]:
-    rows = [Row("plain loop", True, PAPER, 1), Row("ours", False, PAPER, 1),
-            Row("ours, 8 classes at once", False, PAPER, 8)]
+    """The paper's trajectory; where the config has one of its own that too, at as many images and at its own number."""
+    settings = {", paper's trajectory, 5 images": PAPER}
     if config.train_timesteps:
-        short = {"epoch_size": 5}
-        rows += [Row("plain loop, short trajectory", True, short, 1), Row("ours, short trajectory", False, short, 1),
-                 Row("ours, short trajectory, 8 classes at once", False, short, 8),
-                 Row("ours, short trajectory, 16 images", False, {"epoch_size": 16}, 1),
-                 Row("ours, short trajectory, 16 images, 8 classes at once", False, {"epoch_size": 16}, 8)]
-    return rows
+        settings |= {", short trajectory, 5 images": {"epoch_size": 5},
+                     f", short trajectory, {config.epoch_size} images": {}}
+    return [row for name, changes in settings.items()
+            for row in (Row("plain loop" + name, True, changes, 1), Row("ours" + name, False, changes, 1),
+                        Row(f"ours{name}, 8 classes at once", False, changes, 8))]
+
+
+def setting_of(config: RunConfig) -> str:
+    """What decides how many updates a token takes, whoever makes them."""
+    return f"{config.train_timesteps or 'paper'} {config.epoch_size}"
 
 
 def load(config: RunConfig, random_weights: str | None):
@@ -66,50 +72,77 @@ def load(config: RunConfig, random_weights: str | None):
             load_classifier(config.classifier, config.device))
 
 
-def run_updates(row: Row, config: RunConfig, components, classifier, token_id: int | None, updates: int, folder: Path):
-    """Train every class of the row for so many updates; returns what came out, to be saved or not."""
+def run_updates(row: Row, config: RunConfig, components, classifier, updates: int, folder: Path, begin):
+    """Train every class of the row for so many updates, and then, after `begin()`, again; returns what came out."""
     config = replace(config, **FOREVER, num_train_epochs=updates, classes_at_once=row.classes)
     if row.plain:
-        saved = folder / "pipeline" if folder.name == "warm-up" else None  # a save is not of every update: not timed
-        loop = plain_loop.train(config, components, classifier, 0, "crane", saved)
-        return [next(loop) for _ in range(updates)]
-    jobs = [Job(i, "crane", folder / f"{i}", folder / f"{i}" / "images") for i in range(row.classes)]
-    return list(train_tokens(config, components, token_id, classifier, iter(jobs)))
+        loop = plain_loop.train(config, components, classifier, 0, "crane", folder=None)
+        for i in range(2 * updates):
+            if i == updates:
+                begin()
+            next(loop)
+        return []
+    token_id = class_token.add_placeholder(components.tokenizer, config.placeholder_token)
+
+    def jobs():
+        for i in range(2 * row.classes):
+            if i == row.classes:
+                begin()
+            yield Job(i % row.classes, "crane", folder / f"{i}", folder / f"{i}/images")
+
+    return list(train_tokens(config, components, token_id, classifier, jobs()))[row.classes:]
 
 
-def measure(row: Row, config: RunConfig, random_weights: str | None, updates: int, count_flops: bool) -> dict:
+def measure(row: Row, config: RunConfig, random_weights: str | None, updates: int) -> dict:
     """One row, once; runs in a process of its own."""
     hide_progress()
     config = replace(config, **row.changes)
     components, classifier = load(config, random_weights)
-    token_id = None if row.plain else class_token.add_placeholder(components.tokenizer, config.placeholder_token)
-    calls = []
+    calls, started = [], []
     components.unet.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        run_updates(row, config, components, classifier, token_id, 1, folder / "warm-up")
-        calls.clear()
-        with in_networks(components, classifier) as networks:
-            started = time.perf_counter()
-            trained = run_updates(row, config, components, classifier, token_id, updates, folder / "measured")
+    with tempfile.TemporaryDirectory() as folder, in_networks(components, classifier) as networks:
+
+        def begin():
             synchronize(config.device)
-            seconds = time.perf_counter() - started
-        unet_images = sum(calls) / updates / row.classes
-        if not row.plain:
-            with contextlib.redirect_stdout(None):
-                for job, result in trained:
-                    write_text(job.tokens / "config.yml", to_yaml(config))
-                    save(config, job, result, classifier.labels[job.class_index])
-        written = sum(path.stat().st_size for path in (folder / ("warm-up" if row.plain else "measured")).rglob("*")
-                      if path.is_file() and path.suffix != ".png") / row.classes
-        peak, flops = peak_memory(config.device), None
-        if count_flops:
-            with FlopCounterMode(display=False) as counter:
-                run_updates(row, config, components, classifier, token_id, 1, folder / "counted")
-            flops = counter.get_total_flops() / row.classes
-    return {"seconds_per_update": seconds / updates / row.classes, "unet_images": unet_images,
-            "images_per_second": config.epoch_size * row.classes * updates / seconds, "flops": flops,
-            "share_outside_networks": 1 - sum(networks) / seconds, "peak_memory_gb": peak, "bytes_a_class": written}
+            calls.clear()
+            networks.clear()
+            started.append(time.perf_counter())
+
+        trained = run_updates(row, config, components, classifier, updates, Path(folder), begin)
+        synchronize(config.device)
+        seconds = time.perf_counter() - started[0]
+        written = bytes_of(row, config, components, classifier, trained, Path(folder))
+    return {"seconds_per_update": seconds / updates / row.classes, "unet_images": sum(calls) / updates / row.classes,
+            "images_per_second": config.epoch_size * row.classes * updates / seconds,
+            "share_outside_networks": 1 - sum(networks) / seconds, "peak_memory_gb": peak_memory(config.device),
+            "reserved_gb": torch.cuda.max_memory_reserved() / 1e9 if config.device.startswith("cuda") else None,
+            "bytes_a_class": written}
+
+
+def bytes_of(row: Row, config: RunConfig, components, classifier, trained, folder: Path) -> int:
+    """What one class leaves on disk without its images; the plain loop's save, of an improvement, is not timed."""
+    if row.plain:
+        plain_loop.pipeline(components).save_pretrained(folder)
+    else:
+        job, result = trained[0]
+        folder = job.tokens
+        write_text(folder / "config.yml", to_yaml(config))
+        with contextlib.redirect_stdout(None):
+            save(config, job, result, classifier.labels[job.class_index])
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.suffix != ".png")
+
+
+def least_flops(row: Row, config: RunConfig, random_weights: str | None) -> int:
+    """FLOPs of the calls that one update of one class cannot do without, whoever does it: nothing computed anew."""
+    hide_progress()
+    config = replace(config, **row.changes, **FOREVER, num_train_epochs=1)
+    components, classifier = load(config, random_weights)
+    token_id = class_token.add_placeholder(components.tokenizer, config.placeholder_token)
+    diffusion.checkpoint = lambda function, *arguments, **_: function(*arguments)
+    with tempfile.TemporaryDirectory() as folder, FlopCounterMode(display=False) as counter:
+        list(train_tokens(config, components, token_id, classifier,
+                          iter([Job(0, "crane", Path(folder), Path(folder, "images"))])))
+    return counter.get_total_flops()
 
 
 @contextlib.contextmanager
@@ -174,21 +207,36 @@ def apart(function, *arguments):
         return pool.apply(function, arguments)
 
 
-def table(rows: list[Row], results: list[dict], rate: float, device: str) -> list[str]:
-    """Markdown, every figure a class and update. The plain loop's seconds are without its saves."""
-    lines = ["| | s an update and class | images/s | times the plain loop's | times the plain loop's of the same "
-             "trajectory | UNet images | TFLOPs | of the matmul rate | outside the networks | peak GB | bytes a class "
-             "|",
-             "|---" * 11 + "|"]
-    plain = {"train_timesteps" in row.changes: result["images_per_second"]
-             for row, result in zip(rows, results, strict=True) if row.plain}
-    for row, result in zip(rows, results, strict=True):
-        speed, alike = result["images_per_second"], plain["train_timesteps" in row.changes]
-        outside = f"{100 * result['share_outside_networks']:.0f} %" if device == "cpu" else ""
-        lines.append(f"| {row.name} | {result['seconds_per_update']:.3g} | {speed:.2f} | {speed / plain[True]:.2f} | "
-                     f"{speed / alike:.2f} | {result['unet_images']:.0f} | {result['flops'] / 1e12:.3g} | "
-                     f"{100 * result['flops'] / rate / result['seconds_per_update']:.0f} % | {outside} | "
-                     f"{result['peak_memory_gb']:.2f} | {result['bytes_a_class']:,.0f} |")
+def median_of(rounds: list[dict]) -> dict:
+    return {key: value if value is None else statistics.median(each[key] for each in rounds)
+            for key, value in rounds[0].items()}
+
+
+def write_table(out: Path) -> list[str]:
+    """docs/cost.md from docs/cost.json, and from docs/updates.json (benchmarks/updates.py) where that is there.
+
+    The plain loop's seconds are without its saves.
+    """
+    read = [json.loads(file.read_text()) if file.exists() else {}
+            for file in (out.with_suffix(".json"), out.with_name("updates.json"))]
+    measured, updates = read[0], read[1].get("settings", {})
+    rows, about = measured["rows"], {key: value for key, value in measured.items() if key != "rows"}
+    columns = ["", "s an update and class", "images/s", "times the plain loop's", "times the paper's plain loop's",
+               "UNet images", "floor s", "floor / s", "outside the networks", "peak GB", "bytes a class",
+               "median updates to 0.9", "s to 0.9"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for row in rows:
+        seconds, plain = row["seconds_per_update"], next(each for each in rows if each["setting"] == row["setting"])
+        outside = f"{100 * row['share_outside_networks']:.0f} %" if about["device"].startswith("cpu") else ""
+        needed = updates.get(row["setting"], {}).get("median", "")
+        cells = [row["name"], f"{seconds:.3g}", f"{row['images_per_second']:.2f}",
+                 f"{row['images_per_second'] / plain['images_per_second']:.2f}",
+                 f"{row['images_per_second'] / rows[0]['images_per_second']:.2f}", f"{row['unet_images']:.0f}",
+                 f"{row['floor_seconds']:.3g}", f"{100 * row['floor_seconds'] / seconds:.0f} %", outside,
+                 f"{row['peak_memory_gb']:.2f}", f"{row['bytes_a_class']:,.0f}", f"{needed}",
+                 f"{needed * seconds:.3g}" if isinstance(needed, (int, float)) else needed]
+        lines.append(f"| {' | '.join(cells)} |")
+    write_text(out.with_suffix(".md"), "\n".join([*lines, "", ", ".join(f"{k} {v}" for k, v in about.items()), ""]))
     return lines
 
 
@@ -207,26 +255,28 @@ def main():
     config = replace(config, device=arguments.device or config.device,
                      mixed_precision=arguments.dtype or config.mixed_precision)
     rows = rows_of(config)
-    rate, rounds = apart(measure_rate, config), []
+    changes = [row.changes for row in rows]
+    flops = [apart(least_flops, rows[changes.index(each)], config, arguments.random_weights)
+             if changes.index(each) == i else None for i, each in enumerate(changes)]
+    rates, rounds = [], []
     for i in range(arguments.rounds):
+        rates.append(apart(measure_rate, config))
         rounds.append([])
         for row in rows:
-            result = apart(measure, row, config, arguments.random_weights, arguments.updates, i == 0)
-            rounds[-1].append(result)
-            print(f"round {i + 1}, {row.name}: {result['seconds_per_update']:.3g} s an update and class", flush=True)
-    results = [{**first, **{key: statistics.median(each[i][key] for each in rounds) for key in first if key != "flops"}}
-               for i, first in enumerate(rounds[0])]
+            rounds[-1].append(apart(measure, row, config, arguments.random_weights, arguments.updates))
+            print(f"round {i + 1}, {row.name}: {rounds[-1][-1]['seconds_per_update']:.3g} s an update and class",
+                  flush=True)
+    rate = statistics.median(rates)
+    results = [{**median_of(each), "floor_seconds": flops[changes.index(row.changes)] / rate}
+               for row, each in zip(rows, zip(*rounds, strict=True), strict=True)]
     device = torch.cuda.get_device_name() if config.device.startswith("cuda") else f"{torch.get_num_threads()} threads"
     about = {"device": f"{config.device}: {device}", "matmul_flops_per_second": rate, "updates": arguments.updates,
              "rounds": arguments.rounds, "python": platform.python_version(), "torch": torch.__version__,
              "diffusers": diffusers.__version__}
-    lines = table(rows, results, rate, config.device)
-    write_text(arguments.out.with_suffix(".md"), "\n".join([*lines, "", ", ".join(f"{k} {v}" for k, v in
-                                                                                    about.items()), ""]))
     write_json(arguments.out.with_suffix(".json"), {**about, "rows": [
-        {"name": row.name, "classes_at_once": row.classes, **result} for row, result in zip(rows, results,
-                                                                                          strict=True)]})
-    print("\n".join(lines))
+        {"name": row.name, "setting": setting_of(replace(config, **row.changes)), **result}
+        for row, result in zip(rows, results, strict=True)]})
+    print("\n".join(write_table(arguments.out)))
 
 
 if __name__ == "__main__":

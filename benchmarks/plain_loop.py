@@ -1,7 +1,7 @@
 """How a class token is usually coded, to compare with: correct, and made of a pipeline's own parts, but plain.
 
 One image at a time, accumulated; both guidance halves of the last step through the UNet with a graph; the whole
-embedding matrix in AdamW; the whole pipeline saved at every improvement.
+embedding matrix in AdamW, its other rows put back after each step; the whole pipeline saved at every improvement.
 """
 
 from collections.abc import Iterator
@@ -21,12 +21,10 @@ def train(config: RunConfig, components: Components, classifier: Classifier, cla
           folder: Path | None) -> Iterator[tuple[float, torch.Tensor]]:
     """Update after update of the paper's loop; yields its mean loss and the token's vector that it was made with.
 
-    `components` are changed: the tokenizer and the embedding matrix grow by one, and the matrix is trained. Without a
+    `components` are changed: the tokenizer and the embedding matrix grow by one, whose row is trained. Without a
     `folder` nothing is saved.
     """
     tokenizer, text_encoder = components.tokenizer, components.text_encoder.float()
-    pipe = StableDiffusionPipeline(components.vae, text_encoder, tokenizer, components.unet, components.scheduler,
-                                   None, None, requires_safety_checker=False)
     tokenizer.add_tokens(config.placeholder_token)
     token_id = tokenizer.convert_tokens_to_ids(config.placeholder_token)
     if len(tokenizer) > len(text_encoder.get_input_embeddings().weight):
@@ -34,6 +32,7 @@ def train(config: RunConfig, components: Components, classifier: Classifier, cla
     table = text_encoder.get_input_embeddings().weight
     with torch.no_grad():
         table[token_id] = table[tokenizer(config.initializer_token, add_special_tokens=False).input_ids[0]]
+    words = table[:token_id].detach().clone()
     table.requires_grad_(True)
     optimizer = torch.optim.AdamW([table], config.lr, tuple(config.betas), config.eps, config.weight_decay)
     scaler = torch.amp.GradScaler(components.device.type, init_scale=2.0**10,
@@ -48,16 +47,24 @@ def train(config: RunConfig, components: Components, classifier: Classifier, cla
             image_loss = F.cross_entropy(classifier(image), torch.tensor([class_index], device=image.device))
             scaler.scale(image_loss / config.epoch_size).backward()
             loss += image_loss.item() / config.epoch_size
+        if loss < best and folder:
+            best = loss
+            pipeline(components).save_pretrained(folder)
         scaler.unscale_(optimizer)
+        table.grad[:token_id] = 0
         torch.nn.utils.clip_grad_norm_([table], config.max_grad_norm)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
-        if loss < best and folder:
-            best = loss
-            pipe.save_pretrained(folder)
+        with torch.no_grad():
+            table[:token_id] = words
         update += 1
         yield loss, vector
+
+
+def pipeline(components: Components) -> StableDiffusionPipeline:
+    return StableDiffusionPipeline(components.vae, components.text_encoder, components.tokenizer, components.unet,
+                                   components.scheduler, None, None, requires_safety_checker=False)
 
 
 def draw(config: RunConfig, components: Components, prompt: str, seed: int) -> torch.Tensor:

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 import class_token
+from learner import update
 from run import main
 from tests.test_run import error_of, flags
 
@@ -81,3 +82,19 @@ def test_another_setting_is_another_run(tiny_config, tmp_path, capsys):
     assert main([*argv, "--lr", "0.1", "--skip_exists", "False"]) == 0
     config = yaml.safe_load(next(tmp_path.rglob("config.yml")).read_text())
     assert config["lr"] == 0.1
+
+
+def test_a_class_that_fails_does_not_stop_the_others(tiny_config, tmp_path, capsys, monkeypatch):
+    def diverging(config, learner, loss, accuracy):
+        return update(config, learner, float("inf") if learner.job.class_index == 1 else loss, accuracy)
+
+    monkeypatch.setattr("training.update", diverging)
+    capsys.readouterr()
+    assert main(flags(tiny_config, *SETTINGS, "--classes_at_once", "2")) == 2
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if "token" in line]
+    assert lines[0].startswith("no token: the loss of update 0 of class 2 (crane, machine) is inf: try")
+    assert lines[-1] == "error: 1 of 3 classes got no token: 2 (crane, machine); why is said above"
+    assert tokens(tmp_path).keys() == {"0001_crane", "0003_tiger_cat"}
+    summary = json.loads(next(tmp_path.rglob("summary_demo.json")).read_text())
+    assert [metrics["class_index"] for metrics in summary["classes"]] == [1, 3]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import class_token
+import training
 from classifiers import load_classifier
 from diffusion import load_components
 from learner import STATE_FILE, Job, start, verdict
@@ -108,11 +109,22 @@ def test_seeds_same_in_the_paper_and_fresh_on_demand(tiny_config, parts, tmp_pat
     assert seeds(tmp_path) == [[35, 36, 37, 38, 39], [40, 41, 42, 43, 44], [45, 46, 47, 48, 49]]
 
 
-def test_infinite_loss_is_one_line(tiny_config, parts, tmp_path):
+def test_infinite_loss_ends_its_class_alone(tiny_config, parts, tmp_path, monkeypatch):
     components, classifier, token_id = parts
-    broken = classifier._replace(forward=lambda model, pixels: pixels.mean((2, 3)) * torch.nan)
-    with pytest.raises(UserError, match=r"loss of update 0 of class 3 \(tiger cat\) is nan"):
-        train(tiny_config, (components, broken, token_id), tmp_path)
+    alone = train(tiny_config, parts, tmp_path / "alone")
+
+    def diverging(*arguments):
+        return [(torch.nan if (learner.job.class_index, len(learner.history)) == (0, 1) else loss, right)
+                for learner, (loss, right) in zip(arguments[5], accumulate_gradients(*arguments), strict=True)]
+
+    monkeypatch.setattr("training.accumulate_gradients", diverging)
+    jobs = iter([job_of(0, tmp_path), job_of(2, tmp_path)])
+    (first, failure), (second, trained) = train_tokens(replace(tiny_config, classes_at_once=2), components, token_id,
+                                                       classifier, jobs)
+    assert (first.class_index, second.class_index) == (0, 2)
+    assert isinstance(failure, UserError)
+    assert "loss of update 1 of class 1 (crane bird) is nan: try --mixed_precision bf16" in str(failure)
+    assert (trained.vectors - alone.vectors).abs().max() < 1e-4
 
 
 def test_stop_rules():
@@ -165,10 +177,20 @@ def test_a_class_learns_the_same_in_company(tiny_config, parts, tmp_path):
     assert (together[job_of(0, tmp_path / "together")].vector - alone[1].vector).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("killed_at", [1, 4])
-def test_a_killed_training_goes_on_exactly(tiny_config, parts, tmp_path, monkeypatch, killed_at):
-    config = replace(tiny_config, lr=0.05, num_train_epochs=6, train_timesteps=[999, 600], fresh_noise=True)
-    undisturbed = train(config, parts, tmp_path / "undisturbed")
+@pytest.mark.parametrize("killed_at, dtype, classes", [(1, torch.float32, [2]), (4, torch.float32, [2]),
+                                                       (2, torch.float16, [0, 2])])
+def test_a_killed_training_goes_on_exactly(tiny_config, tiny_model, parts, tmp_path, monkeypatch, killed_at, dtype,
+                                           classes):
+    config = replace(tiny_config, lr=0.05, num_train_epochs=6, train_timesteps=[999, 600], fresh_noise=True,
+                     classes_at_once=len(classes))
+    components = load_components(tiny_model, "cpu", dtype)
+    token_id = class_token.add_placeholder(components.tokenizer, "newclas")
+
+    def run(folder):
+        jobs = iter([job_of(class_index, folder) for class_index in classes])
+        return [trained for _, trained in train_tokens(config, components, token_id, parts[1], jobs)]
+
+    undisturbed = run(tmp_path / "undisturbed")
 
     def killed(*arguments):
         if len(arguments[5][0].history) == killed_at:
@@ -178,28 +200,45 @@ def test_a_killed_training_goes_on_exactly(tiny_config, parts, tmp_path, monkeyp
     with monkeypatch.context() as until_killed:
         until_killed.setattr("training.accumulate_gradients", killed)
         with pytest.raises(KeyboardInterrupt):
-            train(config, parts, tmp_path / "killed")
-    assert (tmp_path / "killed/2/tokens" / STATE_FILE).exists()
-    resumed = train(config, parts, tmp_path / "killed")
-    assert torch.equal(resumed.vectors, undisturbed.vectors) and torch.equal(resumed.vector, undisturbed.vector)
-    histories = [(tmp_path / run / "2/tokens/history.jsonl").read_text() for run in ("undisturbed", "killed")]
-    assert histories[0] == histories[1] and histories[0].count("\n") == 6
+            run(tmp_path / "killed")
+    assert (tmp_path / f"killed/{classes[0]}/tokens" / STATE_FILE).exists()
+    for before, after in zip(undisturbed, run(tmp_path / "killed"), strict=True):
+        assert torch.equal(before.vectors, after.vectors) and torch.equal(before.vector, after.vector)
+        assert after.vectors[0].ne(after.vectors[-1]).any()
+    for class_index in classes:
+        histories = [(tmp_path / run / f"{class_index}/tokens/history.jsonl").read_text()
+                     for run in ("undisturbed", "killed")]
+        assert histories[0] == histories[1] and histories[0].count("\n") == 6
 
 
-def test_the_batch_size_is_halved_until_memory_suffices(tiny_config, parts, tmp_path, monkeypatch):
-    asked = []
+@pytest.mark.parametrize("where", ["decode", "generate_latents"])
+def test_the_batch_size_is_halved_until_memory_suffices(tiny_config, parts, tmp_path, monkeypatch, where):
+    """Memory runs out in the midst of an update: what that one had computed does not count."""
+    original, asked = getattr(training, where), []
 
-    def too_large(batch_size, *arguments):
-        asked.append(batch_size)
-        if batch_size > 1:
+    def short_of_memory(components, tensor, *arguments):
+        asked.append(len(tensor))
+        if len(tensor) > (1 if where == "decode" else 4) or len(asked) == 5:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return accumulate_gradients(batch_size, *arguments)
+        return original(components, tensor, *arguments)
 
     expected = train(tiny_config, parts, tmp_path / "expected")
-    monkeypatch.setattr("training.accumulate_gradients", too_large)
+    monkeypatch.setattr(f"training.{where}", short_of_memory)
+    if where == "decode":  # the fifth call is the third image of the first update that fits, and nothing smaller does
+        with pytest.raises(UserError, match="memory does not suffice for one image at a time: try --gradient_check"):
+            train(tiny_config, parts, tmp_path / "never")
+        assert asked[:5] == [5, 2, 1, 1, 1]
     trained = train(tiny_config, parts, tmp_path / "halved")
-    assert asked == [5, 2, 1, 1, 1]
     assert (trained.vectors - expected.vectors).abs().max() < 1e-4
+
+
+def test_a_given_batch_size_is_not_changed(tiny_config, parts, tmp_path, monkeypatch):
+    def short_of_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("training.decode", short_of_memory)
+    with pytest.raises(UserError, match="for 4 images at a time: give a smaller --batch_size, or none for as many"):
+        train(replace(tiny_config, batch_size=4), parts, tmp_path)
 
 
 def test_graphs_are_never_in_memory_together(tiny_config, parts, tmp_path):
