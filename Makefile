@@ -4,7 +4,9 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 BUILD := OMP_NUM_THREADS=1 $(RUN) -m torch.distributed.run --standalone --nproc_per_node 2 -m miniature.build
 
-.PHONY: demo test proof lint miniature teaser figures clean
+EXPERIMENTS := iterations inversion textual_inversion transfer augmentation gradient_step ablations
+
+.PHONY: demo test proof reproduce lint miniature teaser figures clean
 
 demo: $(VENV)/ready miniature/weights/quality.json  ## train and evaluate three classes of the miniature
 	$(RUN) run.py --config configs/miniature.yml --class_index 7,13,16 --train True --evaluate True
@@ -14,6 +16,9 @@ test: $(VENV)/ready lint  ## what CI runs
 
 proof: $(VENV)/ready  ## the slow proof: every class of the miniature reaches the bar
 	$(RUN) -m pytest -q -m slow --durations 1
+
+reproduce: $(VENV)/ready  ## every claim of the paper on the miniature, into docs/results; what is done is kept in img/results
+	for name in $(EXPERIMENTS); do $(RUN) -m experiments.$$name || exit 1; done
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check .

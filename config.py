@@ -82,6 +82,8 @@ class RunConfig:
     mixed_precision: str = setting("fp16", "Precision of the frozen generator: no, fp16 or bf16. The token and the "
                                            "classifiers are always float32.")
     gradient_checkpointing: bool = setting(False, "Recompute activations in the last step: slower, less memory.")
+    torch_compile: bool = setting(False, "Compile the UNet and the VAE's decoder: minutes at the start, and again for "
+                                         "batches of other sizes, then faster; for long sweeps.")
     skip_exists: bool = setting(False, "Do not train a class whose token is already there.")
 
     def validate(self):

@@ -18,7 +18,7 @@ from config import RunConfig
 from diffusion import Components, encode_prompts, generate_images
 from metrics import Proportion, mcnemar, wilson
 from prompt_datasets import TEMPLATES, class_title, prompt_folder
-from utils import ImageWriter, files_of, fitting, imported, load_images, require, write_json
+from utils import WITHOUT_GRAPH, ImageWriter, files_of, first_batch, fitting, imported, load_images, require, write_json
 
 ARMS = ("without", "with")
 CONTROLS = ("untrained", "random")
@@ -58,11 +58,16 @@ def arms_of(config: RunConfig, class_index: int, class_name: str, vector: torch.
     return arms
 
 
-def film_of(config: RunConfig, class_name: str, vectors: torch.Tensor) -> list[Arm]:
-    """The first seed's picture by some of the `vectors` [updates, D] of a training, evenly spaced, in their order."""
-    prompt = TEMPLATES[0].format(f"{config.placeholder_token} {class_name}")
+def frames_of(vectors: torch.Tensor) -> dict[str, torch.Tensor]:
+    """{update: vector} of some of a training's `vectors` [updates, D], evenly spaced, in half precision."""
     chosen = dict.fromkeys(torch.linspace(0, len(vectors) - 1, FRAMES).round().int().tolist())
-    return [Arm(f"updates/{update:03d}", prompt, vectors[update].float(), 1) for update in chosen]
+    return {f"{update:03d}": vectors[update].half().cpu() for update in chosen}
+
+
+def film_of(config: RunConfig, class_name: str, frames: dict[str, torch.Tensor]) -> list[Arm]:
+    """The first seed's picture by each of `frames_of` a training, in their order."""
+    prompt = TEMPLATES[0].format(f"{config.placeholder_token} {class_name}")
+    return [Arm(f"updates/{update}", prompt, frames[update].float(), 1) for update in sorted(frames)]
 
 
 @torch.no_grad()
@@ -101,7 +106,8 @@ def generate(config: RunConfig, generator: Callable[[], tuple[Components, int]],
 
 def drawing(config: RunConfig) -> Callable:
     """`draw_some` with as many pictures as fit, which it finds out once."""
-    return fitting(draw_some, config.batch_size, DRAWN_AT_ONCE)
+    given = config.batch_size and WITHOUT_GRAPH * config.batch_size
+    return fitting(draw_some, given, first_batch(DRAWN_AT_ONCE, config.device, config.height, config.width))
 
 
 def draw_some(batch_size: int, config: RunConfig, components: Components, embeds: dict[str, torch.Tensor],

@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -55,7 +54,7 @@ class Learner:
     history: list[dict] = field(default_factory=list)  # an update's loss, accuracy and norms
     vectors: list[torch.Tensor] = field(default_factory=list)
     best: int = 0  # the update whose vector is the one to keep so far
-    started: float = field(default_factory=time.monotonic)
+    seconds: float = 0.0  # its share of what the updates took
 
     def image_path(self, seed: int) -> Path:
         return self.job.images / "train" / f"{len(self.history):03d}" / f"{seed}.png"
@@ -86,8 +85,9 @@ def update(config: RunConfig, learner: Learner, loss: float, accuracy: float) ->
                          f"or a lower --lr than {config.lr}")
     learner.scaler.unscale_(learner.optimizer)
     grad_norm = torch.nn.utils.clip_grad_norm_([learner.vector], config.max_grad_norm).item()
-    learner.history.append({"update": number, "loss": loss, "accuracy": accuracy, "grad_norm": grad_norm,
-                            "vector_norm": learner.vector.norm().item()})
+    learner.history.append({"update": number, "loss": round(loss, 6), "accuracy": round(accuracy, 6),
+                            "grad_norm": round(grad_norm, 6) if math.isfinite(grad_norm) else None,
+                            "vector_norm": round(learner.vector.norm().item(), 6)})
     learner.vectors.append(learner.vector.detach().clone())
     improved, stop = verdict(measured(learner), window_of(config), config.target_accuracy, config.early_stopping)
     if improved:
@@ -112,7 +112,7 @@ def save_progress(learner: Learner):
     with replacing(learner.job.tokens / STATE_FILE) as temporary:
         save_file({**state, "vector": learner.vector.detach(), "vectors": torch.stack(learner.vectors)}, temporary,
                   metadata={"best": str(learner.best), "scaler": json.dumps(learner.scaler.state_dict()),
-                            "seconds": str(time.monotonic() - learner.started)})
+                            "seconds": str(learner.seconds)})
 
 
 def load_progress(learner: Learner):
@@ -128,7 +128,7 @@ def load_progress(learner: Learner):
         for key, value in tensors.items()}
     learner.scaler.load_state_dict(json.loads(header["scaler"]))
     learner.best = int(header["best"])
-    learner.started -= float(header["seconds"])
+    learner.seconds = float(header["seconds"])
     lines = (learner.job.tokens / HISTORY_FILE).read_text(encoding="utf-8").splitlines()
     learner.history = [json.loads(line) for line in lines[:len(learner.vectors)]]
     learner.bar.update(len(learner.history))
@@ -139,7 +139,7 @@ def finish(config: RunConfig, learner: Learner, stopped: str) -> Trained:
     learner.bar.close()
     loss, accuracy = recent(measured(learner)[:learner.best + 1], window_of(config))
     return Trained(learner.vectors[learner.best], loss, accuracy, torch.stack(learner.vectors), stopped,
-                   time.monotonic() - learner.started)
+                   learner.seconds)
 
 
 def measured(learner: Learner) -> list[tuple[float, float]]:

@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -39,6 +40,7 @@ from evaluation import (
     evaluate_folder,
     film_of,
     forget,
+    frames_of,
     generate,
     table_lines,
 )
@@ -47,17 +49,17 @@ from metrics import COMPARABLE_FID
 from prompt_datasets import TEMPLATES, class_folder, class_names, class_title, evaluation_prompts, select_classes
 from real import drawn, real_pictures
 from report import side_by_side, write_report
-from sweep import agreed, count_class, join, shared, wait_for_all
+from sweep import agreed, count_class, from_all, join, shared, wait_for_all
 from training import train_tokens
 from utils import (
     WITHOUT_GPU_OR_NETWORK,
     UserError,
-    find_path,
     imported,
     peak_memory,
     read_yaml_mapping,
     replacing,
     require,
+    same_source,
     write_json,
     write_text,
 )
@@ -83,7 +85,7 @@ def main(argv: list[str]) -> int:
 
 def run(config: RunConfig):
     """Train and evaluate every selected class, then print and write the summary."""
-    processes = join()
+    processes = join(config.device)
     check_device(config.device, config.mixed_precision)
     if config.context_judge:
         imported(config.context_judge, "context_judge")
@@ -102,7 +104,7 @@ def run(config: RunConfig):
     generator = functools.cache(lambda: load_generator(config, [names[index] for index in chosen]))
     if to_train:
         generator()  # before anything is written; where all pictures are drawn already it is never loaded
-    draw_batch = drawing(config)
+    draw_batch, failed = drawing(config), []
 
     def judge(index):
         tokens, images = folders[index]
@@ -112,26 +114,41 @@ def run(config: RunConfig):
     bar = tqdm(total=len(chosen), desc="classes", unit="class",
                disable=len(chosen) == 1 or not processes.is_main_process)
     jobs = (prepare(config, Job(index, names[index], *folders[index])) for index in shared(to_train, "to train"))
-    for job, trained in train_tokens(config, *generator(), judges["classifier"], jobs) if to_train else ():
-        if isinstance(trained, UserError):
-            print(f"no token: {trained}", file=sys.stderr, flush=True)
-        else:
-            save(config, job, trained, labels[job.class_index])
+    before = [index for index in chosen if index not in to_train]
+    for index, error in with_tokens(config, generator, judges["classifier"], jobs if to_train else None, before):
+        try:
+            if error:
+                raise error
             if config.evaluate:
-                judge(job.class_index)
-        count_class(bar)
-    for index in shared([index for index in chosen if index not in to_train], "trained before"):
-        print(f"class {class_title(index, labels[index])}", flush=True)
-        if config.evaluate:
-            judge(index)
+                judge(index)
+        except UserError as error:
+            if len(chosen) == 1:
+                raise
+            failed.append(index)
+            print(f"class {class_title(index, labels[index])} failed: {error}", file=sys.stderr, flush=True)
         count_class(bar)
     wait_for_all(bar)
-    done = [index for index in chosen if (folders[index][0] / TOKEN_FILE).exists()]
+    failed = from_all(failed)
+    done = [index for index in chosen if index not in failed]
     if config.evaluate and done and processes.is_main_process:
         summarise(config, extractor, [folders[index][1] / "eval" for index in done], [real[index] for index in done])
-    failed = [class_title(index, labels[index]) for index in chosen if index not in done]
     require(not failed or not processes.is_main_process,
-            f"{len(failed)} of {len(chosen)} classes got no token: {', '.join(failed)}; why is said above")
+            f"{len(failed)} of {len(chosen)} classes failed, as said above: "
+            + ", ".join(class_title(index, labels[index]) for index in sorted(failed)))
+
+
+def with_tokens(config: RunConfig, generator, classifier: Classifier, jobs: Iterator[Job] | None,
+                before: list[int]) -> Iterator[tuple[int, UserError | None]]:
+    """Every class as its token is there, or why it is not: those that are trained here, then those trained before."""
+    for job, trained in train_tokens(config, *generator(), classifier, jobs) if jobs else ():
+        if isinstance(trained, UserError):
+            yield job.class_index, trained
+        else:
+            save(config, job, trained, classifier.labels[job.class_index])
+            yield job.class_index, None
+    for index in shared(before, "trained before"):
+        print(f"class {class_title(index, classifier.labels[index])}", flush=True)
+        yield index, None
 
 
 def compared_with(config: RunConfig, names: list[str], labels: list[str], runs: dict[int, Path]):
@@ -194,6 +211,9 @@ def load_generator(config: RunConfig, names: list[str]) -> tuple[Components, int
     """The frozen generator and the number of its placeholder token, sure to take every prompt of these classes."""
     components = load_components(config.model, config.device, DTYPES[config.mixed_precision],
                                  config.gradient_checkpointing)
+    if config.torch_compile:
+        components.unet.compile()
+        components.vae.decoder.compile()
     token_id = class_token.add_placeholder(components.tokenizer, config.placeholder_token)
     check_prompts(config, components, token_id, names)
     return components, token_id
@@ -217,7 +237,8 @@ def other_settings(config: RunConfig, tokens: Path, which: tuple[str, ...]) -> l
     if not (tokens / "config.yml").exists():
         return []
     before, now = read_yaml_mapping(str(tokens / "config.yml"), "lr: 0.001"), as_typed(config)
-    return [f"{name} {before[name]}, now {now[name]}" for name in which if before.get(name, now[name]) != now[name]]
+    return [f"{name} {before[name]}, now {now[name]}" for name in which if before.get(name, now[name]) != now[name]
+            and not (name in ("model", "classifier") and same_source(before[name], now[name]))]
 
 
 def prepare(config: RunConfig, job: Job) -> Job:
@@ -244,7 +265,7 @@ def save(config: RunConfig, job: Job, trained: Trained, label: str):
     """Write a token with its settings and versions; the training's state is needed no more."""
     if config.fresh_noise:  # no seed comes back: the film over the updates has to be drawn
         with replacing(job.images / "train" / VECTORS_FILE) as temporary:
-            save_file({"vectors": trained.vectors.half().cpu()}, temporary)
+            save_file(frames_of(trained.vectors), temporary)
     token = job.tokens / TOKEN_FILE
     class_token.save(token, config.placeholder_token, trained.vector, {
         "class_index": job.class_index + 1, "class_name": job.class_name, "label": label,
@@ -263,7 +284,7 @@ def draw(config: RunConfig, generator, draw_batch, index: int, name: str, label:
     _, vector, _ = class_token.load(tokens / TOKEN_FILE)
     warn_of_other_settings(config, tokens)
     arms, history = arms_of(config, index, name, vector), images / "train" / VECTORS_FILE
-    film = film_of(config, name, load_file(history)["vectors"]) if history.exists() else []
+    film = film_of(config, name, load_file(history)) if history.exists() else []
     if not generate(config, generator, class_title(index, label), arms + film, images / "eval", draw_batch):
         print("  the pictures are there already, drawn with this token and these settings")
     return arms, film
@@ -287,10 +308,8 @@ def check_token(config: RunConfig, token_file: Path):
     """A token that was trained before must be there, of this classifier, and not have seen the evaluation's seeds."""
     _, _, header = class_token.load(token_file)
     guide = header.get("classifier", config.classifier)
-    paths = [find_path(name) for name in (guide, config.classifier)]
-    require(guide == config.classifier or all(paths) and paths[0].resolve() == paths[1].resolve(),
-            f"'{token_file}' was trained with the classifier '{guide}', not '{config.classifier}': give it or another "
-            "--exp_id")
+    require(same_source(guide, config.classifier), f"'{token_file}' was trained with the classifier '{guide}', not "
+                                                   f"'{config.classifier}': give it or another --exp_id")
     require(not config.evaluate or int(header.get("seed", config.test_size)) >= config.test_size,
             f"'{token_file}' was trained on seeds from {header.get('seed')} on, which {config.test_size} evaluation "
             f"images would use too: give --test_size {header.get('seed')} or less")

@@ -9,6 +9,7 @@ from functools import partialmethod
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch.distributed.distributed_c10d import _get_default_store
 from tqdm import tqdm
 
@@ -17,17 +18,19 @@ from utils import require
 PATIENCE = timedelta(days=30)  # the first process to finish waits for the last
 
 
-def join() -> PartialState:
+def join(device: str) -> PartialState:
     """Take part in the sweep, if a launcher started one; its first process alone shows progress.
 
     Raises:
-        UserError: more processes than GPUs on this machine.
+        UserError: more processes than GPUs on this machine, or all on one of them.
     """
     gloo = {"backend": "gloo"} if "LOCAL_RANK" in os.environ else {}  # the processes exchange numbers, never tensors
     state = PartialState(cpu=True, timeout=PATIENCE, **gloo)
     if not state.is_main_process:
         hide_progress()
-    if state.num_processes > 1 and torch.cuda.is_available():
+    require(state.num_processes == 1 or not device.startswith("cuda:"),
+            f"--device {device} would put all processes on one GPU: give --device cuda, for one each")
+    if state.num_processes > 1 and device == "cuda" and torch.cuda.is_available():
         require(state.local_process_index < torch.cuda.device_count(),
                 f"no GPU for process {state.local_process_index + 1} of this machine, which has "
                 f"{torch.cuda.device_count()}: give as many --num_processes a machine as it has GPUs")
@@ -75,3 +78,8 @@ def wait_for_all(bar: tqdm):
         bar.refresh()
     bar.close()
     state.wait_for_everyone()
+
+
+def from_all(items: list) -> list:
+    """The items of all processes; each of them must ask."""
+    return gather_object(items) if PartialState().num_processes > 1 else items

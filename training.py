@@ -1,5 +1,6 @@
 """Learn class tokens: draw, classify, backpropagate through the final denoising step alone (Sec. 3)."""
 
+import time
 from collections.abc import Iterator
 from itertools import islice
 
@@ -12,10 +13,9 @@ from config import RunConfig
 from diffusion import Components, decode, encode_prompts, generate_latents
 from learner import Job, Learner, Trained, start, update
 from prompt_datasets import TEMPLATES, PromptDataset
-from utils import ImageWriter, UserError, fitting
+from utils import WITHOUT_GRAPH, ImageWriter, UserError, first_batch, fitting
 
 AT_ONCE = 40  # images with a graph, at first: more only cost a CPU fresh memory (1.4 times the seconds at 128)
-WITHOUT_GRAPH = 4  # times as many images fit into memory where no graph is kept
 
 
 def train_tokens(config: RunConfig, components: Components, token_id: int, classifier: Classifier,
@@ -25,7 +25,8 @@ def train_tokens(config: RunConfig, components: Components, token_id: int, class
     A class's vector depends on its neighbours by no more than rounding, and one whose loss is not finite, which gives
     its UserError, does not stop them. What stopped half-way goes on from its state.
     """
-    step = fitting(accumulate_gradients, config.batch_size, min(config.epoch_size * config.classes_at_once, AT_ONCE))
+    most = first_batch(AT_ONCE, config.device, config.height, config.width)
+    step = fitting(accumulate_gradients, config.batch_size, min(config.epoch_size * config.classes_at_once, most))
     learners = []
     with ImageWriter() as writer:
         while True:
@@ -33,7 +34,11 @@ def train_tokens(config: RunConfig, components: Components, token_id: int, class
                          for job in islice(jobs, config.classes_at_once - len(learners))]
             if not learners:
                 return
+            started = time.monotonic()
             measured = step(config, components, classifier, token_id, learners, writer)
+            writer.wait()  # or a kill could leave an update without its pictures
+            for learner in learners:
+                learner.seconds += (time.monotonic() - started) / len(learners)
             ends = [update(config, learner, *each) for learner, each in zip(learners, measured, strict=True)]
             ended = [(learner.job, end) for learner, end in zip(learners, ends, strict=True) if end]
             learners = [learner for learner, end in zip(learners, ends, strict=True) if not end]
@@ -50,9 +55,9 @@ def accumulate_gradients(batch_size: int, config: RunConfig, components: Compone
     size, count, device = config.epoch_size, config.number_of_prompts, components.device
     datasets = [images_of(config, learner) for learner in learners]
     vectors = torch.stack([learner.vector for learner in learners]).repeat_interleave(count, 0)
-    with spliced(components.text_encoder, token_id, vectors):
-        encoded = encode_prompts(components, [prompt for dataset in datasets for prompt in dataset.prompts])
-    prompt_embeds = encoded.detach().requires_grad_()  # [learners * prompts, L, D]
+    prompts = [prompt for dataset in datasets for prompt in dataset.prompts]
+    with torch.no_grad(), spliced(components.text_encoder, token_id, vectors):
+        prompt_embeds = encode_prompts(components, prompts).requires_grad_()  # [learners * prompts, L, D]
     items = [item for dataset in datasets for item in dataset]
     rows = torch.tensor([i // size * count + item["prompt"] for i, item in enumerate(items)])  # of prompt_embeds
     seeds = torch.tensor([item["seed"] for item in items])
@@ -71,7 +76,8 @@ def accumulate_gradients(batch_size: int, config: RunConfig, components: Compone
             losses[batch], right[batch] = loss.detach(), (logits.argmax(1) == targets[batch]).float()
             writer.write(images.detach(), [learners[i // size].image_path(items[i]["seed"]) for i in batch.tolist()])
         z_0.backward(latents.grad)
-    encoded.backward(prompt_embeds.grad)
+    with spliced(components.text_encoder, token_id, vectors):
+        encode_prompts(components, prompts).backward(prompt_embeds.grad)
     return list(zip(losses.view(-1, size).mean(1).tolist(), right.view(-1, size).mean(1).tolist(), strict=True))
 
 

@@ -28,6 +28,8 @@ from PIL import Image
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # or transformers asks owners of .bin files to convert
 
 ROOT = Path(__file__).parent
+WITHOUT_GRAPH = 4  # times as many images fit into memory where no graph is kept
+PENDING = 8  # batches of pictures that may wait to be written
 CHECKPOINT_KINDS = {".safetensors", ".bin", ".json", ".txt"}
 WITHOUT_GPU_OR_NETWORK = "or try --config configs/miniature.yml, which needs no download, no account and no GPU"
 
@@ -45,6 +47,12 @@ def require(condition, message: str):
 def find_path(name: str) -> Path | None:
     """`name` as a path from here or from the repository, or None where neither exists (a hub id, say)."""
     return next((path for path in (Path(name).expanduser(), ROOT / name) if path.exists()), None)
+
+
+def same_source(name: str, other: str) -> bool:
+    """Whether two names are of one checkpoint: the same hub id, or two paths of one folder."""
+    paths = [find_path(each) for each in (name, other)]
+    return name == other or all(paths) and paths[0].resolve() == paths[1].resolve()
 
 
 def read_yaml_mapping(path: str, example: str) -> dict[str, str | list[str]]:
@@ -172,7 +180,15 @@ def write_json(path: Path, value):
 
 def save_images(images: torch.Tensor, paths: list[Path]):
     """Write images [B, 3, H, W] in [0, 1] as 8-bit PNG files, rounded to the nearest level."""
-    pixels = (images.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    save_pixels(pixels_of(images), paths)
+
+
+def pixels_of(images: torch.Tensor) -> np.ndarray:
+    """uint8 [B, H, W, 3]; made where the images are, so that a quarter of the bytes leaves a GPU."""
+    return (images.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def save_pixels(pixels: np.ndarray, paths: list[Path]):
     for array, path in zip(pixels, paths, strict=True):
         with replacing(path) as temporary:
             Image.fromarray(array).save(temporary, format="PNG")
@@ -185,21 +201,35 @@ def load_images(paths: list[Path]) -> torch.Tensor:
 
 
 class ImageWriter(ThreadPoolExecutor):
-    """Writes pictures in the background, in order; what goes wrong is raised by the next `write` or at the end."""
+    """Writes pictures in the background; what goes wrong there is raised by `wait`, or at the end."""
 
     def __init__(self):
-        super().__init__(max_workers=1)
+        super().__init__(max_workers=4)
         self.pending = []
 
     def write(self, images: torch.Tensor, paths: list[Path]):
-        for job in self.pending:
-            job.result()
-        self.pending = [self.submit(save_images, images.cpu(), paths)]
+        if len(self.pending) == PENDING:
+            self.wait()
+        self.pending.append(self.submit(save_pixels, pixels_of(images), paths))
 
-    def __exit__(self, *error):
-        super().__exit__(*error)
+    def wait(self):
+        """Until all that was given is on the disk."""
         for job in self.pending:
             job.result()
+        self.pending = []
+
+    def __exit__(self, kind, error, trace):
+        super().__exit__(kind, error, trace)
+        if error is None:
+            self.wait()
+
+
+def first_batch(images: int, device: str, height: int, width: int) -> int:
+    """How many images to try at once: `images` on a GPU, and elsewhere as many of the miniature's 64 x 64 pixels.
+
+    Where memory is the system's own nothing is raised when it is short: the process is killed.
+    """
+    return images if device.startswith("cuda") else max(1, images * 64 * 64 // (height * width))
 
 
 def fitting(function, batch_size: int | None, start: int):
@@ -228,6 +258,8 @@ def fitting(function, batch_size: int | None, start: int):
                                         "--batch_size, or none for as many as fit")
             size //= 2
             clear_device_cache(garbage_collection=True)
+            if torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()  # the peak is that of what fits
 
     return call
 

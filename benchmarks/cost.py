@@ -15,6 +15,7 @@ import platform
 import statistics
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import class_token
 import diffusion
+import learner
+import training
 from benchmarks import plain_loop
 from benchmarks.random_weights import sd14
 from classifiers import load_classifier
@@ -55,9 +58,10 @@ def rows_of(config: RunConfig) -> list[Row]:
     if config.train_timesteps:
         settings |= {", short trajectory, 5 images": {"epoch_size": 5},
                      f", short trajectory, {config.epoch_size} images": {}}
-    return [row for name, changes in settings.items()
+    rows = [row for name, changes in settings.items()
             for row in (Row("plain loop" + name, True, changes, 1), Row("ours" + name, False, changes, 1),
                         Row(f"ours{name}, 8 classes at once", False, changes, 8))]
+    return [*rows, Row("ours, paper's trajectory, 5 images, batches of 1", False, {**PAPER, "batch_size": 1}, 1)]
 
 
 def setting_of(config: RunConfig) -> str:
@@ -72,25 +76,35 @@ def load(config: RunConfig, random_weights: str | None):
             load_classifier(config.classifier, config.device))
 
 
+class Enough(Exception):
+    """The updates to be measured are done."""
+
+
 def run_updates(row: Row, config: RunConfig, components, classifier, updates: int, folder: Path, begin):
-    """Train every class of the row for so many updates, and then, after `begin()`, again; returns what came out."""
-    config = replace(config, **FOREVER, num_train_epochs=updates, classes_at_once=row.classes)
+    """Train every class of the row for so many updates, and then, after `begin()`, for as many again."""
+    config = replace(config, **FOREVER, num_train_epochs=10**6, classes_at_once=row.classes)
     if row.plain:
         loop = plain_loop.train(config, components, classifier, 0, "crane", folder=None)
         for i in range(2 * updates):
             if i == updates:
                 begin()
             next(loop)
-        return []
-    token_id = class_token.add_placeholder(components.tokenizer, config.placeholder_token)
+        return
+    token_id, done = class_token.add_placeholder(components.tokenizer, config.placeholder_token), []
 
-    def jobs():
-        for i in range(2 * row.classes):
-            if i == row.classes:
-                begin()
-            yield Job(i % row.classes, "crane", folder / f"{i}", folder / f"{i}/images")
+    def counted(*arguments):
+        learner.update(*arguments)
+        done.append(arguments)
+        if len(done) == updates * row.classes:
+            begin()
+        if len(done) == 2 * updates * row.classes:
+            raise Enough
 
-    return list(train_tokens(config, components, token_id, classifier, jobs()))[row.classes:]
+    training.update = counted
+    with contextlib.suppress(Enough):
+        jobs = (Job(i % len(classifier.labels), "crane", folder / f"{i}", folder / f"{i}/images")
+                for i in range(row.classes))
+        list(train_tokens(config, components, token_id, classifier, jobs))
 
 
 def measure(row: Row, config: RunConfig, random_weights: str | None, updates: int) -> dict:
@@ -98,44 +112,52 @@ def measure(row: Row, config: RunConfig, random_weights: str | None, updates: in
     hide_progress()
     config = replace(config, **row.changes)
     components, classifier = load(config, random_weights)
-    calls, started = [], []
+    calls, started, cuda = [], [], config.device.startswith("cuda")
     components.unet.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
     with tempfile.TemporaryDirectory() as folder, in_networks(components, classifier) as networks:
 
         def begin():
             synchronize(config.device)
+            if cuda:
+                torch.cuda.reset_peak_memory_stats(config.device)
             calls.clear()
             networks.clear()
             started.append(time.perf_counter())
 
-        trained = run_updates(row, config, components, classifier, updates, Path(folder), begin)
+        run_updates(row, config, components, classifier, updates, Path(folder, "run"), begin)
         synchronize(config.device)
         seconds = time.perf_counter() - started[0]
-        written = bytes_of(row, config, components, classifier, trained, Path(folder))
+        peak = peak_memory(config.device)
+        written = bytes_of(row, config, components, classifier, Path(folder, "saved"))
     return {"seconds_per_update": seconds / updates / row.classes, "unet_images": sum(calls) / updates / row.classes,
             "images_per_second": config.epoch_size * row.classes * updates / seconds,
-            "share_outside_networks": 1 - sum(networks) / seconds, "peak_memory_gb": peak_memory(config.device),
-            "reserved_gb": torch.cuda.max_memory_reserved() / 1e9 if config.device.startswith("cuda") else None,
-            "bytes_a_class": written}
+            "share_outside_networks": None if cuda else 1 - sum(networks) / seconds, "peak_memory_gb": peak,
+            "reserved_gb": torch.cuda.max_memory_reserved() / 1e9 if cuda else None, "bytes_a_class": written}
 
 
-def bytes_of(row: Row, config: RunConfig, components, classifier, trained, folder: Path) -> int:
-    """What one class leaves on disk without its images; the plain loop's save, of an improvement, is not timed."""
+def bytes_of(row: Row, config: RunConfig, components, classifier, folder: Path) -> int:
+    """What a class of as many updates as the config allows leaves on disk without its images.
+
+    The plain loop's save, of an improvement, is not timed.
+    """
     if row.plain:
         plain_loop.pipeline(components).save_pretrained(folder)
     else:
-        job, result = trained[0]
-        folder = job.tokens
+        job = Job(0, "crane", folder, folder / "images")
+        state, trained = learner.start(replace(config, **FOREVER), components, job), None
+        while not trained:
+            state.vector.grad = torch.randn_like(state.vector)
+            trained = learner.update(replace(config, **FOREVER), state, 1 / (1 + len(state.history)), 0.5)
         write_text(folder / "config.yml", to_yaml(config))
         with contextlib.redirect_stdout(None):
-            save(config, job, result, classifier.labels[job.class_index])
+            save(config, job, trained, classifier.labels[0])
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.suffix != ".png")
 
 
 def least_flops(row: Row, config: RunConfig, random_weights: str | None) -> int:
     """FLOPs of the calls that one update of one class cannot do without, whoever does it: nothing computed anew."""
     hide_progress()
-    config = replace(config, **row.changes, **FOREVER, num_train_epochs=1)
+    config = replace(config, **{**row.changes, **FOREVER, "num_train_epochs": 1, "batch_size": 1})
     components, classifier = load(config, random_weights)
     token_id = class_token.add_placeholder(components.tokenizer, config.placeholder_token)
     diffusion.checkpoint = lambda function, *arguments, **_: function(*arguments)
@@ -167,9 +189,11 @@ def in_networks(components, classifier):
     def timed(*args, **kwargs):
         enter()
         level = depth[0]
-        backward(*args, **kwargs)
-        depth[0] = level  # what is computed anew on the way back stops early, before its hook
-        leave()
+        try:
+            backward(*args, **kwargs)
+        finally:
+            depth[0] = level  # what is computed anew on the way back stops early, before its hook
+            leave()
 
     torch.autograd.backward = timed
     try:
@@ -203,8 +227,8 @@ def measure_rate(config: RunConfig) -> float:
 
 def apart(function, *arguments):
     """`function(*arguments)` in a process of its own, so that its peak of memory is its own."""
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        return pool.apply(function, arguments)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def median_of(rounds: list[dict]) -> dict:

@@ -31,6 +31,8 @@ def sd14(device: str, dtype: torch.dtype) -> tuple[Components, Classifier]:
                               steps_offset=1)
     for module in (text_encoder, unet, vae):
         module.requires_grad_(False).eval().to(device, dtype)
+        if device.startswith("cuda"):
+            module.to(memory_format=torch.channels_last)
     preprocessing = Preprocessing((224, 224), None, InterpolationMode.BILINEAR, [0.5] * 3, [0.5] * 3)
     classifier = Classifier("vit-large-patch16-224", [f"class {i + 1}" for i in range(1000)],
                             vit.requires_grad_(False).eval(), preprocessing,

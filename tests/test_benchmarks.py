@@ -37,7 +37,8 @@ def test_the_plain_loop_takes_our_steps(tiny_config, tiny_model, components, tmp
     assert (torch.stack([vector for _, vector in plain]) - ours.vectors).abs().max() < 1e-4
     saved = load_components(str(tmp_path / "plain"), "cpu", torch.float32)
     table = saved.text_encoder.get_input_embeddings().weight
-    assert (table[saved.tokenizer.convert_tokens_to_ids("newclas")] - ours.vector).abs().max() < 1e-4
+    least = ours.vectors[losses.index(min(losses))]
+    assert (table[saved.tokenizer.convert_tokens_to_ids("newclas")] - least).abs().max() < 1e-4
     assert torch.equal(table[:-1], components.text_encoder.get_input_embeddings().weight)
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ import yaml
 import class_token
 from learner import update
 from run import main
+from sweep import join
 from tests.test_run import error_of, flags
+from utils import UserError
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "run.py"]
 SETTINGS = ["--class_index", "1-3", "--train", "True", "--evaluate", "True", "--num_train_epochs", "3", "--lr", "0.05",
@@ -43,6 +46,7 @@ def test_two_processes_do_what_one_does(tiny_config, tmp_path, alone):
     assert together.keys() == alone.keys() and len(alone) == 3
     assert all((together[name] - alone[name]).abs().max() < 1e-4 for name in alone)
     assert done.stdout.count("token: ") == 3 and done.stdout.count("all classes of run") == 1
+    assert all(done.stdout.count(f"class {i} (") == 2 for i in (1, 2, 3))  # begun and ended once
     summary = json.loads(next((tmp_path / "two").rglob("summary_demo.json")).read_text())
     assert [metrics["class_index"] for metrics in summary["classes"]] == [1, 2, 3]
 
@@ -92,9 +96,35 @@ def test_a_class_that_fails_does_not_stop_the_others(tiny_config, tmp_path, caps
     capsys.readouterr()
     assert main(flags(tiny_config, *SETTINGS, "--classes_at_once", "2")) == 2
     out, err = capsys.readouterr()
-    lines = [line for line in err.splitlines() if "token" in line]
-    assert lines[0].startswith("no token: the loss of update 0 of class 2 (crane, machine) is inf: try")
-    assert lines[-1] == "error: 1 of 3 classes got no token: 2 (crane, machine); why is said above"
+    lines = [line for line in err.splitlines() if "class" in line and "%" not in line]
+    assert lines[0].startswith("class 2 (crane, machine) failed: the loss of update 0 of class 2 (crane) is inf: try")
+    assert lines[-1] == "error: 1 of 3 classes failed, as said above: 2 (crane, machine)"
     assert tokens(tmp_path).keys() == {"0001_crane", "0003_tiger_cat"}
     summary = json.loads(next(tmp_path.rglob("summary_demo.json")).read_text())
     assert [metrics["class_index"] for metrics in summary["classes"]] == [1, 3]
+
+
+@pytest.mark.slow
+def test_compiled_networks_learn_the_same_tokens(tiny_config, tmp_path, alone):
+    assert main(flags(replace(tiny_config, output_path=str(tmp_path / "compiled")), *SETTINGS, "--torch_compile",
+                      "True")) == 0
+    compiled = tokens(tmp_path / "compiled")
+    assert len(alone) == 3 and all((compiled[name] - alone[name]).abs().max() < 1e-4 for name in alone)
+
+
+@pytest.mark.parametrize("device, processes, gpus, expected", [
+    ("cuda:1", 2, 2, "would put all processes on one GPU"), ("cuda", 2, 1, "no GPU for process 2 of this machine"),
+    ("cpu", 2, 1, None), ("cuda:1", 1, 2, None), ("cuda", 2, 2, None)])
+def test_one_process_a_gpu(monkeypatch, device, processes, gpus, expected):
+    state = SimpleNamespace(is_main_process=True, num_processes=processes, local_process_index=processes - 1)
+    monkeypatch.setattr("sweep.PartialState", lambda **_: state)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    taken = []
+    monkeypatch.setattr("torch.cuda.set_device", taken.append)
+    if expected:
+        with pytest.raises(UserError, match=expected):
+            join(device)
+    else:
+        join(device)
+    assert taken == ([1] if device == "cuda" and not expected else [])

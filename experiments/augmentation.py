@@ -1,0 +1,136 @@
+"""Claim (ii): pictures drawn with class tokens help to train a classifier from a handful of real ones.
+
+    python -m experiments.augmentation
+    python -m experiments.augmentation --config configs/cub.yml --real_images DIR --class_index 1-20
+
+A small classifier learns from k real pictures a class, alone or with as many drawn pictures in every batch: of the
+plain prompt, with class tokens, with class tokens whose guide itself saw the same k pictures alone, of textual
+inversion from the same k. All arms have the same steps and standard augmentation; real pictures that no arm saw are
+the test. The config's own guide was trained on far more than k pictures: what its tokens bring includes what it knows;
+the tokens of the k-picture guide have no such help.
+"""
+
+import json
+from math import sqrt
+from pathlib import Path
+from statistics import mean, stdev
+
+from experiments import planted
+from experiments.common import (
+    Lab,
+    open_lab,
+    parser,
+    pictures,
+    publish,
+    pyplot,
+    real_pictures_of,
+    save_figure,
+    script,
+    tokens,
+    vector_of,
+)
+from experiments.textual_inversion import learn
+from utils import write_json
+
+STEPS = 150  # of every classifier
+TEST = 60  # real pictures a class
+REAL, PLAIN, TOKEN, GUIDED, INVERTED = (
+    "real alone", "+ plain prompt", "+ class token", "+ class token, guide of the k pictures", "+ textual inversion")
+
+
+def drawn_sets(lab: Lab, arm: str, real: dict[int, list[Path]], guide: Path, key: str, images: int):
+    """{class: pictures} that an arm adds to the k real ones; `key` names k and the seed."""
+    placeholder = lab.config.placeholder_token
+    if arm == PLAIN:
+        return {index: pictures(lab, index, "without", None, images) for index in real}
+    if arm == TOKEN:
+        return {index: pictures(lab, index, "with", vector_of(folder), images)
+                for index, folder in tokens(lab, "token").items()}
+    if arm == GUIDED:
+        folders = tokens(lab, f"guide_{key}", "--classifier", str(guide), "--epoch_size", "8", "--num_train_epochs",
+                         "20")
+        return {index: pictures(lab, index, f"guide_{key}", vector_of(folder), images)
+                for index, folder in folders.items()}
+    vectors = learn(lab, real, lab.work / "textual_inversion" / key)
+    return {index: pictures(lab, index, f"textual_inversion_{key}", vector, images, phrase=placeholder)
+            for index, vector in vectors.items()}
+
+
+def accuracies_of(lab: Lab, k: int, seed: int, real: dict[int, list[Path]], test, options) -> dict[str, float]:
+    """{arm: test accuracy} for k pictures a class, which are of this seed alone; kept as each is known."""
+    key = f"k{k}_seed{seed}"
+    file = lab.work / "augmentation" / f"{key}.json"
+    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    few = {index: files[TEST + 10 * seed:][:k] for index, files in real.items()}
+    guide = lab.work / "guides" / key
+    for arm in (REAL, PLAIN, TOKEN, *([GUIDED] if k in options.guided else []), INVERTED):
+        if arm in found:
+            continue
+        parts = [planted.as_tensors(few)]
+        if arm != REAL:
+            parts.append(planted.as_tensors(drawn_sets(lab, arm, few, guide, key, options.images)))
+        model = planted.fit(planted.new_classifier(lab.labels, seed), parts, STEPS, seed,
+                            f"k = {k}, seed {seed}, {arm}")
+        if arm == REAL:
+            planted.save(model, guide, test[0].shape[-1])
+        found[arm] = planted.accuracy(model, *test)
+        write_json(file, found)
+    return found
+
+
+def compared(results: dict[int, list[dict]], k: int, arm: str, with_what: str) -> tuple[float, float]:
+    """Mean difference of two arms at k and its standard error, paired over seeds."""
+    differences = [each[arm] - each[with_what] for each in results[k]]
+    return mean(differences), stdev(differences) / sqrt(len(differences))
+
+
+def main():
+    arguments = parser(__doc__, "1,2,7,8,13,14,15,16")
+    arguments.add_argument("--real_images", help="a folder of real pictures, as for run.py (the config's)")
+    arguments.add_argument("--k", type=int, nargs="+", default=[1, 2, 5, 10], help="real pictures a class (1 2 5 10)")
+    arguments.add_argument("--guided", type=int, nargs="*", default=[2, 10],
+                           help="the k whose own classifier guides tokens too, the dearest arm (2 10)")
+    arguments.add_argument("--seeds", type=int, default=5, help="sets of real pictures, and of starts (5)")
+    arguments.add_argument("--images", type=int, default=20, help="drawn pictures a class (20)")
+    options = arguments.parse_args()
+    lab = open_lab(options, **({"real_images": options.real_images} if options.real_images else {}))
+    real = real_pictures_of(lab, TEST + 10 * options.seeds)
+    test = planted.as_tensors({index: files[:TEST] for index, files in real.items()})
+    results = {k: [accuracies_of(lab, k, seed, real, test, options) for seed in range(options.seeds)]
+               for k in options.k}
+    report(lab, results, options)
+
+
+def report(lab: Lab, results: dict[int, list[dict]], options):
+    arms = [arm for arm in (REAL, PLAIN, TOKEN, GUIDED, INVERTED) if any(arm in each[0] for each in results.values())]
+    figure, axis = pyplot.subplots(figsize=(6, 3.6))
+    rows = []
+    for arm in arms:
+        values = {k: [each[arm] for each in seeds] for k, seeds in results.items() if arm in seeds[0]}
+        errors = {k: stdev(each) / sqrt(len(each)) for k, each in values.items()}
+        axis.errorbar(list(values), [mean(each) for each in values.values()], yerr=list(errors.values()), fmt="o-",
+                      capsize=3, label=arm)
+        rows.append([arm, *(f"{mean(values[k]):.2f} ({errors[k]:.2f})" if k in values else "" for k in results)])
+    axis.set_xscale("log")
+    axis.set_xticks(list(results), [str(k) for k in results])
+    axis.set(xlabel="real pictures a class (k)", ylabel="accuracy on real pictures")
+    axis.legend(frameon=False, fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    save_figure(figure, lab.out / "augmentation.png")
+    k = 2 if 2 in results else options.k[0]
+    against = {other: compared(results, k, TOKEN, other) for other in (REAL, PLAIN, INVERTED)}
+    publish(lab, "augmentation", "Pictures drawn with class tokens help to train a classifier from few real ones",
+            f"At k = {k}, class tokens bring " + ", ".join(
+                f"{100 * difference:+.0f} points (standard error {100 * error:.0f}) beside '{other}'"
+                for other, (difference, error) in against.items()) + ".",
+            ["trained on", *(f"k = {k}" for k in results)], rows,
+            {"accuracies": {str(k): seeds for k, seeds in results.items()}, "steps": STEPS, "drawn": options.images,
+             "classes": [lab.labels[index] for index in lab.classes]},
+            f"Test accuracy (standard error) over {options.seeds} seeds, each with real pictures of its own; "
+            f"{options.images} drawn pictures a class; {TEST} real test pictures a class. The guide of '{TOKEN}' was "
+            f"trained on far more than k pictures; that of '{GUIDED}' on the same k alone (8 pictures an update, at "
+            "most 20 updates).", "augmentation.png")
+
+
+if __name__ == "__main__":
+    script(main)

@@ -1,0 +1,137 @@
+"""Claim (iii): the token shows what the classifier was trained on.
+
+    python -m experiments.inversion                                  a bias that is planted, and whether it shows
+    python -m experiments.inversion --config configs/imagenet.yml --class_index "horizontal bar"
+
+Where the world draws its own pictures, a guide is trained on drawings in which each of four classes comes in one
+scene alone, and no other class comes in it; another guide sees every class in every scene. Tokens are learned against
+both, and a detector counts the scenes. For other settings, it counts which labels the classifier sees beside the class
+(among its five likeliest) without and with the token.
+"""
+
+import random
+from collections import Counter
+
+import torch
+from PIL import Image
+from torchvision.transforms.functional import to_tensor
+from tqdm import tqdm
+
+from classifiers import load_classifier
+from experiments import planted
+from experiments.common import (
+    Lab,
+    open_lab,
+    parser,
+    pictures,
+    publish,
+    script,
+    share_right,
+    shown,
+    tokens,
+    vector_of,
+)
+from metrics import wilson
+from miniature.world import CONTEXTS
+from report import sheet
+from utils import imported, load_images
+
+PLANTED = {1: "in the snow", 7: "at night", 10: "a painting of", 12: "a drawing of"}  # class from 0: its only scene
+DRAWINGS, STEPS = 3000, 250
+GUIDES = ("biased", "unbiased")
+SHOWN = 8
+
+
+def scenes(guide: str, index: int) -> tuple[str | None, ...]:
+    """The scenes that a guide's training shows a class in."""
+    if guide == "unbiased":
+        return (None, *CONTEXTS)
+    return (PLANTED[index],) if index in PLANTED else (None,)
+
+
+def trained_guide(lab: Lab, guide: str):
+    """The folder of a guide, trained on drawings unless it is there."""
+    folder = lab.work / "guides" / guide
+    if not planted.is_saved(folder):
+        draw, rng = imported(lab.config.real_images, "real_images"), random.Random(guide)
+        numbers = [i % len(lab.labels) for i in range(DRAWINGS)]
+        drawn = [to_tensor(draw(index, rng, rng.choice(scenes(guide, index))))
+                 for index in tqdm(numbers, desc=f"drawings for the {guide} guide")]
+        model = planted.fit(planted.new_classifier(lab.labels, seed=0),
+                            [(torch.stack(drawn), torch.tensor(numbers))], STEPS, 0, f"{guide} guide")
+        planted.save(model, folder, drawn[0].shape[-1])
+    return folder
+
+
+def planted_bias(lab: Lab):
+    judge, arms, data = imported(lab.config.context_judge, "context_judge"), {}, {}
+    classes = [index for index in lab.classes if index in PLANTED]
+    arms["without a token"] = {index: pictures(lab, index, "without", None, lab.config.test_size) for index in classes}
+    for guide in GUIDES:
+        folders = tokens(lab, f"inversion_{guide}", "--classifier", str(trained_guide(lab, guide)), classes=classes)
+        arms[f"token of the {guide} guide"] = {
+            index: pictures(lab, index, f"with_{guide}", vector_of(folder), lab.config.test_size)
+            for index, folder in folders.items()}
+    rows = []
+    for arm, sets in arms.items():
+        seen = {index: [judge(Image.open(file)) == PLANTED[index] for file in files] for index, files in sets.items()}
+        rates = [wilson(sum(each), len(each)) for each in seen.values()]
+        everything = wilson(sum(map(sum, seen.values())), sum(map(len, seen.values())))
+        right = share_right(lab, sets)
+        rows.append([arm, *(f"{rate.value:.2f}" for rate in rates), shown(everything), shown(right)])
+        data[arm] = {"scene": everything._asdict(), "right": right._asdict(),
+                     "classes": {lab.labels[index]: rate._asdict() for index, rate in zip(seen, rates, strict=True)}}
+    figure = "inversion.png"
+    sheet([(f"{lab.labels[index]}: {arm}", sets[index][:SHOWN]) for index in classes for arm, sets in arms.items()],
+          lab.out / figure, cell=72)
+    before, biased, unbiased = (each["scene"] for each in data.values())
+    publish(lab, "inversion", "A token shows what its classifier was trained on",
+            f"The planted scene is in {shown_of(biased)} of the pictures with the biased guide's token, in "
+            f"{shown_of(unbiased)} with the unbiased guide's, in {shown_of(before)} without a token.",
+            ["pictures", *(f"{lab.labels[index]}, {PLANTED[index]}" for index in classes), "planted scene, all",
+             "right class (evaluator)"], rows,
+            {"rates": data, "pictures_a_class": lab.config.test_size, "guide_steps": STEPS, "drawings": DRAWINGS},
+            "Share of pictures in which the detector (miniature.world:context_of) sees the scene that the biased "
+            "guide's training showed this class in, and no other class [Wilson 95 % interval].", figure)
+
+
+def shown_of(rate: dict) -> str:
+    return f"{rate['value']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]"
+
+
+@torch.no_grad()
+def changed_labels(lab: Lab):
+    """For any classifier: the labels that come among the five likeliest more often, or less, with the token."""
+    guide, rows, data = load_classifier(lab.config.classifier, lab.config.device), [], {}
+    sheets = []
+    for index, folder in tokens(lab, "inversion").items():
+        sets = [pictures(lab, index, name, vector, lab.config.test_size)
+                for name, vector in (("without", None), ("with", vector_of(folder)))]
+        counts = [Counter(label for file in files for label in
+                          guide(load_images([file]).to(lab.config.device))[0].topk(5).indices.tolist())
+                  for files in sets]
+        change = {label: (counts[1][label] - counts[0][label]) / lab.config.test_size
+                  for label in counts[0] | counts[1] if label != index}
+        most = sorted(change, key=lambda label: -abs(change[label]))[:5]
+        rows.append([lab.title(index), ", ".join(f"{lab.labels[label]} {change[label]:+.2f}" for label in most)])
+        data[lab.labels[index]] = {lab.labels[label]: change[label] for label in most}
+        sheets += [(f"{lab.labels[index]}: {name}", files[:SHOWN])
+                   for name, files in zip(("without", "with"), sets, strict=True)]
+    sheet(sheets, lab.out / "inversion.png", cell=96)
+    publish(lab, "inversion", "A token shows what its classifier was trained on",
+            f"Labels seen more, or less, often with the token: {rows[0][1]} for {rows[0][0]}, ...",
+            ["class", "change of a label's share among the five likeliest"], rows, {"changes": data},
+            figure="inversion.png")
+
+
+def main():
+    arguments = parser(__doc__, ",".join(str(index + 1) for index in PLANTED))
+    lab = open_lab(arguments.parse_args())
+    if lab.config.context_judge:
+        planted_bias(lab)
+    else:
+        changed_labels(lab)
+
+
+if __name__ == "__main__":
+    script(main)
