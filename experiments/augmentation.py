@@ -33,6 +33,7 @@ from experiments.textual_inversion import learn
 from utils import write_json
 
 STEPS = 150  # of every classifier
+BRIEFLY = ("--epoch_size", "8", "--num_train_epochs", "20")  # for the tokens of the many guides of k pictures
 TEST = 60  # real pictures a class
 REAL, PLAIN, TOKEN, GUIDED, INVERTED = (
     "real alone", "+ plain prompt", "+ class token", "+ class token, guide of the k pictures", "+ textual inversion")
@@ -47,8 +48,7 @@ def drawn_sets(lab: Lab, arm: str, real: dict[int, list[Path]], guide: Path, key
         return {index: pictures(lab, index, "with", vector_of(folder), images)
                 for index, folder in tokens(lab, "token").items()}
     if arm == GUIDED:
-        folders = tokens(lab, f"guide_{key}", "--classifier", str(guide), "--epoch_size", "8", "--num_train_epochs",
-                         "20")
+        folders = tokens(lab, f"guide_{key}", "--classifier", str(guide), *BRIEFLY)
         return {index: pictures(lab, index, f"guide_{key}", vector_of(folder), images)
                 for index, folder in folders.items()}
     vectors = learn(lab, real, lab.work / "textual_inversion" / key)

@@ -11,13 +11,13 @@ both, and a detector counts the scenes. For other settings, it counts which labe
 
 import random
 from collections import Counter
+from pathlib import Path
 
 import torch
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 from tqdm import tqdm
 
-from classifiers import load_classifier
 from experiments import planted
 from experiments.common import (
     Lab,
@@ -99,17 +99,13 @@ def shown_of(rate: dict) -> str:
     return f"{rate['value']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]"
 
 
-@torch.no_grad()
 def changed_labels(lab: Lab):
     """For any classifier: the labels that come among the five likeliest more often, or less, with the token."""
-    guide, rows, data = load_classifier(lab.config.classifier, lab.config.device), [], {}
-    sheets = []
+    rows, data, sheets = [], {}, []
     for index, folder in tokens(lab, "inversion").items():
         sets = [pictures(lab, index, name, vector, lab.config.test_size)
                 for name, vector in (("without", None), ("with", vector_of(folder)))]
-        counts = [Counter(label for file in files for label in
-                          guide(load_images([file]).to(lab.config.device))[0].topk(5).indices.tolist())
-                  for files in sets]
+        counts = [Counter(five_likeliest(lab, files)) for files in sets]
         change = {label: (counts[1][label] - counts[0][label]) / lab.config.test_size
                   for label in counts[0] | counts[1] if label != index}
         most = sorted(change, key=lambda label: -abs(change[label]))[:5]
@@ -122,6 +118,13 @@ def changed_labels(lab: Lab):
             f"Labels seen more, or less, often with the token: {rows[0][1]} for {rows[0][0]}, ...",
             ["class", "change of a label's share among the five likeliest"], rows, {"changes": data},
             figure="inversion.png")
+
+
+@torch.no_grad()
+def five_likeliest(lab: Lab, files: list[Path]) -> list[int]:
+    """The guide's five likeliest labels of every picture, in one list."""
+    return [label for file in files
+            for label in lab.guide()(load_images([file]).to(lab.config.device))[0].topk(5).indices.tolist()]
 
 
 def main():

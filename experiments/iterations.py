@@ -29,8 +29,8 @@ def film(lab: Lab, index: int, exp_id: str) -> dict[int, list]:
     """{update: pictures of the same seeds}, drawn by vectors of the training, evenly spaced."""
     config = lab.config
     images = output_folders(config, index, lab.names[index])[1].parent / exp_id
-    vectors = load_file(images / "train" / VECTORS_FILE)["vectors"]
-    arms = [arm._replace(images=SEEDS) for arm in film_of(config, lab.names[index], vectors)]
+    frames = load_file(images / "train" / VECTORS_FILE)
+    arms = [arm._replace(images=SEEDS) for arm in film_of(config, lab.names[index], frames)]
     folder = lab.work / "pictures" / class_folder(index, lab.names[index])
     generate(config, lab.generator, lab.title(index), arms, folder, lab.draw_batch)
     return {int(arm.folder.split("/")[-1]): [folder / arm.folder / f"{seed}.png" for seed in range(SEEDS)]

@@ -85,12 +85,14 @@ def test_textual_inversion_learns_its_pictures(settings, tmp_path, monkeypatch):
     real = textual_inversion.real_pictures_of(lab, 4)
     components, _ = lab.generator()
     before = [parameter.clone() for parameter in components.text_encoder.parameters()]
-    losses, mse = [], torch.nn.functional.mse_loss
-    monkeypatch.setattr(textual_inversion.F, "mse_loss", lambda *a: losses.append(mse(*a)) or losses[-1])
     monkeypatch.setattr(textual_inversion, "STEPS", 40)
-    vector, = textual_inversion.denoising(lab, real, seed=0)
-    assert sum(losses[-10:]) < sum(losses[:10])
-    assert (vector - textual_inversion.first_word(lab, 6)).norm() > 0.01
+    lr, mse, losses, vectors = textual_inversion.LR, torch.nn.functional.mse_loss, {0: [], 1: []}, {}
+    for learns in (0, 1):  # on the same noise
+        monkeypatch.setattr(textual_inversion, "LR", learns * lr)
+        monkeypatch.setattr(textual_inversion.F, "mse_loss", lambda *a, to=losses[learns]: to.append(mse(*a)) or to[-1])
+        vectors[learns], = textual_inversion.denoising(lab, real, seed=0)
+    assert losses[0][0] == losses[1][0] and sum(losses[1][-20:]) < sum(losses[0][-20:])
+    assert torch.equal(vectors[0], textual_inversion.first_word(lab, 6)) and (vectors[1] - vectors[0]).norm() > 0.01
     assert all(torch.equal(*pair) for pair in zip(before, components.text_encoder.parameters(), strict=True))
 
 
@@ -137,6 +139,7 @@ def test_ablations(monkeypatch, settings, tmp_path):
 def test_augmentation(monkeypatch, settings, tmp_path):
     monkeypatch.setattr(augmentation, "STEPS", 2)
     monkeypatch.setattr(augmentation, "TEST", 2)
+    monkeypatch.setattr(augmentation, "BRIEFLY", ())
     monkeypatch.setattr(textual_inversion, "STEPS", 2)
     result = run(monkeypatch, "augmentation", settings, tmp_path, "--class_index", "7,8", "--k", "1", "2", "--guided",
                  "2", "--seeds", "2", "--images", "2")
