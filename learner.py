@@ -23,12 +23,17 @@ HISTORY_FILE = "history.jsonl"
 
 
 class Job(NamedTuple):
-    """A class (index from 0) to be learned, the name that its prompts use, and the folders of its files."""
+    """A class (index from 0) to be learned, the name that its prompts use, the folders of its files, its label."""
 
     class_index: int
     class_name: str
     tokens: Path
     images: Path
+    label: str = ""
+
+    @property
+    def title(self) -> str:
+        return class_title(self.class_index, self.label or self.class_name)
 
 
 class Trained(NamedTuple):
@@ -50,7 +55,7 @@ class Learner:
     vector: torch.Tensor  # [D], float32
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
-    bar: tqdm
+    bar: tqdm | None = None
     history: list[dict] = field(default_factory=list)  # an update's loss, accuracy and norms
     vectors: list[torch.Tensor] = field(default_factory=list)
     best: int = 0  # the update whose vector is the one to keep so far
@@ -67,11 +72,11 @@ def start(config: RunConfig, components: Components, job: Job) -> Learner:
     optimizer = torch.optim.AdamW([vector], config.lr, tuple(config.betas), config.eps, config.weight_decay)
     scaler = torch.amp.GradScaler(components.device.type, init_scale=2.0**10,
                                   enabled=components.unet.dtype == torch.float16)
-    bar = tqdm(total=config.num_train_epochs, desc=f"training {class_title(job.class_index, job.class_name)}",
-               unit="update")
-    learner = Learner(job, vector, optimizer, scaler, bar)
+    learner = Learner(job, vector, optimizer, scaler)
     if (job.tokens / STATE_FILE).exists():
         load_progress(learner)
+    learner.bar = tqdm(total=config.num_train_epochs, initial=len(learner.history), desc=f"training {job.title}",
+                       unit="update")
     return learner
 
 
@@ -80,9 +85,8 @@ def update(config: RunConfig, learner: Learner, loss: float, accuracy: float) ->
     number = len(learner.history)
     if not math.isfinite(loss):
         learner.bar.close()
-        title = class_title(learner.job.class_index, learner.job.class_name)
-        return UserError(f"the loss of update {number} of class {title} is {loss}: try --mixed_precision bf16 or no, "
-                         f"or a lower --lr than {config.lr}")
+        return UserError(f"the loss of update {number} of class {learner.job.title} is {loss}: try --mixed_precision "
+                         f"bf16 or no, or a lower --lr than {config.lr}")
     learner.scaler.unscale_(learner.optimizer)
     grad_norm = torch.nn.utils.clip_grad_norm_([learner.vector], config.max_grad_norm).item()
     learner.history.append({"update": number, "loss": round(loss, 6), "accuracy": round(accuracy, 6),
@@ -131,7 +135,6 @@ def load_progress(learner: Learner):
     learner.seconds = float(header["seconds"])
     lines = (learner.job.tokens / HISTORY_FILE).read_text(encoding="utf-8").splitlines()
     learner.history = [json.loads(line) for line in lines[:len(learner.vectors)]]
-    learner.bar.update(len(learner.history))
 
 
 def finish(config: RunConfig, learner: Learner, stopped: str) -> Trained:

@@ -113,7 +113,8 @@ def run(config: RunConfig):
 
     bar = tqdm(total=len(chosen), desc="classes", unit="class",
                disable=len(chosen) == 1 or not processes.is_main_process)
-    jobs = (prepare(config, Job(index, names[index], *folders[index])) for index in shared(to_train, "to train"))
+    jobs = (prepare(config, Job(index, names[index], *folders[index], labels[index]))
+            for index in shared(to_train, "to train"))
     before = [index for index in chosen if index not in to_train]
     for index, error in with_tokens(config, generator, judges["classifier"], jobs if to_train else None, before):
         try:
@@ -125,7 +126,7 @@ def run(config: RunConfig):
             if len(chosen) == 1:
                 raise
             failed.append(index)
-            print(f"class {class_title(index, labels[index])} failed: {error}", file=sys.stderr, flush=True)
+            tqdm.write(f"class {class_title(index, labels[index])} failed: {error}", file=sys.stderr)
         count_class(bar)
     wait_for_all(bar)
     failed = from_all(failed)
@@ -144,11 +145,17 @@ def with_tokens(config: RunConfig, generator, classifier: Classifier, jobs: Iter
         if isinstance(trained, UserError):
             yield job.class_index, trained
         else:
-            save(config, job, trained, classifier.labels[job.class_index])
+            save(config, job, trained)
             yield job.class_index, None
     for index in shared(before, "trained before"):
-        print(f"class {class_title(index, classifier.labels[index])}", flush=True)
+        say(class_title(index, classifier.labels[index]), "has its token already")
         yield index, None
+
+
+def say(title: str, text: str):
+    """A line about a class: several may speak in turn, also from several processes."""
+    tqdm.write(f"class {title}: {text}")
+    sys.stdout.flush()
 
 
 def compared_with(config: RunConfig, names: list[str], labels: list[str], runs: dict[int, Path]):
@@ -227,8 +234,9 @@ def is_trained(config: RunConfig, tokens: Path) -> bool:
     """
     trained, begun = (tokens / TOKEN_FILE).exists(), (tokens / STATE_FILE).exists()
     others = other_settings(config, tokens, DECISIVE) if trained or begun else []
-    require(not others, f"the token in '{tokens}' was trained with {'; '.join(others)}: another setting is another "
-                        "run, so give a new --exp_id, or --skip_exists False to train it again")
+    what = "token" if trained else "half-trained token"
+    require(not others, f"the {what} in '{tokens}' was trained with {'; '.join(others)}: another setting is another "
+                        "run, so give a new --exp_id, or --skip_exists False to train it anew")
     return trained
 
 
@@ -243,10 +251,9 @@ def other_settings(config: RunConfig, tokens: Path, which: tuple[str, ...]) -> l
 
 def prepare(config: RunConfig, job: Job) -> Job:
     """Clear a class's folders for its training, but for one that was killed half-way with the same settings."""
-    print(f"class {class_title(job.class_index, job.class_name)}", flush=True)
     token, state, settings = (job.tokens / name for name in (TOKEN_FILE, STATE_FILE, "config.yml"))
     if state.exists() and settings.exists() and not token.exists() and not other_settings(config, job.tokens, DECISIVE):
-        print("  goes on where its training stopped")
+        say(job.title, "goes on where its training stopped")
         for unfinished in [*job.tokens.rglob(".*.tmp"), *job.images.rglob(".*.tmp")]:
             unfinished.unlink()
         return job
@@ -258,24 +265,27 @@ def prepare(config: RunConfig, job: Job) -> Job:
     forget(job.images)
     write_text(job.tokens / "config.yml",
                to_yaml(replace(config, class_index=str(job.class_index + 1), skip_exists=False)))
+    say(job.title, "begins its training")
     return job
 
 
-def save(config: RunConfig, job: Job, trained: Trained, label: str):
+def save(config: RunConfig, job: Job, trained: Trained):
     """Write a token with its settings and versions; the training's state is needed no more."""
     if config.fresh_noise:  # no seed comes back: the film over the updates has to be drawn
         with replacing(job.images / "train" / VECTORS_FILE) as temporary:
             save_file(frames_of(trained.vectors), temporary)
     token = job.tokens / TOKEN_FILE
     class_token.save(token, config.placeholder_token, trained.vector, {
-        "class_index": job.class_index + 1, "class_name": job.class_name, "label": label,
+        "class_index": job.class_index + 1, "class_name": job.class_name, "label": job.label,
         "classifier": config.classifier, "base_model": config.model, "seed": config.seed,
         "updates": len(trained.vectors), "loss": f"{trained.loss:.4f}", "train_accuracy": f"{trained.accuracy:.4f}",
         "stopped": trained.stopped, "torch": torch.__version__, "diffusers": diffusers.__version__,
         "transformers": transformers.__version__, "python": platform.python_version()})
     (job.tokens / STATE_FILE).unlink(missing_ok=True)
-    print(f"class {class_title(job.class_index, label)}: {len(trained.vectors)} updates in {trained.seconds:.0f} s, "
-          f"stopped: {trained.stopped}\n  token: {token}\n  peak memory: {peak_memory(config.device):.1f} GB")
+    share = " (its share)" if config.classes_at_once > 1 else ""
+    say(job.title, f"{len(trained.vectors)} updates in {trained.seconds:.0f} s{share}, stopped: {trained.stopped}; "
+                   f"peak memory of this process so far: {peak_memory(config.device):.1f} GB")
+    say(job.title, f"token: {token}")
 
 
 def draw(config: RunConfig, generator, draw_batch, index: int, name: str, label: str, tokens: Path,
@@ -286,7 +296,7 @@ def draw(config: RunConfig, generator, draw_batch, index: int, name: str, label:
     arms, history = arms_of(config, index, name, vector), images / "train" / VECTORS_FILE
     film = film_of(config, name, load_file(history)) if history.exists() else []
     if not generate(config, generator, class_title(index, label), arms + film, images / "eval", draw_batch):
-        print("  the pictures are there already, drawn with this token and these settings")
+        say(class_title(index, label), "the pictures are there already, drawn with this token and these settings")
     return arms, film
 
 
@@ -300,7 +310,7 @@ def evaluate(config: RunConfig, judges, index: int, arms: list[Arm], film: list[
                               token_folder=os.path.relpath(tokens, folder),
                               real=[os.path.relpath(file, folder) for file in real[:20]], settings=asdict(config))
     side_by_side(folder, f"class {class_title(index, judges['classifier'].labels[index])}", real)
-    print(f"  pictures: {folder / 'grid.png'}")
+    say(class_title(index, judges["classifier"].labels[index]), f"pictures: {folder / 'grid.png'}")
     return metrics
 
 

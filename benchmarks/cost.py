@@ -150,7 +150,7 @@ def bytes_of(row: Row, config: RunConfig, components, classifier, folder: Path) 
             trained = learner.update(replace(config, **FOREVER), state, 1 / (1 + len(state.history)), 0.5)
         write_text(folder / "config.yml", to_yaml(config))
         with contextlib.redirect_stdout(None):
-            save(config, job, trained, classifier.labels[0])
+            save(config, job, trained)
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.suffix != ".png")
 
 

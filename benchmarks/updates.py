@@ -58,7 +58,7 @@ def accuracy(config: RunConfig, models, job: Job, vector: torch.Tensor) -> float
     arm = Arm("with", TEMPLATES[0].format(f"{config.placeholder_token} {job.class_name}"), vector, config.test_size)
     pictures = draw_some(config.test_size, config, components, {"with": embed(components, token_id, arm)},
                          [(arm, seed) for seed in range(config.test_size)])
-    return (evaluator(pictures).argmax(1) == job.class_index).float().mean().item()
+    return (evaluator(pictures).argmax(1) == job.class_index).sum().item() / config.test_size
 
 
 def summary(jobs: list[Job]) -> dict:

@@ -10,8 +10,7 @@ import torch
 import yaml
 
 import class_token
-from benchmarks import plain_loop
-from benchmarks.updates import summary
+from benchmarks import plain_loop, updates
 from classifiers import load_classifier
 from diffusion import load_components
 from learner import Job
@@ -66,5 +65,14 @@ def test_updates_to_accuracy(tmp_path):
     for job, shares in zip(jobs, ([0.5, 0.8, 0.9], [0.1, 0.2, 0.3], [0.4, 1.0]), strict=True):
         write_json(job.tokens / "accuracy.json",
                    {"updates": 9, "accuracies": {2 * i: share for i, share in enumerate(shares)}})
-    assert summary(jobs) == {"median": 4, "classes": [4, None, 2], "updates": [9, 9, 9]}
-    assert summary(jobs[1:2])["median"] == "not reached"
+    assert updates.summary(jobs) == {"median": 4, "classes": [4, None, 2], "updates": [9, 9, 9]}
+    assert updates.summary(jobs[1:2])["median"] == "not reached"
+
+
+def test_nine_of_ten_are_nine_tenths(tiny_config, monkeypatch):
+    monkeypatch.setattr(updates, "embed", lambda *_: None)
+    monkeypatch.setattr(updates, "draw_some", lambda *_: torch.zeros(10, 3, 8, 8))
+    logits = torch.eye(3)[[2] * 9 + [0]]
+    models = None, 0, None, lambda pictures: logits
+    job = Job(2, "crane", None, None)
+    assert updates.accuracy(replace(tiny_config, test_size=10), models, job, torch.zeros(4)) == 0.9
