@@ -9,6 +9,7 @@ machine whose speed drifts, only ratios within one run mean something. The plain
 
 import argparse
 import contextlib
+import io
 import json
 import multiprocessing
 import platform
@@ -149,7 +150,7 @@ def bytes_of(row: Row, config: RunConfig, components, classifier, folder: Path) 
             state.vector.grad = torch.randn_like(state.vector)
             trained = learner.update(replace(config, **FOREVER), state, 1 / (1 + len(state.history)), 0.5)
         write_text(folder / "config.yml", to_yaml(config))
-        with contextlib.redirect_stdout(None):
+        with contextlib.redirect_stdout(io.StringIO()):
             save(config, job, trained)
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.suffix != ".png")
 
@@ -157,7 +158,7 @@ def bytes_of(row: Row, config: RunConfig, components, classifier, folder: Path) 
 def least_flops(row: Row, config: RunConfig, random_weights: str | None) -> int:
     """FLOPs of the calls that one update of one class cannot do without, whoever does it: nothing computed anew."""
     hide_progress()
-    config = replace(config, **{**row.changes, **FOREVER, "num_train_epochs": 1, "batch_size": 1})
+    config = replace(config, **{**row.changes, **FOREVER, "num_train_epochs": 1, "batch_size": 4})
     components, classifier = load(config, random_weights)
     token_id = class_token.add_placeholder(components.tokenizer, config.placeholder_token)
     diffusion.checkpoint = lambda function, *arguments, **_: function(*arguments)
