@@ -116,10 +116,10 @@ def run(config: RunConfig):
     jobs = (prepare(config, Job(index, names[index], *folders[index], labels[index]))
             for index in shared(to_train, "to train"))
     before = [index for index in chosen if index not in to_train]
-    for index, error in with_tokens(config, generator, judges["classifier"], jobs if to_train else None, before):
+    for index, failure in with_tokens(config, generator, judges["classifier"], jobs if to_train else None, before):
         try:
-            if error:
-                raise error
+            if failure:
+                raise failure
             if config.evaluate:
                 judge(index)
         except UserError as error:

@@ -1,5 +1,7 @@
 """What a person is told when a checkpoint cannot be opened, from the libraries' own exceptions; files; images."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from urllib.error import URLError
 
@@ -77,3 +79,17 @@ def test_images_come_back_to_the_nearest_level(tmp_path):
     paths = [tmp_path / "0.png", tmp_path / "1.png"]
     save_images(images, paths)
     assert (load_images(paths) - images).abs().max() <= 0.5 / 255 + 1e-6
+
+
+def test_two_threads_may_write_one_file(tmp_path):
+    """An update that is tried again with a smaller batch writes its pictures while the first try's are on their way."""
+    together = threading.Barrier(2)
+
+    def write(text):
+        with replacing(tmp_path / "file") as temporary:
+            temporary.write_text(text)
+            together.wait(10)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, ("one", "two")))
+    assert (tmp_path / "file").read_text() in ("one", "two") and len(list(tmp_path.iterdir())) == 1
