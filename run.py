@@ -10,24 +10,20 @@ import glob
 import json
 import math
 import os
-import platform
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import diffusers
 import torch
-import transformers
 from accelerate import PartialState
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tqdm import tqdm
 
 import class_token
 from class_token import TOKEN_FILE
 from classifiers import Classifier, folder_name, load_classifier, load_labels
-from config import DECISIVE, RunConfig, as_typed, parse, to_yaml
+from config import RunConfig, parse
 from diffusion import Components, encode_prompts, initial_latents, load_components, noise_sources, trajectory
 from distribution import check_counts, distribution, distribution_lines, load_extractor
 from evaluation import (
@@ -39,33 +35,20 @@ from evaluation import (
     drawing,
     evaluate_folder,
     film_of,
-    forget,
-    frames_of,
     generate,
     table_lines,
 )
-from learner import STATE_FILE, Job, Trained
+from learner import Job
 from metrics import COMPARABLE_FID
-from prompt_datasets import TEMPLATES, class_folder, class_names, class_title, evaluation_prompts, select_classes
+from outputs import VECTORS_FILE, check_token, is_trained, output_folders, prepare, save, say, warn_of_other_settings
+from prompt_datasets import TEMPLATES, class_names, class_title, evaluation_prompts, select_classes
 from real import drawn, real_pictures
 from report import side_by_side, write_report
 from sweep import agreed, count_class, from_all, join, shared, wait_for_all
 from training import train_tokens
-from utils import (
-    WITHOUT_GPU_OR_NETWORK,
-    UserError,
-    imported,
-    peak_memory,
-    read_yaml_mapping,
-    replacing,
-    require,
-    same_source,
-    write_json,
-    write_text,
-)
+from utils import WITHOUT_GPU_OR_NETWORK, UserError, imported, require, write_json
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-VECTORS_FILE = "vectors.safetensors"
 
 
 def main(argv: list[str]) -> int:
@@ -152,12 +135,6 @@ def with_tokens(config: RunConfig, generator, classifier: Classifier, jobs: Iter
         yield index, None
 
 
-def say(title: str, text: str):
-    """A line about a class: several may speak in turn, also from several processes."""
-    tqdm.write(f"class {title}: {text}")
-    sys.stdout.flush()
-
-
 def compared_with(config: RunConfig, names: list[str], labels: list[str], runs: dict[int, Path]):
     """Every class's real pictures, and what measures the distance to them, in the process that does; or none."""
     if not (config.evaluate and config.real_images):
@@ -208,12 +185,6 @@ def summarise(config: RunConfig, extractor, folders: list[Path], real: list[list
     print(f"\nreport: {report}\nall classes of run '{config.exp_id}': {summary}")
 
 
-def output_folders(config: RunConfig, index: int, name: str) -> tuple[Path, Path]:
-    """Where class `index` (from 0) keeps its token and its images: pipeline_token/... and img/..."""
-    parts = folder_name(config.classifier), class_folder(index, name), config.exp_id
-    return tuple(Path(config.output_path, kind, *parts) for kind in ("pipeline_token", "img"))
-
-
 def load_generator(config: RunConfig, names: list[str]) -> tuple[Components, int]:
     """The frozen generator and the number of its placeholder token, sure to take every prompt of these classes."""
     components = load_components(config.model, config.device, DTYPES[config.mixed_precision],
@@ -224,68 +195,6 @@ def load_generator(config: RunConfig, names: list[str]) -> tuple[Components, int
     token_id = class_token.add_placeholder(components.tokenizer, config.placeholder_token)
     check_prompts(config, components, token_id, names)
     return components, token_id
-
-
-def is_trained(config: RunConfig, tokens: Path) -> bool:
-    """Whether a class has its token already.
-
-    Raises:
-        UserError: it has one of other settings, or half of one, which is another run.
-    """
-    trained, begun = (tokens / TOKEN_FILE).exists(), (tokens / STATE_FILE).exists()
-    others = other_settings(config, tokens, DECISIVE) if trained or begun else []
-    what = "token" if trained else "half-trained token"
-    require(not others, f"the {what} in '{tokens}' was trained with {'; '.join(others)}: another setting is another "
-                        "run, so give a new --exp_id, or --skip_exists False to train it anew")
-    return trained
-
-
-def other_settings(config: RunConfig, tokens: Path, which: tuple[str, ...]) -> list[str]:
-    """What of `which` differs between the training that left config.yml in `tokens` and now, in words."""
-    if not (tokens / "config.yml").exists():
-        return []
-    before, now = read_yaml_mapping(str(tokens / "config.yml"), "lr: 0.001"), as_typed(config)
-    return [f"{name} {before[name]}, now {now[name]}" for name in which if before.get(name, now[name]) != now[name]
-            and not (name in ("model", "classifier") and same_source(before[name], now[name]))]
-
-
-def prepare(config: RunConfig, job: Job) -> Job:
-    """Clear a class's folders for its training, but for one that was killed half-way with the same settings."""
-    token, state, settings = (job.tokens / name for name in (TOKEN_FILE, STATE_FILE, "config.yml"))
-    if state.exists() and settings.exists() and not token.exists() and not other_settings(config, job.tokens, DECISIVE):
-        say(job.title, "goes on where its training stopped")
-        for unfinished in [*job.tokens.rglob(".*.tmp"), *job.images.rglob(".*.tmp")]:
-            unfinished.unlink()
-        return job
-    for old in (token, state):  # first, so that a kill in the midst of this leaves nothing that seems whole
-        old.unlink(missing_ok=True)
-    for old in (job.images / "train", job.tokens):  # a shorter run must not be mixed with what a longer one left
-        if old.exists():
-            shutil.rmtree(old)
-    forget(job.images)
-    write_text(job.tokens / "config.yml",
-               to_yaml(replace(config, class_index=str(job.class_index + 1), skip_exists=False)))
-    say(job.title, "begins its training")
-    return job
-
-
-def save(config: RunConfig, job: Job, trained: Trained):
-    """Write a token with its settings and versions; the training's state is needed no more."""
-    if config.fresh_noise:  # no seed comes back: the film over the updates has to be drawn
-        with replacing(job.images / "train" / VECTORS_FILE) as temporary:
-            save_file(frames_of(trained.vectors), temporary)
-    token = job.tokens / TOKEN_FILE
-    class_token.save(token, config.placeholder_token, trained.vector, {
-        "class_index": job.class_index + 1, "class_name": job.class_name, "label": job.label,
-        "classifier": config.classifier, "base_model": config.model, "seed": config.seed,
-        "updates": len(trained.vectors), "loss": f"{trained.loss:.4f}", "train_accuracy": f"{trained.accuracy:.4f}",
-        "stopped": trained.stopped, "torch": torch.__version__, "diffusers": diffusers.__version__,
-        "transformers": transformers.__version__, "python": platform.python_version()})
-    (job.tokens / STATE_FILE).unlink(missing_ok=True)
-    share = " (its share)" if config.classes_at_once > 1 else ""
-    say(job.title, f"{len(trained.vectors)} updates in {trained.seconds:.0f} s{share}, stopped: {trained.stopped}; "
-                   f"peak memory of this process so far: {peak_memory(config.device):.1f} GB")
-    say(job.title, f"token: {token}")
 
 
 def draw(config: RunConfig, generator, draw_batch, index: int, name: str, label: str, tokens: Path,
@@ -312,24 +221,6 @@ def evaluate(config: RunConfig, judges, index: int, arms: list[Arm], film: list[
     side_by_side(folder, f"class {class_title(index, judges['classifier'].labels[index])}", real)
     say(class_title(index, judges["classifier"].labels[index]), f"pictures: {folder / 'grid.png'}")
     return metrics
-
-
-def check_token(config: RunConfig, token_file: Path):
-    """A token that was trained before must be there, of this classifier, and not have seen the evaluation's seeds."""
-    _, _, header = class_token.load(token_file)
-    guide = header.get("classifier", config.classifier)
-    require(same_source(guide, config.classifier), f"'{token_file}' was trained with the classifier '{guide}', not "
-                                                   f"'{config.classifier}': give it or another --exp_id")
-    require(not config.evaluate or int(header.get("seed", config.test_size)) >= config.test_size,
-            f"'{token_file}' was trained on seeds from {header.get('seed')} on, which {config.test_size} evaluation "
-            f"images would use too: give --test_size {header.get('seed')} or less")
-
-
-def warn_of_other_settings(config: RunConfig, tokens: Path):
-    """Say where the pictures are not drawn as those were that the token learned from."""
-    others = other_settings(config, tokens, ("model", "guidance_scale", "height", "width"))
-    if others:
-        print(f"warning: the token was trained with {'; '.join(others)}", file=sys.stderr)
 
 
 def check_prompts(config: RunConfig, components, token_id: int, names: list[str]):

@@ -35,7 +35,8 @@ from classifiers import load_classifier
 from config import RunConfig, parse, to_yaml
 from diffusion import load_components
 from learner import Job
-from run import DTYPES, save
+from outputs import save
+from run import DTYPES
 from sweep import hide_progress
 from training import train_tokens
 from utils import ROOT, peak_memory, write_json, write_text

@@ -63,7 +63,7 @@ def accuracies_of(lab: Lab, k: int, seed: int, real: dict[int, list[Path]], test
     found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     few = {index: files[TEST + 10 * seed:][:k] for index, files in real.items()}
     guide = lab.work / "guides" / key
-    for arm in (REAL, PLAIN, TOKEN, *([GUIDED] if k in options.guided else []), INVERTED):
+    for arm in (REAL, PLAIN, TOKEN, *([GUIDED, INVERTED] if k in options.trained else [])):
         if arm in found:
             continue
         parts = [planted.as_tensors(few)]
@@ -88,8 +88,8 @@ def main():
     arguments = parser(__doc__, "1,2,7,8,13,14,15,16")
     arguments.add_argument("--real_images", help="a folder of real pictures, as for run.py (the config's)")
     arguments.add_argument("--k", type=int, nargs="+", default=[1, 2, 5, 10], help="real pictures a class (1 2 5 10)")
-    arguments.add_argument("--guided", type=int, nargs="*", default=[2, 10],
-                           help="the k whose own classifier guides tokens too, the dearest arm (2 10)")
+    arguments.add_argument("--trained", type=int, nargs="*", default=[2, 10],
+                           help="the k with the dear arms too, whose tokens are trained from the k pictures (2 10)")
     arguments.add_argument("--seeds", type=int, default=5, help="sets of real pictures, and of starts (5)")
     arguments.add_argument("--images", type=int, default=20, help="drawn pictures a class (20)")
     options = arguments.parse_args()
@@ -118,7 +118,8 @@ def report(lab: Lab, results: dict[int, list[dict]], options):
     axis.spines[["top", "right"]].set_visible(False)
     save_figure(figure, lab.out / "augmentation.png")
     k = 2 if 2 in results else options.k[0]
-    against = {other: compared(results, k, TOKEN, other) for other in (REAL, PLAIN, INVERTED)}
+    against = {other: compared(results, k, TOKEN, other) for other in (REAL, PLAIN, GUIDED, INVERTED)
+               if other in results[k][0]}
     publish(lab, "augmentation", "Pictures drawn with class tokens help to train a classifier from few real ones",
             f"At k = {k}, class tokens bring " + ", ".join(
                 f"{100 * difference:+.0f} points (standard error {100 * error:.0f}) beside '{other}'"

@@ -19,6 +19,7 @@ from config import RunConfig, parse, to_yaml
 from diffusion import Components
 from evaluation import Arm, drawing, generate, judge_images
 from metrics import Proportion, wilson
+from outputs import output_folders
 from prompt_datasets import TEMPLATES, class_folder, class_names, class_title, select_classes
 from real import drawn, real_pictures
 from utils import ROOT, UserError, require, write_json, write_text
@@ -86,18 +87,20 @@ def tokens(lab: Lab, exp_id: str, *flags: str, classes: list[int] | None = None)
     command = ["--config", str(settings), "--class_index", numbers, "--train", "True", "--evaluate", "False",
                "--skip_exists", "True", "--exp_id", exp_id, "--classes_at_once", "8", *flags]
     config, _ = parse(command)
-    folders = {index: run.output_folders(config, index, lab.names[index])[0] for index in classes}
-    if not all((folder / TOKEN_FILE).exists() for folder in folders.values()):
+    folders = {index: output_folders(config, index, lab.names[index])[0] for index in classes}
+    missing = [index for index, folder in folders.items() if not (folder / TOKEN_FILE).exists()]
+    if missing:
         started, file = time.monotonic(), lab.work / f"{exp_id}_seconds.json"
         done = run.main(command)
-        write_json(file, seconds_of(file) + time.monotonic() - started)
+        share = (time.monotonic() - started) / len(missing)
+        write_json(file, {**seconds_of(file), **{str(index + 1): share for index in missing}})
         require(done == 0, f"run.py {' '.join(command)} failed")
     return folders
 
 
-def seconds_of(file: Path) -> float:
-    """What was noted to be spent so far."""
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else 0.0
+def seconds_of(file: Path) -> dict[str, float]:
+    """{class number: seconds} of its training; of one that was killed and went on, those since."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
 def vector_of(folder: Path) -> torch.Tensor:

@@ -19,18 +19,7 @@ from torchvision.transforms.functional import to_tensor
 from tqdm import tqdm
 
 from experiments import planted
-from experiments.common import (
-    Lab,
-    open_lab,
-    parser,
-    pictures,
-    publish,
-    script,
-    share_right,
-    shown,
-    tokens,
-    vector_of,
-)
+from experiments.common import Lab, open_lab, parser, pictures, publish, script, share_right, shown, tokens, vector_of
 from metrics import wilson
 from miniature.world import CONTEXTS
 from report import sheet

@@ -7,20 +7,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from evaluation import film_of, generate, judge_images
-from experiments.common import (
-    Lab,
-    open_lab,
-    parser,
-    publish,
-    pyplot,
-    save_figure,
-    script,
-    tokens,
-    updates_of,
-)
+from experiments.common import Lab, open_lab, parser, publish, pyplot, save_figure, script, tokens, updates_of
+from outputs import VECTORS_FILE, output_folders
 from prompt_datasets import class_folder
 from report import frame, sheet
-from run import VECTORS_FILE, output_folders
 
 SEEDS = 8
 

@@ -36,7 +36,7 @@ from experiments.common import (
     vector_of,
 )
 from metrics import prdc, wilson
-from prompt_datasets import TEMPLATES
+from prompt_datasets import TEMPLATES, prompt_folder
 from report import sheet
 from utils import load_images, write_json
 
@@ -52,7 +52,8 @@ def learn(lab: Lab, real: dict[int, list[Path]], folder: Path, seed: int = 0) ->
         started = time.monotonic()
         for (index, file), vector in zip(files.items(), denoising(lab, real, seed), strict=True):
             class_token.save(file, lab.config.placeholder_token, vector, {"label": lab.labels[index], "steps": STEPS})
-        write_json(folder / "seconds.json", time.monotonic() - started)
+        share = (time.monotonic() - started) / len(real)
+        write_json(folder / "seconds.json", {str(index + 1): share for index in real})
     return {index: vector_of(file.parent) for index, file in files.items()}
 
 
@@ -126,7 +127,7 @@ def main():
     arguments = parser(__doc__, "all")
     arguments.add_argument("--real_images", help="a folder of real pictures, as for run.py (the config's)")
     arguments.add_argument("--k", type=int, default=5, help="real pictures a class for textual inversion (5)")
-    arguments.add_argument("--images", type=int, default=20, help="pictures a class, prompt and method (20)")
+    arguments.add_argument("--images", type=int, default=10, help="pictures a class, prompt and method (10)")
     options = arguments.parse_args()
     lab = open_lab(options, **({"real_images": options.real_images} if options.real_images else {}))
     real = real_pictures_of(lab, options.k + 100)
@@ -142,17 +143,18 @@ def inverted_in(lab: Lab, k: int) -> Path:
 def report(lab: Lab, folders: dict[int, Path], truth: dict[int, list[Path]], options):
     drawn_to_learn = sum(len(updates_of(folder)) for folder in folders.values()) * lab.config.epoch_size
     inverted = {index: inverted_in(lab, options.k) / str(index + 1) for index in folders}
-    methods = {"no token": ({}, None, 0, 0, 0.0),
+    methods = {"no token": ({}, None, 0, 0, {}),
                "class token": (folders, None, 0, drawn_to_learn, seconds_of(lab.work / "token_seconds.json")),
                "textual inversion": (inverted, lab.config.placeholder_token, options.k, 0,
                                      seconds_of(inverted_in(lab, options.k) / "seconds.json"))}
+    prompts = {"": TEMPLATES[0], **{f"prompts/{prompt_folder(template)}/": template for template in CONTEXTS}}
     rows, data, sheets = [], {}, {}
-    for method, (learned, phrase, k, drawn, seconds) in methods.items():
-        called = method.replace(" ", "_") + (f"_{options.k}" if phrase else "")
+    for method, (learned, phrase, k, drawn, spent) in methods.items():
+        called = {"no token": "without", "class token": "with"}.get(method, f"textual_inversion_{options.k}")
         vectors = {index: vector_of(learned[index]) if learned else None for index in lab.classes}
-        sets = {template: {index: pictures(lab, index, f"{called}/{i}", vector, options.images, template, phrase)
-                           for index, vector in vectors.items()}
-                for i, template in enumerate((TEMPLATES[0], *CONTEXTS))}
+        seconds = sum(spent.get(str(index + 1), 0.0) for index in lab.classes) / len(lab.classes)
+        sets = {template: {index: pictures(lab, index, f"{folder}{called}", vector, options.images, template, phrase)
+                           for index, vector in vectors.items()} for folder, template in prompts.items()}
         right = {template: share_right(lab, each) for template, each in sets.items()}
         coverage, distance = diversity(lab, sets[TEMPLATES[0]], truth)
         kept = [keeps(lab, template, sets[template]) for template in CONTEXTS]
@@ -160,9 +162,9 @@ def report(lab: Lab, folders: dict[int, Path], truth: dict[int, list[Path]], opt
         rows.append([method, shown(right[TEMPLATES[0]]), f"{coverage:.2f}", f"{distance:.2f}",
                      *(f"{shown(right[template])}, {f'{share.value:.2f}' if share else '-'}"
                        for template, share in zip(CONTEXTS, kept, strict=True)),
-                     k, drawn // len(vectors), f"{seconds / len(vectors):.0f}"])
+                     k, drawn // len(vectors), f"{seconds:.0f}"])
         data[method] = {"right": {template: share._asdict() for template, share in right.items()},
-                        "coverage": coverage, "distance": distance, "seconds_a_class": seconds / len(vectors),
+                        "coverage": coverage, "distance": distance, "seconds_a_class": seconds,
                         "context_kept": {template: share._asdict() for template, share in
                                          zip(CONTEXTS, kept, strict=True) if share}}
     some = lab.classes[::max(1, len(lab.classes) // 4)][:4]

@@ -17,18 +17,7 @@ from torchvision.transforms.functional import to_tensor
 from tqdm import tqdm
 
 from diffusion import encode_prompts
-from experiments.common import (
-    Lab,
-    open_lab,
-    parser,
-    pictures,
-    publish,
-    script,
-    share_right,
-    shown,
-    tokens,
-    vector_of,
-)
+from experiments.common import Lab, open_lab, parser, pictures, publish, script, share_right, shown, tokens, vector_of
 from miniature import world
 from report import sheet
 from utils import find_path

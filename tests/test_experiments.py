@@ -141,7 +141,7 @@ def test_augmentation(monkeypatch, settings, tmp_path):
     monkeypatch.setattr(augmentation, "TEST", 2)
     monkeypatch.setattr(augmentation, "BRIEFLY", ())
     monkeypatch.setattr(textual_inversion, "STEPS", 2)
-    result = run(monkeypatch, "augmentation", settings, tmp_path, "--class_index", "7,8", "--k", "1", "2", "--guided",
+    result = run(monkeypatch, "augmentation", settings, tmp_path, "--class_index", "7,8", "--k", "1", "2", "--trained",
                  "2", "--seeds", "2", "--images", "2")
     assert [len(seeds) for seeds in result["accuracies"].values()] == [2, 2]
     assert augmentation.GUIDED in result["accuracies"]["2"][0]
