@@ -32,7 +32,7 @@ from experiments.common import (
 from experiments.textual_inversion import learn
 from utils import write_json
 
-STEPS = 150  # of every classifier
+STEPS, BATCH, WIDTH = 120, 32, 16  # of every classifier
 BRIEFLY = ("--epoch_size", "8", "--num_train_epochs", "20")  # for the tokens of the many guides of k pictures
 TEST = 60  # real pictures a class
 REAL, PLAIN, TOKEN, GUIDED, INVERTED = (
@@ -69,8 +69,8 @@ def accuracies_of(lab: Lab, k: int, seed: int, real: dict[int, list[Path]], test
         parts = [planted.as_tensors(few)]
         if arm != REAL:
             parts.append(planted.as_tensors(drawn_sets(lab, arm, few, guide, key, options.images)))
-        model = planted.fit(planted.new_classifier(lab.labels, seed), parts, STEPS, seed,
-                            f"k = {k}, seed {seed}, {arm}")
+        model = planted.fit(planted.new_classifier(lab.labels, seed, WIDTH), parts, STEPS, seed,
+                            f"k = {k}, seed {seed}, {arm}", BATCH)
         if arm == REAL:
             planted.save(model, guide, test[0].shape[-1])
         found[arm] = planted.accuracy(model, *test)
@@ -85,11 +85,11 @@ def compared(results: dict[int, list[dict]], k: int, arm: str, with_what: str) -
 
 
 def main():
-    arguments = parser(__doc__, "1,2,7,8,13,14,15,16")
+    arguments = parser(__doc__, "7,8,13,14")
     arguments.add_argument("--real_images", help="a folder of real pictures, as for run.py (the config's)")
     arguments.add_argument("--k", type=int, nargs="+", default=[1, 2, 5, 10], help="real pictures a class (1 2 5 10)")
-    arguments.add_argument("--trained", type=int, nargs="*", default=[2, 10],
-                           help="the k with the dear arms too, whose tokens are trained from the k pictures (2 10)")
+    arguments.add_argument("--trained", type=int, nargs="*", default=[2],
+                           help="the k with the dear arms too, whose tokens are trained from the k pictures (2)")
     arguments.add_argument("--seeds", type=int, default=5, help="sets of real pictures, and of starts (5)")
     arguments.add_argument("--images", type=int, default=20, help="drawn pictures a class (20)")
     options = arguments.parse_args()

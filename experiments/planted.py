@@ -11,20 +11,22 @@ from transformers import ResNetConfig, ResNetForImageClassification, ViTImagePro
 from utils import load_images
 
 BATCH = 64
+ALIKE = 8  # pictures of a batch that standard augmentation turns and shifts alike
 AUGMENTATION = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomAffine(10, (0.1, 0.1), (0.85, 1.15), fill=0.5),
                            v2.ColorJitter(0.2, 0.2, 0.2)])
 
 
-def new_classifier(labels: list[str], seed: int) -> ResNetForImageClassification:
+def new_classifier(labels: list[str], seed: int, width: int = 32) -> ResNetForImageClassification:
     """A small ResNet for 64 x 64 pictures, the same for the same seed."""
     torch.manual_seed(seed)
     return ResNetForImageClassification(ResNetConfig(
-        embedding_size=32, hidden_sizes=[32, 64, 96, 128], depths=[1, 1, 1, 1], layer_type="basic",
-        id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)}))
+        embedding_size=width, hidden_sizes=[width * times for times in (1, 2, 3, 4)], depths=[1, 1, 1, 1],
+        layer_type="basic", id2label=dict(enumerate(labels)),
+        label2id={label: i for i, label in enumerate(labels)}))
 
 
 def fit(model: ResNetForImageClassification, parts: list[tuple[torch.Tensor, torch.Tensor]], steps: int, seed: int,
-        name: str) -> ResNetForImageClassification:
+        name: str, batch: int = BATCH) -> ResNetForImageClassification:
     """Train on (pictures [N, 3, H, W] in [0, 1], class numbers [N]); several parts share each batch evenly."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
@@ -32,8 +34,9 @@ def fit(model: ResNetForImageClassification, parts: list[tuple[torch.Tensor, tor
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     model.train()
     for _ in tqdm(range(steps), desc=name, unit="step", mininterval=2):
-        chosen = [torch.randint(len(images), (BATCH // len(parts),), generator=generator) for images, _ in parts]
-        images = AUGMENTATION(torch.cat([part[0][rows] for part, rows in zip(parts, chosen, strict=True)]))
+        chosen = [torch.randint(len(images), (batch // len(parts),), generator=generator) for images, _ in parts]
+        images = torch.cat([part[0][rows] for part, rows in zip(parts, chosen, strict=True)])
+        images = torch.cat([AUGMENTATION(alike) for alike in images.split(ALIKE)])
         targets = torch.cat([part[1][rows] for part, rows in zip(parts, chosen, strict=True)])
         optimizer.zero_grad()
         F.cross_entropy(model(images * 2 - 1).logits, targets, label_smoothing=0.05).backward()

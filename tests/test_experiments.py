@@ -102,7 +102,7 @@ def test_gradient_step(monkeypatch, settings, tmp_path):
                 gradient_step.Variant("draws", "2", [999, 600], 1, 2)]
     monkeypatch.setattr(gradient_step, "VARIANTS", variants)
     result = run(monkeypatch, "gradient_step", settings, tmp_path, "--class_index", "7", "--updates", "1", "--images",
-                 "1")
+                 "1", "--epoch_size", "4")
     one, two, draws = result["results"]
     assert two["kept_mb_an_image"] > 1.1 * one["kept_mb_an_image"]
     assert draws["cosine"] != one["cosine"] and -1 <= one["cosine"] <= 1
@@ -129,9 +129,10 @@ def test_one_step_with_a_graph_is_the_methods_gradient(settings, tmp_path):
 
 def test_ablations(monkeypatch, settings, tmp_path):
     monkeypatch.setattr(ablations, "FACTORS", {"fresh_noise": (False,), "guidance_scale": (1.0,)})
+    monkeypatch.setattr(ablations, "BRIEFLY", {})
     result = run(monkeypatch, "ablations", settings, tmp_path, "--class_index", "7", "--seeds", "2", "--images", "2")
     assert [(each["factor"], each["value"]) for each in result["results"]] == [
-        ("as configured", ""), ("fresh_noise", False), ("guidance_scale", 1.0)]
+        ("nothing", ""), ("fresh_noise", False), ("guidance_scale", 1.0)]
     configs = [yaml.safe_load(path.read_text()) for path in sorted((tmp_path / "work").rglob("config.yml"))]
     assert {config["seed"] for config in configs} >= {1000, 11000}
 
