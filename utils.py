@@ -6,6 +6,7 @@ import logging
 import os
 import resource
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -158,7 +159,7 @@ def _first_line(error: BaseException) -> str:
 def replacing(path: Path):
     """Yield a temporary path beside `path` that takes its place at the end: a reader never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")  # two may write one file
     try:
         yield temporary
         umask = os.umask(0)
