@@ -19,9 +19,10 @@ from config import DECISIVE, RunConfig, as_typed, to_yaml
 from evaluation import forget, frames_of
 from learner import STATE_FILE, Job, Trained
 from prompt_datasets import class_folder
-from utils import peak_memory, read_yaml_mapping, replacing, require, same_source, write_text
+from utils import peak_memory, read_yaml_mapping, replacing, require, same_source, write_json, write_text
 
 VECTORS_FILE = "vectors.safetensors"
+COST_FILE = "cost.json"
 
 
 def output_folders(config: RunConfig, index: int, name: str) -> tuple[Path, Path]:
@@ -91,10 +92,13 @@ def save(config: RunConfig, job: Job, trained: Trained):
         "updates": len(trained.vectors), "loss": f"{trained.loss:.4f}", "train_accuracy": f"{trained.accuracy:.4f}",
         "stopped": trained.stopped, "torch": torch.__version__, "diffusers": diffusers.__version__,
         "transformers": transformers.__version__, "python": platform.python_version()})
+    memory = peak_memory(config.device)
+    write_json(job.tokens / COST_FILE, {"updates": len(trained.vectors), "seconds": round(trained.seconds, 1),
+                                        "peak_memory_gb": round(memory, 2)})
     (job.tokens / STATE_FILE).unlink(missing_ok=True)
     share = " (its share)" if config.classes_at_once > 1 else ""
     say(job.title, f"{len(trained.vectors)} updates in {trained.seconds:.0f} s{share}, stopped: {trained.stopped}; "
-                   f"peak memory of this process so far: {peak_memory(config.device):.1f} GB")
+                   f"peak memory of this process so far: {memory:.1f} GB")
     say(job.title, f"token: {token}")
 
 

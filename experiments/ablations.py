@@ -23,41 +23,54 @@ from experiments.common import (
     updates_of,
     vector_of,
 )
+from utils import require
 
 BRIEFLY = {"epoch_size": 8, "num_train_epochs": 20}  # what all variants start from, besides the config
-FACTORS = {  # the flag and its other values
-    "number_of_prompts": (1,), "epoch_size": (4, 16), "fresh_noise": (False,), "initializer_token": ("photo",),
-    "guidance_scale": (1.0, 5.0), "lr": (1.25e-3, 1e-2), "early_stopping": (5,), "target_accuracy": (0.7,)}
+FACTORS = {  # the flag and its values, of which the start's own is left out
+    "number_of_prompts": (1, 3), "epoch_size": (4, 16), "fresh_noise": (True, False),
+    "initializer_token": ("a", "photo"), "guidance_scale": (1.0, 3.0, 5.0), "lr": (1.25e-3, 5e-3, 1e-2),
+    "early_stopping": (5, 15), "target_accuracy": (0.7, 0.96)}
 
 
-def variants_of(lab: Lab) -> list[tuple[str, object, list[str]]]:
-    """(factor, value, flags): the start, then every factor alone."""
-    return [("nothing", "", []), *((factor, value, [f"--{factor}", str(value)])
-                                   for factor, values in FACTORS.items() for value in values
-                                   if value != getattr(lab.config, factor))]
+def variants_of(lab: Lab) -> list[tuple[str, object]]:
+    """(factor, value): the start, then every factor alone."""
+    return [("nothing", ""), *((factor, value) for factor, values in FACTORS.items() for value in values
+                               if value != getattr(lab.config, factor))]
 
 
-def measured(lab: Lab, factor: str, value, flags: list[str], options) -> dict:
-    """Accuracy of every seed over all classes; mean updates, pictures drawn and seconds of a training."""
+def measured(lab: Lab, factor: str, value, options) -> dict:
+    """Accuracy of every seed over all classes; mean updates, pictures drawn and seconds of a training.
+
+    All are judged by the same sampler, but for another guidance scale, which is that of the training too.
+    """
+    changes = {factor: value} if value != "" else {}
+    drawn_by = open_lab(options, **BRIEFLY, **changes) if factor == "guidance_scale" else lab
+    drawn_by = drawn_by._replace(judge=lab.judge)
     accuracies, updates, seconds = [], [], []
     for seed in range(options.seeds):
         noise = lab.config.seed + 10_000 * seed  # no update of one seed shares noise with another's
-        exp_id = f"{factor}_{value}_{noise}".replace(" ", "_").strip("_")
-        folders = tokens(lab, exp_id, *flags, "--seed", str(noise))
+        exp_id = f"{factor}_{value}_{noise}".replace("__", "_")
+        folders = tokens(lab, exp_id, **changes, seed=noise)
         right = []
         for index, folder in folders.items():
-            files = pictures(lab, index, f"ablations/{exp_id}", vector_of(folder), options.images)
+            files = pictures(drawn_by, index, f"ablations/{exp_id}", vector_of(folder), options.images)
             right += judge_images(lab.judge(), files, index)["right"]
             updates.append(len(updates_of(folder)))
-        seconds += seconds_of(lab.work / f"{exp_id}_seconds.json").values()
+            seconds.append(seconds_of(folder))
         accuracies.append(mean(right))
-    images = int(value) if factor == "epoch_size" else lab.config.epoch_size
+    images = value if factor == "epoch_size" else lab.config.epoch_size
     return {"factor": factor, "value": value, "accuracies": accuracies, "updates": mean(updates),
             "pictures_drawn": mean(updates) * images, "seconds": mean(seconds)}
 
 
 def error_of(values: list[float]) -> float:
-    return stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return stdev(values) / len(values) ** 0.5
+
+
+def difference(one: dict, other: dict) -> tuple[float, float]:
+    """Mean of one's accuracies minus the other's over seeds, and its standard error (paired by seed)."""
+    differences = [a - b for a, b in zip(one["accuracies"], other["accuracies"], strict=True)]
+    return mean(differences), error_of(differences)
 
 
 def main():
@@ -65,33 +78,38 @@ def main():
     arguments.add_argument("--seeds", type=int, default=3, help="trainings of each class and variant (3)")
     arguments.add_argument("--images", type=int, default=15, help="held-out pictures a class that judge it (15)")
     options = arguments.parse_args()
+    require(options.seeds > 1, "--seeds must be greater than 1, for a standard error")
     lab = open_lab(options, **BRIEFLY)
     results = [measured(lab, *variant, options) for variant in variants_of(lab)]
-    base = mean(results[0]["accuracies"])
+    draw_figure(results, lab.out / "ablations.png")
+    start, rest = results[0], results[1:]
+    rows = [[each["factor"], each["value"], f"{mean(each['accuracies']):.2f} ({error_of(each['accuracies']):.2f})",
+             "{:+.2f} ({:.2f})".format(*difference(each, start)) if each is not start else "",
+             f"{each['updates']:.0f}", f"{each['pictures_drawn']:.0f}", f"{each['seconds']:.0f}"] for each in results]
+    beyond = [f"{each['factor']} {each['value']} ({difference(each, start)[0]:+.2f})" for each in rest
+              if abs(difference(each, start)[0]) > 2 * difference(each, start)[1]]
+    publish(lab, "ablations", "What each setting of the loop does",
+            f"{mean(start['accuracies']):.2f} right where nothing is changed; beyond two standard errors of the "
+            f"difference: {', '.join(beyond) or 'nothing'}.",
+            ["changed", "to", "right class", "difference", "updates", "pictures drawn to learn", "seconds"], rows,
+            {"results": results, "seeds": options.seeds, "pictures": options.images,
+             "classes": [lab.title(index) for index in lab.classes]},
+            f"Mean (standard error) over {options.seeds} trainings of {len(lab.classes)} classes, differences paired "
+            f"by seed, judged by {lab.judged} on {options.images} held-out pictures each. All start from the config with "
+            + ", ".join(f"{name} {value}" for name, value in BRIEFLY.items()) + "; seconds a training.",
+            "ablations.png")
+
+
+def draw_figure(results: list[dict], path):
     figure, axis = pyplot.subplots(figsize=(6, 0.28 * len(results) + 0.8))
-    names = [f"{each['factor']} {each['value']}".strip() for each in results]
     axis.errorbar([mean(each["accuracies"]) for each in results], range(len(results)), fmt="o", capsize=3,
                   xerr=[error_of(each["accuracies"]) for each in results])
-    axis.axvline(base, color="grey", linewidth=0.8, linestyle=":")
-    axis.set_yticks(range(len(results)), names, fontsize=8)
+    axis.axvline(mean(results[0]["accuracies"]), color="grey", linewidth=0.8, linestyle=":")
+    axis.set_yticks(range(len(results)), [f"{each['factor']} {each['value']}".strip() for each in results], fontsize=8)
     axis.invert_yaxis()
-    axis.set_xlabel("right class (mean and standard error over seeds)")
+    axis.set_xlabel("right class (mean and standard error over trainings)")
     axis.spines[["top", "right"]].set_visible(False)
-    save_figure(figure, lab.out / "ablations.png")
-    worst = min(results, key=lambda each: mean(each["accuracies"]))
-    publish(lab, "ablations", "What each setting of the loop does",
-            f"{base:.2f} right where nothing is changed; least with {worst['factor']} {worst['value']}: "
-            f"{mean(worst['accuracies']):.2f}.",
-            ["changed", "to", "right class (standard error)", "updates", "pictures drawn to learn", "seconds"],
-            [[each["factor"], each["value"], f"{mean(each['accuracies']):.2f} ({error_of(each['accuracies']):.2f})",
-              f"{each['updates']:.0f}", f"{each['pictures_drawn']:.0f}", f"{each['seconds']:.0f}"] for each in results],
-            {"results": results, "seeds": options.seeds, "pictures": options.images,
-             "classes": [lab.labels[index] for index in lab.classes]},
-            f"{options.seeds} trainings of each of {len(lab.classes)} classes, judged by the evaluator on "
-            f"{options.images} held-out pictures each, drawn as configured in all rows. All start from "
-            f"{', '.join(f'{name} {value}' for name, value in BRIEFLY.items())}; seconds a training, the start of "
-            "run.py included.",
-            "ablations.png")
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

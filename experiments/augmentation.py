@@ -1,7 +1,7 @@
 """Claim (ii): pictures drawn with class tokens help to train a classifier from a handful of real ones.
 
     python -m experiments.augmentation
-    python -m experiments.augmentation --config configs/cub.yml --real_images DIR --class_index 1-20
+    python -m experiments.augmentation --config configs/cub.yml --real_images DIR --class_index 1-20 --test 10
 
 A small classifier learns from k real pictures a class, alone or with as many drawn pictures in every batch: of the
 plain prompt, with class tokens, with class tokens whose guide itself saw the same k pictures alone, of textual
@@ -10,14 +10,16 @@ the test. The config's own guide was trained on far more than k pictures: what i
 the tokens of the k-picture guide have no such help.
 """
 
-import json
+import functools
 from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
 
-from experiments import planted
+from evaluation import interval
+from experiments import small
 from experiments.common import (
     Lab,
+    kept,
     open_lab,
     parser,
     pictures,
@@ -26,15 +28,16 @@ from experiments.common import (
     real_pictures_of,
     save_figure,
     script,
+    settings_of,
+    share_right,
     tokens,
     vector_of,
 )
 from experiments.textual_inversion import learn
-from utils import write_json
+from utils import require
 
 STEPS, BATCH, WIDTH = 120, 32, 16  # of every classifier
-BRIEFLY = ("--epoch_size", "8", "--num_train_epochs", "20")  # for the tokens of the many guides of k pictures
-TEST = 60  # real pictures a class
+BRIEFLY = {"epoch_size": 8, "num_train_epochs": 20}  # the training of the tokens whose guides saw k pictures
 REAL, PLAIN, TOKEN, GUIDED, INVERTED = (
     "real alone", "+ plain prompt", "+ class token", "+ class token, guide of the k pictures", "+ textual inversion")
 
@@ -48,34 +51,35 @@ def drawn_sets(lab: Lab, arm: str, real: dict[int, list[Path]], guide: Path, key
         return {index: pictures(lab, index, "with", vector_of(folder), images)
                 for index, folder in tokens(lab, "token").items()}
     if arm == GUIDED:
-        folders = tokens(lab, f"guide_{key}", "--classifier", str(guide), *BRIEFLY)
+        folders = tokens(lab, "guided", classifier=guide, **BRIEFLY)
         return {index: pictures(lab, index, f"guide_{key}", vector_of(folder), images)
                 for index, folder in folders.items()}
-    vectors = learn(lab, real, lab.work / "textual_inversion" / key)
+    vectors = learn(lab, real, lab.work / "textual_inversion" / f"{key}.json")["vectors"]
     return {index: pictures(lab, index, f"textual_inversion_{key}", vector, images, phrase=placeholder)
             for index, vector in vectors.items()}
 
 
 def accuracies_of(lab: Lab, k: int, seed: int, real: dict[int, list[Path]], test, options) -> dict[str, float]:
     """{arm: test accuracy} for k pictures a class, which are of this seed alone; kept as each is known."""
-    key = f"k{k}_seed{seed}"
-    file = lab.work / "augmentation" / f"{key}.json"
-    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    few = {index: files[TEST + 10 * seed:][:k] for index, files in real.items()}
-    guide = lab.work / "guides" / key
-    for arm in (REAL, PLAIN, TOKEN, *([GUIDED, INVERTED] if k in options.trained else [])):
-        if arm in found:
-            continue
-        parts = [planted.as_tensors(few)]
+    first = options.test + max(options.k) * seed
+    few = {index: files[first:first + k] for index, files in real.items()}
+    key, decisive = f"k{k}_seed{seed}", {"test": options.test, "first": first, "images": options.images,
+                                         "classifier": [STEPS, BATCH, WIDTH], "briefly": BRIEFLY}
+    guide = lab.work / "guides" / f"{key}_{first}_{STEPS}_{BATCH}_{WIDTH}"
+
+    def trained(arm):
+        parts = [small.as_tensors(few)]
         if arm != REAL:
-            parts.append(planted.as_tensors(drawn_sets(lab, arm, few, guide, key, options.images)))
-        model = planted.fit(planted.new_classifier(lab.labels, seed, WIDTH), parts, STEPS, seed,
-                            f"k = {k}, seed {seed}, {arm}", BATCH)
+            parts.append(small.as_tensors(drawn_sets(lab, arm, few, guide, key, options.images)))
+        model = small.fit(small.new_classifier(lab.labels, seed, WIDTH), parts, STEPS, seed,
+                          f"k = {k}, seed {seed}, {arm}", BATCH)
         if arm == REAL:
-            planted.save(model, guide, test[0].shape[-1])
-        found[arm] = planted.accuracy(model, *test)
-        write_json(file, found)
-    return found
+            small.save(model, guide)
+        return small.accuracy(model, *test)
+
+    arms = (REAL, PLAIN, TOKEN, *([GUIDED, INVERTED] if k in options.trained else []))
+    return {arm: kept(lab.work / "augmentation" / f"{key}_{i}.json", settings_of(lab, arm=arm, k=k, **decisive),
+                      functools.partial(trained, arm)) for i, arm in enumerate(arms)}
 
 
 def compared(results: dict[int, list[dict]], k: int, arm: str, with_what: str) -> tuple[float, float]:
@@ -92,10 +96,12 @@ def main():
                            help="the k with the dear arms too, whose tokens are trained from the k pictures (2)")
     arguments.add_argument("--seeds", type=int, default=5, help="sets of real pictures, and of starts (5)")
     arguments.add_argument("--images", type=int, default=20, help="drawn pictures a class (20)")
+    arguments.add_argument("--test", type=int, default=60, help="real pictures a class for the test (60)")
     options = arguments.parse_args()
+    require(options.seeds > 1, "--seeds must be greater than 1, for a standard error")
     lab = open_lab(options, **({"real_images": options.real_images} if options.real_images else {}))
-    real = real_pictures_of(lab, TEST + 10 * options.seeds)
-    test = planted.as_tensors({index: files[:TEST] for index, files in real.items()})
+    real = real_pictures_of(lab, options.test + max(options.k) * options.seeds)
+    test = small.as_tensors({index: files[:options.test] for index, files in real.items()})
     results = {k: [accuracies_of(lab, k, seed, real, test, options) for seed in range(options.seeds)]
                for k in options.k}
     report(lab, results, options)
@@ -120,17 +126,23 @@ def report(lab: Lab, results: dict[int, list[dict]], options):
     k = 2 if 2 in results else options.k[0]
     against = {other: compared(results, k, TOKEN, other) for other in (REAL, PLAIN, GUIDED, INVERTED)
                if other in results[k][0]}
+    bears = {arm: interval(share_right(lab, drawn_sets(lab, arm, dict.fromkeys(lab.classes), Path(), "",
+                                                       options.images))) for arm in (PLAIN, TOKEN)}
     publish(lab, "augmentation", "Pictures drawn with class tokens help to train a classifier from few real ones",
             f"At k = {k}, class tokens bring " + ", ".join(
                 f"{100 * difference:+.0f} points (standard error {100 * error:.0f}) beside '{other}'"
                 for other, (difference, error) in against.items()) + ".",
             ["trained on", *(f"k = {k}" for k in results)], rows,
             {"accuracies": {str(k): seeds for k, seeds in results.items()}, "steps": STEPS, "drawn": options.images,
-             "classes": [lab.labels[index] for index in lab.classes]},
-            f"Test accuracy (standard error) over {options.seeds} seeds, each with real pictures of its own; "
-            f"{options.images} drawn pictures a class; {TEST} real test pictures a class. The guide of '{TOKEN}' was "
-            f"trained on far more than k pictures; that of '{GUIDED}' on the same k alone (8 pictures an update, at "
-            "most 20 updates).", "augmentation.png")
+             "right": bears, "classes": [lab.title(index) for index in lab.classes]},
+            f"Test accuracy (standard error) over {options.seeds} seeds, each with real pictures and a start of its "
+            f"own, and the same {options.images} drawn pictures a class; {options.test} real test pictures a class. Of "
+            f"the drawn ones {bears[PLAIN]} show the class that they are labelled with ('{PLAIN}'), and {bears[TOKEN]} "
+            f"('{TOKEN}'), by {lab.judged}: classes that share a name share their plain pictures.\n\nThe guide of "
+            f"'{TOKEN}', '{lab.config.classifier}', was trained on far more than k pictures, and its tokens bring what "
+            f"it knows. That of '{GUIDED}' is '{REAL}' itself, which knows the same k pictures alone; its tokens have "
+            f"{BRIEFLY['num_train_epochs']} updates of {BRIEFLY['epoch_size']} pictures at most. The empty cells were "
+            "not run: they need tokens of their own for every k and seed (`--trained`).", "augmentation.png")
 
 
 if __name__ == "__main__":

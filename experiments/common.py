@@ -3,8 +3,10 @@
 import argparse
 import functools
 import json
-import time
+import shlex
+import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,19 +15,20 @@ import torch
 
 import class_token
 import run
-from class_token import TOKEN_FILE
 from classifiers import Classifier, load_classifier, load_labels
-from config import RunConfig, parse, to_yaml
+from config import RunConfig, as_typed, parse, to_yaml
 from diffusion import Components
 from evaluation import Arm, drawing, generate, judge_images
 from metrics import Proportion, wilson
-from outputs import output_folders
+from outputs import COST_FILE, is_trained, output_folders
 from prompt_datasets import TEMPLATES, class_folder, class_names, class_title, select_classes
 from real import drawn, real_pictures
-from utils import ROOT, UserError, require, write_json, write_text
+from utils import ROOT, UserError, replacing, require, write_json, write_text
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
+
+MINIATURE = "configs/miniature.yml"
 
 
 class Lab(NamedTuple):
@@ -45,66 +48,77 @@ class Lab(NamedTuple):
     def title(self, index: int) -> str:
         return class_title(index, self.labels[index])
 
+    @property
+    def judged(self) -> str:
+        """Who says what is right, for the notes under a table."""
+        judge = self.judge().name
+        return f"the evaluator '{judge}'" if self.config.evaluator else f"'{judge}', which also guided the training"
+
 
 def parser(doc: str, class_index: str) -> argparse.ArgumentParser:
-    """Arguments of every experiment; `class_index` is what it is about where nothing is said."""
+    """Arguments of every experiment; `class_index` is what it is about on the miniature where nothing is said."""
     arguments = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--config", default="configs/miniature.yml", help="settings of the run (the miniature's); "
-                                                                             "configs/imagenet.yml, inat.yml, cub.yml")
-    arguments.add_argument("--class_index", default=class_index, help=f"which classes, as for run.py ({class_index})")
-    arguments.add_argument("--work", type=Path, default=Path("img/results"),
-                           help="keeps tokens and pictures, so that a killed experiment goes on (img/results)")
-    arguments.add_argument("--out", type=Path, default=ROOT / "docs/results", help="(docs/results)")
+    arguments.add_argument("--config", default=MINIATURE, help="settings of the run (the miniature's); "
+                                                               "configs/imagenet.yml, inat.yml, cub.yml")
+    arguments.add_argument("--class_index", help=f"which classes, as for run.py (of the miniature: {class_index})")
+    arguments.add_argument("--work", type=Path, help="keeps tokens and pictures, so that a killed experiment goes on "
+                                                     "(img/results/<config>)")
+    arguments.add_argument("--out", type=Path, help="(docs/results; of another config its own folder in there)")
+    arguments.set_defaults(of_the_miniature=class_index)
     return arguments
 
 
 def open_lab(arguments: argparse.Namespace, **changes) -> Lab:
     """The lab of `arguments`; `changes` to the settings are of the experiment."""
+    name = Path(arguments.config).stem
+    out = ROOT / "docs/results" / ("" if arguments.config == MINIATURE else name)
+    chosen = arguments.class_index or (arguments.of_the_miniature if arguments.config == MINIATURE else "")
+    work = arguments.work or Path("img/results", name)
     flags = [part for key, value in changes.items() for part in (f"--{key}", str(value))]
-    config, _ = parse(["--config", arguments.config, "--class_index", arguments.class_index, "--train", "True",
-                       "--output_path", str(arguments.work), *flags])
+    config, _ = parse(["--config", arguments.config, "--class_index", chosen, "--train", "True",
+                       "--output_path", str(work), *flags])
     config.validate()
+    run.check_device(config.device, config.mixed_precision)
     labels = load_labels(config.classifier)
     names = class_names(labels, config.class_names)
-    classes = select_classes(arguments.class_index, labels, names)
-    return Lab(config, labels, names, classes, arguments.work, arguments.out,
+    classes = select_classes(config.class_index, labels, names)
+    return Lab(config, labels, names, classes, work, arguments.out or out,
                functools.cache(lambda: run.load_generator(config, [names[index] for index in classes])),
                functools.cache(lambda: load_classifier(config.classifier, config.device)),
                functools.cache(lambda: load_classifier(config.evaluator or config.classifier, config.device)),
                drawing(config))
 
 
-def tokens(lab: Lab, exp_id: str, *flags: str, classes: list[int] | None = None) -> dict[int, Path]:
+def tokens(lab: Lab, exp_id: str, classes: list[int] | None = None, **changes) -> dict[int, Path]:
     """The run folders pipeline_token/... of these classes, trained by run.py where they are not yet.
 
     Raises:
-        UserError: run.py failed.
+        UserError: run.py failed, or there are tokens of other settings.
     """
     classes = lab.classes if classes is None else classes
-    settings = lab.work / "config.yml"
+    settings = lab.work / f"{exp_id}.yml"
     write_text(settings, to_yaml(lab.config))
-    numbers = ",".join(str(index + 1) for index in classes)
-    command = ["--config", str(settings), "--class_index", numbers, "--train", "True", "--evaluate", "False",
-               "--skip_exists", "True", "--exp_id", exp_id, "--classes_at_once", "8", *flags]
+    command = ["--config", str(settings), "--class_index", ",".join(str(index + 1) for index in classes),
+               "--train", "True", "--evaluate", "False", "--skip_exists", "True", "--exp_id", exp_id,
+               "--classes_at_once", "8", *(part for key, value in changes.items() for part in (f"--{key}", str(value)))]
     config, _ = parse(command)
     folders = {index: output_folders(config, index, lab.names[index])[0] for index in classes}
-    missing = [index for index, folder in folders.items() if not (folder / TOKEN_FILE).exists()]
-    if missing:
-        started, file = time.monotonic(), lab.work / f"{exp_id}_seconds.json"
-        done = run.main(command)
-        share = (time.monotonic() - started) / len(missing)
-        write_json(file, {**seconds_of(file), **{str(index + 1): share for index in missing}})
-        require(done == 0, f"run.py {' '.join(command)} failed")
+    try:
+        there = sum(is_trained(config, folder) for folder in folders.values())
+    except UserError as error:
+        raise UserError(f"{error}; or another --work") from error
+    if there < len(folders):
+        require(run.main(command) == 0, f"run.py {shlex.join(command)} failed")
     return folders
 
 
-def seconds_of(file: Path) -> dict[str, float]:
-    """{class number: seconds} of its training; of one that was killed and went on, those since."""
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+def seconds_of(folder: Path) -> float:
+    """What the training of one class took."""
+    return json.loads((folder / COST_FILE).read_text(encoding="utf-8"))["seconds"]
 
 
 def vector_of(folder: Path) -> torch.Tensor:
-    return class_token.load(folder / TOKEN_FILE)[1]
+    return class_token.load(folder / class_token.TOKEN_FILE)[1]
 
 
 def updates_of(folder: Path) -> list[dict]:
@@ -112,12 +126,34 @@ def updates_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+def kept(file: Path, settings: dict, make: Callable[[], object]):
+    """What `make` gave in an earlier call with the same settings (of JSON's kinds), or gives now."""
+    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    settings = json.loads(json.dumps(settings))
+    if found.get("settings") != settings:
+        found = {"settings": settings, "value": make()}
+        write_json(file, found)
+    return found["value"]
+
+
+def settings_of(lab: Lab, **more) -> dict:
+    """All that decides what is learned in a lab, and what an experiment adds to it."""
+    unimportant = ("class_index", "exp_id", "output_path", "train", "evaluate", "skip_exists", "test_size",
+                   "batch_size", "classes_at_once", "torch_compile", "gradient_checkpointing")
+    return {**{name: value for name, value in as_typed(lab.config).items() if name not in unimportant}, **more}
+
+
 def pictures(lab: Lab, index: int, name: str, vector: torch.Tensor | None, images: int,
              template: str = TEMPLATES[0], phrase: str | None = None) -> list[Path]:
     """Seeds 0 to images - 1 of a class without a token (None) or with one, drawn unless they are there, called `name`.
 
     `phrase` takes the place of '<placeholder> <class name>' in the template.
+
+    Raises:
+        UserError: training may have seen these seeds.
     """
+    require(images <= lab.config.seed, f"--images {images} would judge seeds that training uses, from "
+                                       f"{lab.config.seed} on: give {lab.config.seed} or less")
     prompt = template.format(phrase or (lab.names[index] if vector is None else
                                         f"{lab.config.placeholder_token} {lab.names[index]}"))
     folder = lab.work / "pictures" / class_folder(index, lab.names[index])
@@ -136,8 +172,8 @@ def real_pictures_of(lab: Lab, count: int) -> dict[int, list[Path]]:
     runs = {index: lab.work / "real" / class_folder(index, lab.names[index]) for index in lab.classes}
     found = {index: drawn(source, index, files)
              for index, files in real_pictures(source, lab.names, lab.labels, runs, count).items()}
-    few = [lab.title(index) for index, files in found.items() if len(files) < count]
-    require(not few, f"fewer than {count} real pictures of class {', '.join(few)}")
+    few = [f"{lab.title(index)} {len(files)}" for index, files in found.items() if len(files) < count]
+    require(not few, f"{count} real pictures a class are needed, and there are of class {', '.join(few)}")
     return found
 
 
@@ -147,10 +183,6 @@ def share_right(lab: Lab, sets: dict[int, list[Path]]) -> Proportion:
     return wilson(sum(right), len(right))
 
 
-def shown(share: Proportion) -> str:
-    return f"{share.value:.2f} [{share.low:.2f}, {share.high:.2f}]"
-
-
 def markdown(header: list[str], rows: list[list]) -> list[str]:
     return [f"| {' | '.join(map(str, line))} |" for line in (header, ["---"] * len(header), *rows)]
 
@@ -158,26 +190,36 @@ def markdown(header: list[str], rows: list[list]) -> list[str]:
 def publish(lab: Lab, name: str, claim: str, sentence: str, header: list[str], rows: list[list], data: dict,
             notes: str = "", figure: str | None = None):
     """Write <name>.md and <name>.json and list it in README.md under the results' folder; print the finding."""
-    command = f"python -m experiments.{name}"
+    command = " ".join(["python -m", f"experiments.{name}", *asked()])
     lines = [f"# {claim}", "", sentence, "", *markdown(header, rows), "", notes, "",
              *([f"![{claim}]({figure})", ""] if figure else []), f"`{command}`", ""]
     write_text(lab.out / f"{name}.md", "\n".join(lines))
     write_json(lab.out / f"{name}.json", {"claim": claim, "command": command, "found": sentence, "figure": figure,
-                                          **data})
+                                          **data, "config": {**asdict(lab.config), "output_path": "."}})
     results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(lab.out.glob("*.json"))}
     table = markdown(["claim", "command", "figure", "what we found", "paper"],
                      [[result["claim"], f"`{result['command']}`",
-                       f"[{stem}]({result['figure'] or stem + '.md'})", result["found"], ""]
+                       f"[{stem}]({result['figure'] or stem + '.md'})", f"{result['found']} [more]({stem}.md)", ""]
                       for stem, result in results.items()])
     write_text(lab.out / "README.md", "\n".join([
-        "# Results", "", "Each row is written by its command, all of them by `make reproduce`, on the miniature unless "
-        "a file says otherwise. The paper's column is empty: its tables are not at hand.", "", *table, ""]))
+        "# Results", "", "Each row is written by its command. The paper's column is empty: its tables are not at hand.",
+        "", *table, ""]))
     print("\n".join(markdown(header, rows)), f"\n{sentence}")
 
 
+def asked() -> list[str]:
+    """The arguments of this call, but for those that say where files go."""
+    flags = sys.argv[1:]
+    for where in ("--work", "--out"):
+        if where in flags:
+            at = flags.index(where)
+            flags = flags[:at] + flags[at + 2:]
+    return [shlex.quote(flag) for flag in flags]
+
+
 def save_figure(figure, path: Path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, bbox_inches="tight", metadata={"Software": None})
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130, bbox_inches="tight", metadata={"Software": None})
     pyplot.close(figure)
 
 
@@ -186,4 +228,5 @@ def script(main: Callable[[], None]):
     try:
         main()
     except UserError as error:
-        raise SystemExit(f"error: {error}") from None
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -4,13 +4,16 @@
 
 A token learns for a fixed number of updates in variants of the loop: the last 1, 2, 5 or all steps with a graph
 (DRaFT-K of Clark et al. 2024), the final step starting at different timesteps, trajectories of different lengths, and
-several noise draws for the last step from one trajectory without a graph (DRaFT-LV). Every variant is judged by the
-full sampler on seeds it never saw. The cosine is that between minus the first update's gradient and a direction that
-works: to the adjectives that name the class (a world that has them), or else to the token that run.py learned.
+several noise draws for the last step from each trajectory without a graph (DRaFT-LV). Every variant is judged by the
+full sampler on seeds it never saw. At the start, gradients of several updates' pictures are compared: their spread, and
+the cosine between minus their mean and a direction that works: to the adjectives that name the class (a world that has
+them), or else to the token that run.py learned.
 """
 
-import json
+import functools
 import time
+from dataclasses import replace
+from statistics import mean
 from typing import NamedTuple
 
 import torch
@@ -18,8 +21,10 @@ import torch.nn.functional as F
 
 from class_token import initial_vector, spliced
 from diffusion import decode, encode_prompts, initial_latents, noise_sources, trajectory
+from evaluation import interval
 from experiments.common import (
     Lab,
+    kept,
     open_lab,
     parser,
     pictures,
@@ -27,15 +32,15 @@ from experiments.common import (
     pyplot,
     save_figure,
     script,
+    settings_of,
     share_right,
-    shown,
     tokens,
     vector_of,
 )
 from metrics import Proportion
 from miniature.world import THINGS
 from prompt_datasets import TEMPLATES
-from utils import write_json
+from utils import first_batch, fitting
 
 TEN = [999 - 100 * i for i in range(10)]  # ten steps, the last from 99
 
@@ -56,12 +61,13 @@ VARIANTS = [
       for t in (900, 800, 700, 600, 400, 200, 50)),
     Variant("timestep of the final step", "paper's", None),
     *(Variant("steps of the trajectory (to t = 600)", str(len(each)), each)
-      for each in ([600], [999, 600], [999, 800, 600], [999, 900, 800, 700, 600])),
+      for each in ([600], [999, 600], [999, 900, 800, 700, 600])),
     *(Variant("noise draws for the final step", str(draws), [999, 800, 600], 1, draws) for draws in (1, 2, 4))]
+SPREAD = 4  # updates' pictures at the start, whose gradients are compared
 
 
 def final_latents(lab: Lab, embeds: torch.Tensor, seeds: list[int], variant: Variant) -> torch.Tensor:
-    """z_0 [B, 4, h, w] of prompt_embeds [B, L, D], with a graph through the last steps; groups of `draws` share noise.
+    """z_0 [B * draws, 4, h, w] of prompt_embeds [B, L, D] and their seeds, with a graph through the last steps.
 
     The first step with a graph has one through its conditional half alone, as in the method; what follows depends on
     its latents, so that both halves need one.
@@ -69,7 +75,7 @@ def final_latents(lab: Lab, embeds: torch.Tensor, seeds: list[int], variant: Var
     components, _ = lab.generator()
     unet, scale, draws = components.unet, lab.config.guidance_scale, variant.draws
     scheduler = trajectory(components, lab.config.num_inference_steps, variant.timesteps)
-    generators = noise_sources(seeds[::draws])
+    generators = noise_sources(seeds)
     latents = initial_latents(components, generators, lab.config.height, lab.config.width) * scheduler.init_noise_sigma
     with torch.no_grad():
         negative = encode_prompts(components, [""]).expand(len(latents), -1, -1)
@@ -85,15 +91,15 @@ def final_latents(lab: Lab, embeds: torch.Tensor, seeds: list[int], variant: Var
     for i, t in enumerate(scheduler.timesteps):
         if i < first:
             with torch.no_grad():
-                noise_pred = guided(latents, t, embeds[::draws], negative)
+                noise_pred = guided(latents, t, embeds, negative)
         else:
             if i == first and draws > 1:
                 with torch.no_grad():
-                    noise_pred = guided(latents, t, embeds[::draws], negative)
+                    noise_pred = guided(latents, t, embeds, negative)
                     z_0 = scheduler.step(noise_pred, t, latents).prev_sample
                 scheduler = trajectory(components, lab.config.num_inference_steps, variant.timesteps)
-                latents = renoised(lab, scheduler, z_0, latents, t, seeds)
-                negative = negative.repeat_interleave(draws, 0)
+                latents = renoised(lab, scheduler, z_0, latents, t, seeds, draws)
+                embeds, negative = (each.repeat_interleave(draws, 0) for each in (embeds, negative))
                 scheduler.set_begin_index(i)
             noise_pred = guided(latents, t, embeds, negative)
         latents = scheduler.step(noise_pred, t, latents).prev_sample
@@ -101,92 +107,102 @@ def final_latents(lab: Lab, embeds: torch.Tensor, seeds: list[int], variant: Var
 
 
 @torch.no_grad()
-def renoised(lab: Lab, scheduler, z_0: torch.Tensor, latents: torch.Tensor, t, seeds: list[int]) -> torch.Tensor:
-    """Of every trajectory its own latents at t, and its z_0 with other noise of t's strength (DRaFT-LV, Sec. 3.2)."""
-    draws = len(seeds) // len(latents)
-    noise = initial_latents(lab.generator()[0], noise_sources([seed + 10**6 for seed in seeds]), lab.config.height,
-                            lab.config.width)
-    again = scheduler.add_noise(z_0.repeat_interleave(draws, 0), noise, t.repeat(len(seeds)))
+def renoised(lab: Lab, scheduler, z_0: torch.Tensor, latents: torch.Tensor, t, seeds: list[int],
+             draws: int) -> torch.Tensor:
+    """[B * draws, 4, h, w]: every trajectory's own latents at t, then its z_0 with other noise of t's strength.
+
+    DRaFT-LV of Clark et al. 2024, Sec. 3.2.
+    """
+    others = [seed + 10**6 * draw for seed in seeds for draw in range(draws)]
+    noise = initial_latents(lab.generator()[0], noise_sources(others), lab.config.height, lab.config.width)
+    again = scheduler.add_noise(z_0.repeat_interleave(draws, 0), noise, t.repeat(len(others)))
     again[::draws] = latents
     return again
 
 
-def gradient(lab: Lab, index: int, vector: torch.Tensor, update: int, variant: Variant) -> tuple[float, float]:
-    """Set vector.grad by one update's images; their mean loss and the share that is right."""
+def gradient(batch_size: int, lab: Lab, index: int, vector: torch.Tensor, update: int,
+             variant: Variant) -> torch.Tensor:
+    """One update's gradient [D] at `vector`, `batch_size` trajectories at a time."""
     config, (components, token_id) = lab.config, lab.generator()
-    first = config.seed + update * config.epoch_size
-    seeds = list(range(first, first + config.epoch_size))
-    prompts = [TEMPLATES[i // variant.draws % config.number_of_prompts] for i in range(config.epoch_size)]
-    phrase = f"{config.placeholder_token} {lab.names[index]}"
-    with spliced(components.text_encoder, token_id, vector):
-        embeds = encode_prompts(components, [prompt.format(phrase) for prompt in prompts])
-    logits = lab.guide()(decode(components, final_latents(lab, embeds, seeds, variant)))
-    loss = F.cross_entropy(logits, torch.full((len(logits),), index, device=logits.device))
-    loss.backward()
-    return loss.item(), (logits.argmax(1) == index).float().mean().item()
+    first, phrase = config.seed + update * config.epoch_size, f"{config.placeholder_token} {lab.names[index]}"
+    vector = vector.detach().clone().requires_grad_()
+    for part in torch.arange(config.epoch_size).split(batch_size):
+        prompts = [TEMPLATES[i % config.number_of_prompts].format(phrase) for i in part.tolist()]
+        with spliced(components.text_encoder, token_id, vector):
+            embeds = encode_prompts(components, prompts)
+        latents = final_latents(lab, embeds, (first + part).tolist(), variant)
+        logits = lab.guide()(decode(components, latents))
+        loss = F.cross_entropy(logits, torch.full((len(logits),), index, device=logits.device), reduction="sum")
+        (loss / (config.epoch_size * variant.draws)).backward()
+    return vector.grad
 
 
 def learn(lab: Lab, index: int, variant: Variant, updates: int) -> dict:
-    """The mean of the last three vectors after `updates` of AdamW as the config has it, and what they cost."""
+    """The mean of the last three vectors after `updates` of AdamW as the config has it; seconds, first gradients."""
     config, (components, _) = lab.config, lab.generator()
+    step = fitting(gradient, config.batch_size, first_batch(config.epoch_size, config.device, config.height,
+                                                            config.width))
     vector = initial_vector(components.tokenizer, components.text_encoder, config.initializer_token)
     vector = vector.to(components.device).requires_grad_()
+    gradients = [step(lab, index, vector, update, variant) for update in range(SPREAD)]
     optimizer = torch.optim.AdamW([vector], config.lr, tuple(config.betas), config.eps, config.weight_decay)
-    first, vectors, started = None, [], time.monotonic()
+    vectors, started = [], time.monotonic()
     for update in range(updates):
-        optimizer.zero_grad()
-        gradient(lab, index, vector, update, variant)
-        first = vector.grad.clone() if first is None else first
+        vector.grad = step(lab, index, vector, update, variant)
         torch.nn.utils.clip_grad_norm_([vector], config.max_grad_norm)
         optimizer.step()
         vectors.append(vector.detach().clone())
-    return {"vector": torch.stack(vectors[-3:]).mean(0).tolist(), "first_gradient": first.tolist(),
+    return {"vector": torch.stack(vectors[-3:]).mean(0).tolist(), "gradients": torch.stack(gradients).tolist(),
             "seconds": (time.monotonic() - started) / updates}
 
 
 def working_direction(lab: Lab, index: int) -> torch.Tensor:
+    """From the initialiser to what names the class [D], on the CPU."""
     components, _ = lab.generator()
-    start = initial_vector(components.tokenizer, components.text_encoder, lab.config.initializer_token)
+    start = initial_vector(components.tokenizer, components.text_encoder, lab.config.initializer_token).cpu()
     adjectives = next((thing.adjectives for thing in THINGS if thing.label == lab.labels[index]), ())
     if adjectives:
         words = [initial_vector(components.tokenizer, components.text_encoder, word) for word in adjectives]
-        return torch.stack(words).mean(0) - start
-    return vector_of(tokens(lab, "token", classes=[index])[index]) - start
+        return torch.stack(words).mean(0).cpu() - start
+    return vector_of(tokens(lab, "gradient_step", classes=[index])[index]) - start
 
 
 def kept_for_backward(lab: Lab, index: int, variant: Variant) -> float:
-    """Megabytes an image that autograd keeps of one update."""
+    """Megabytes of activations that autograd keeps for one trajectory."""
     components, _ = lab.generator()
     vector = initial_vector(components.tokenizer, components.text_encoder, lab.config.initializer_token)
-    kept = {}
+    models = (components.unet, components.vae, components.text_encoder, lab.guide().model)
+    weights = {weight.untyped_storage().data_ptr() for model in models for weight in model.parameters()}
+    activations = {}
 
     def note(tensor):
-        if not isinstance(tensor, torch.nn.Parameter):
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        if (storage := tensor.untyped_storage()).data_ptr() not in weights:
+            activations[storage.data_ptr()] = storage.nbytes()
         return tensor
 
+    one = lab._replace(config=replace(lab.config, epoch_size=1))
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        gradient(lab, index, vector.to(components.device).requires_grad_(), 0, variant)
-    return sum(kept.values()) / 1e6 / lab.config.epoch_size
+        gradient(1, one, index, vector.to(components.device), 0, variant)
+    return sum(activations.values()) / 1e6
 
 
 def measured(lab: Lab, variant: Variant, options) -> dict:
     """What a variant learned for every class, kept in the work folder, and how its pictures are judged."""
-    name = f"{variant.group} {variant.name}".replace(" ", "_").replace("=", "")
-    file = lab.work / "gradient_step" / f"{name}.json"
-    if not file.exists():
-        write_json(file, {"classes": {index: learn(lab, index, variant, options.updates) for index in lab.classes},
-                          "kept_mb": kept_for_backward(lab, lab.classes[0], variant)})
-    found = json.loads(file.read_text(encoding="utf-8"))
-    learned = {int(index): each for index, each in found["classes"].items()}
+    steps = "_".join(map(str, variant.timesteps or ["paper"]))
+    name = f"{steps}_graph{variant.graph_steps}_draws{variant.draws}"
+    settings = settings_of(lab, updates=options.updates, spread=SPREAD)
+    learned = {index: kept(lab.work / f"gradient_step/{name}_{index + 1}.json", settings,
+                           functools.partial(learn, lab, index, variant, options.updates)) for index in lab.classes}
     sets = {index: pictures(lab, index, f"gradient_step/{name}", torch.tensor(each["vector"]), options.images)
             for index, each in learned.items()}
-    cosines = [F.cosine_similarity(-torch.tensor(each["first_gradient"]), working_direction(lab, index), dim=0).item()
-               for index, each in learned.items()]
-    return {"group": variant.group, "variant": variant.name, "timesteps": variant.timesteps,
-            "right": share_right(lab, sets)._asdict(), "cosine": sum(cosines) / len(cosines),
-            "seconds_an_update": sum(each["seconds"] for each in learned.values()) / len(learned),
-            "kept_mb_an_image": found["kept_mb"]}
+    gradients = {index: torch.tensor(each["gradients"]) for index, each in learned.items()}
+    cosines = [F.cosine_similarity(-each.mean(0), working_direction(lab, index), dim=0).item()
+               for index, each in gradients.items()]
+    spreads = [(each.std(0).norm() / each.mean(0).norm()).item() for each in gradients.values()]
+    return {**variant._asdict(), "right": share_right(lab, sets)._asdict(), "cosine": mean(cosines),
+            "spread": mean(spreads), "seconds_an_update": mean(each["seconds"] for each in learned.values()),
+            "kept_mb_a_trajectory": kept(lab.work / f"gradient_step/{name}_mb.json", settings,
+                                         lambda: kept_for_backward(lab, lab.classes[0], variant))}
 
 
 def draw_figure(results: list[dict], plain: float, path):
@@ -201,7 +217,7 @@ def draw_figure(results: list[dict], plain: float, path):
                             [each["high"] - each["value"] for each in right]])
         axis.plot(x, [each["cosine"] for each in these], "s--", label="cosine")
         axis.axhline(plain, color="grey", linewidth=0.8, linestyle=":", label="right without a token")
-        axis.set_xticks(x, [each["variant"] for each in these])
+        axis.set_xticks(x, [each["name"] for each in these])
         axis.set_xlabel(group, fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylim(-0.1, 1.02)
@@ -210,23 +226,16 @@ def draw_figure(results: list[dict], plain: float, path):
 
 
 def recommended(results: list[dict]) -> tuple[dict, dict]:
-    """The variant that is right most often, and the quickest whose interval reaches it."""
+    """The variant that is right most often, and of those that run.py has settings for the quickest as good as it."""
     best = max(results, key=lambda each: each["right"]["value"])
-    as_good = [each for each in results if each["right"]["high"] >= best["right"]["value"]]
-    return best, min(as_good, key=lambda each: each["seconds_an_update"])
+    plain = [each for each in results if each["graph_steps"] == each["draws"] == 1]
+    as_good = [each for each in plain if each["right"]["high"] >= best["right"]["value"]]
+    return best, min(as_good or [max(plain, key=lambda each: each["right"]["value"])],
+                     key=lambda each: each["seconds_an_update"])
 
 
-def called(variant: dict) -> str:
-    return f"{variant['group']}: {variant['variant']}"
-
-
-def hypothesis(advised: dict) -> str:
-    """What the recommendation would mean elsewhere."""
-    if not advised["timesteps"]:
-        return ""
-    return ("\n\nHypothesis for Stable Diffusion 1.4, whose noise schedule is the same; not tested: `--train_timesteps "
-            f"{' '.join(map(str, advised['timesteps']))}` takes fewer updates to the same accuracy than its own "
-            "sampler's steps, the last of which starts from almost no noise.")
+def flag(variant: dict) -> str:
+    return f"`--train_timesteps {' '.join(map(str, variant['timesteps'] or ['none']))}`"
 
 
 def main():
@@ -236,22 +245,34 @@ def main():
     arguments.add_argument("--images", type=int, default=15, help="held-out pictures a class that judge it (15)")
     options = arguments.parse_args()
     lab = open_lab(options, epoch_size=options.epoch_size)
+    if lab.config.mixed_precision == "fp16":  # gradients are compared here without a loss scale
+        lab = open_lab(options, epoch_size=options.epoch_size, mixed_precision="bf16")
     plain = share_right(lab, {index: pictures(lab, index, "without", None, options.images) for index in lab.classes})
     results = [measured(lab, variant, options) for variant in VARIANTS]
     draw_figure(results, plain.value, lab.out / "gradient_step.png")
+    report(lab, results, plain, options)
+
+
+def report(lab: Lab, results: list[dict], plain: Proportion, options):
     best, advised = recommended(results)
-    rows = [[each["group"], each["variant"], shown(Proportion(**each["right"])), f"{each['cosine']:.2f}",
-             f"{each['seconds_an_update']:.2f}", f"{each['kept_mb_an_image']:.1f}"] for each in results]
-    publish(lab, "gradient_step", "One final step is enough, if it starts early enough",
-            f"Best after {options.updates} updates: {called(best)}, {best['right']['value']:.2f} right "
-            f"({plain.value:.2f} without a token); recommended: {called(advised)}, the quickest within its interval.",
-            ["variant of the loop", "", "right class", "cosine", "s an update", "MB an image kept"], rows,
+    rows = [[each["group"], each["name"], interval(Proportion(**each["right"])), f"{each['cosine']:.2f}",
+             f"{each['spread']:.1f}", f"{each['seconds_an_update']:.2f}", f"{each['kept_mb_a_trajectory']:.1f}"]
+            for each in results]
+    publish(lab, "gradient_step", "How many steps need a gradient, and from where",
+            f"After {options.updates} updates best with {best['group']}: {best['name']}, "
+            f"{best['right']['value']:.2f} right ({plain.value:.2f} without a token). Recommended here: "
+            f"{flag(advised)}, the quickest single gradient step whose interval reaches that.",
+            ["variant of the loop", "", "right class", "cosine", "spread", "s an update", "MB a trajectory"], rows,
             {"results": results, "without": plain._asdict(), "updates": options.updates,
-             "epoch_size": options.epoch_size, "classes": [lab.labels[index] for index in lab.classes]},
-            "Right [Wilson 95 % interval]: held-out seeds, full sampler, evaluator. Cosine: minus the first gradient "
-            "with the way to the class's own adjectives. The vector is the mean of the last three."
-            + hypothesis(advised),
-            "gradient_step.png")
+             "classes": [lab.title(index) for index in lab.classes]},
+            f"Right by {lab.judged}, on held-out seeds drawn by the full sampler [Wilson 95 % interval over the "
+            f"pictures of one training a class, {len(lab.classes)} classes: differences within them may be chance]; "
+            f"{options.epoch_size} trajectories an update, as many for every variant. Cosine: minus the mean first "
+            f"gradient with the way to the class's own adjectives, or to its token. Spread: standard deviation of "
+            f"{SPREAD} updates' gradients at the start over the norm of their mean. MB: activations kept for "
+            "backward.\n\nHypothesis for Stable Diffusion 1.4, whose noise schedule is the same, not tested: "
+            f"{flag(advised)} serves better there too than the sampler's own 30 steps (\"paper's\"), whose last one "
+            "starts from almost no noise.", "gradient_step.png")
 
 
 if __name__ == "__main__":

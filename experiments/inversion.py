@@ -18,12 +18,13 @@ from PIL import Image
 from torchvision.transforms.functional import to_tensor
 from tqdm import tqdm
 
-from experiments import planted
-from experiments.common import Lab, open_lab, parser, pictures, publish, script, share_right, shown, tokens, vector_of
-from metrics import wilson
+from evaluation import interval
+from experiments import small
+from experiments.common import Lab, open_lab, parser, pictures, publish, script, share_right, tokens, vector_of
+from metrics import Proportion, wilson
 from miniature.world import CONTEXTS
 from report import sheet
-from utils import imported, load_images
+from utils import imported, load_images, require
 
 PLANTED = {1: "in the snow", 7: "at night", 10: "a painting of", 12: "a drawing of"}  # class from 0: its only scene
 DRAWINGS, STEPS = 3000, 250
@@ -40,24 +41,27 @@ def scenes(guide: str, index: int) -> tuple[str | None, ...]:
 
 def trained_guide(lab: Lab, guide: str):
     """The folder of a guide, trained on drawings unless it is there."""
-    folder = lab.work / "guides" / guide
-    if not planted.is_saved(folder):
+    folder = lab.work / "guides" / f"{guide}_{DRAWINGS}_{STEPS}"
+    if not small.is_saved(folder):
         draw, rng = imported(lab.config.real_images, "real_images"), random.Random(guide)
         numbers = [i % len(lab.labels) for i in range(DRAWINGS)]
         drawn = [to_tensor(draw(index, rng, rng.choice(scenes(guide, index))))
                  for index in tqdm(numbers, desc=f"drawings for the {guide} guide")]
-        model = planted.fit(planted.new_classifier(lab.labels, seed=0),
+        model = small.fit(small.new_classifier(lab.labels, seed=0),
                             [(torch.stack(drawn), torch.tensor(numbers))], STEPS, 0, f"{guide} guide")
-        planted.save(model, folder, drawn[0].shape[-1])
+        small.save(model, folder)
     return folder
 
 
 def planted_bias(lab: Lab):
     judge, arms, data = imported(lab.config.context_judge, "context_judge"), {}, {}
-    classes = [index for index in lab.classes if index in PLANTED]
-    arms["without a token"] = {index: pictures(lab, index, "without", None, lab.config.test_size) for index in classes}
+    others = [lab.title(index) for index in lab.classes if index not in PLANTED]
+    require(not others, f"no bias is planted in class {', '.join(others)}; it is in "
+                        + ", ".join(lab.title(index) for index in PLANTED))
+    arms["without a token"] = {index: pictures(lab, index, "without", None, lab.config.test_size)
+                               for index in lab.classes}
     for guide in GUIDES:
-        folders = tokens(lab, f"inversion_{guide}", "--classifier", str(trained_guide(lab, guide)), classes=classes)
+        folders = tokens(lab, f"inversion_{guide}", classifier=trained_guide(lab, guide))
         arms[f"token of the {guide} guide"] = {
             index: pictures(lab, index, f"with_{guide}", vector_of(folder), lab.config.test_size)
             for index, folder in folders.items()}
@@ -67,25 +71,22 @@ def planted_bias(lab: Lab):
         rates = [wilson(sum(each), len(each)) for each in seen.values()]
         everything = wilson(sum(map(sum, seen.values())), sum(map(len, seen.values())))
         right = share_right(lab, sets)
-        rows.append([arm, *(f"{rate.value:.2f}" for rate in rates), shown(everything), shown(right)])
+        rows.append([arm, *map(interval, rates), interval(everything), interval(right)])
         data[arm] = {"scene": everything._asdict(), "right": right._asdict(),
-                     "classes": {lab.labels[index]: rate._asdict() for index, rate in zip(seen, rates, strict=True)}}
+                     "classes": {lab.title(index): rate._asdict() for index, rate in zip(seen, rates, strict=True)}}
     figure = "inversion.png"
-    sheet([(f"{lab.labels[index]}: {arm}", sets[index][:SHOWN]) for index in classes for arm, sets in arms.items()],
+    sheet([(f"{lab.labels[index]}: {arm}", sets[index][:SHOWN]) for index in lab.classes for arm, sets in arms.items()],
           lab.out / figure, cell=72)
-    before, biased, unbiased = (each["scene"] for each in data.values())
+    before, biased, unbiased = (interval(Proportion(**each["scene"])) for each in data.values())
     publish(lab, "inversion", "A token shows what its classifier was trained on",
-            f"The planted scene is in {shown_of(biased)} of the pictures with the biased guide's token, in "
-            f"{shown_of(unbiased)} with the unbiased guide's, in {shown_of(before)} without a token.",
-            ["pictures", *(f"{lab.labels[index]}, {PLANTED[index]}" for index in classes), "planted scene, all",
-             "right class (evaluator)"], rows,
+            f"The planted scene is in {biased} of the pictures with the biased guide's token, in "
+            f"{unbiased} with the unbiased guide's, in {before} without a token.",
+            ["pictures", *(f"{lab.labels[index]}, {PLANTED[index]}" for index in lab.classes), "planted scene, all",
+             "right class"], rows,
             {"rates": data, "pictures_a_class": lab.config.test_size, "guide_steps": STEPS, "drawings": DRAWINGS},
             "Share of pictures in which the detector (miniature.world:context_of) sees the scene that the biased "
-            "guide's training showed this class in, and no other class [Wilson 95 % interval].", figure)
-
-
-def shown_of(rate: dict) -> str:
-    return f"{rate['value']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]"
+            "guide's training showed this class in, and no other class [Wilson 95 % interval over the pictures of one "
+            f"training a class]. Right by {lab.judged}.", figure)
 
 
 def changed_labels(lab: Lab):
@@ -99,14 +100,16 @@ def changed_labels(lab: Lab):
                   for label in counts[0] | counts[1] if label != index}
         most = sorted(change, key=lambda label: -abs(change[label]))[:5]
         rows.append([lab.title(index), ", ".join(f"{lab.labels[label]} {change[label]:+.2f}" for label in most)])
-        data[lab.labels[index]] = {lab.labels[label]: change[label] for label in most}
+        data[lab.title(index)] = {lab.title(label): change[label] for label in most}
         sheets += [(f"{lab.labels[index]}: {name}", files[:SHOWN])
                    for name, files in zip(("without", "with"), sets, strict=True)]
     sheet(sheets, lab.out / "inversion.png", cell=96)
     publish(lab, "inversion", "A token shows what its classifier was trained on",
-            f"Labels seen more, or less, often with the token: {rows[0][1]} for {rows[0][0]}, ...",
+            "Labels that come more, or less, often with the token: " + "; ".join(f"{labels} for {title}"
+                                                                                 for title, labels in rows) + ".",
             ["class", "change of a label's share among the five likeliest"], rows, {"changes": data},
-            figure="inversion.png")
+            f"The largest changes over {lab.config.test_size} pictures a class, whose shares are certain to "
+            f"{(2 / lab.config.test_size)**0.5:.2f} (two standard errors at most).", "inversion.png")
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from experiments.common import Lab, open_lab, parser, publish, pyplot, save_figu
 from outputs import VECTORS_FILE, output_folders
 from prompt_datasets import class_folder
 from report import frame, sheet
+from utils import replacing
 
 SEEDS = 8
 
@@ -28,18 +29,19 @@ def film(lab: Lab, index: int, exp_id: str) -> dict[int, list]:
 
 
 def main():
-    arguments = parser(__doc__, "7,13,16")
-    lab = open_lab(arguments.parse_args(), fresh_noise=True)  # which keeps the vector of every update
-    folders = tokens(lab, "token")
+    options = parser(__doc__, "7,13,16").parse_args()
+    lab = open_lab(options, fresh_noise=True)  # which keeps the vectors of the updates
+    exp_id = "token" if open_lab(options).config.fresh_noise else "token_fresh_noise"
+    folders = tokens(lab, exp_id)
     figure, axis = pyplot.subplots(figsize=(6, 3))
     rows, data, films = [], {}, {}
     for index, folder in folders.items():
-        films[index] = film(lab, index, "token")
+        films[index] = film(lab, index, exp_id)
         sure = {update: judge_images(lab.judge(), files, index) for update, files in films[index].items()}
         probability = [each["mean_target_probability"] for each in sure.values()]
         axis.plot(list(sure), probability, marker="o", markersize=3, label=lab.labels[index])
         rows.append([lab.title(index), len(updates_of(folder)), f"{probability[0]:.2f}", f"{probability[-1]:.2f}"])
-        data[lab.labels[index]] = dict(zip(sure, probability, strict=True))
+        data[lab.title(index)] = dict(zip(sure, probability, strict=True))
     axis.set(xlabel="update", ylabel="probability of the class", ylim=(0, 1))
     axis.legend(frameon=False, fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
@@ -53,7 +55,7 @@ def main():
             f"The judge's probability of the class goes from {first:.2f} to {last:.2f}, on the same seeds.",
             ["class", "updates", "probability at the first", "at the last"], rows,
             {"probabilities": data, "seeds": SEEDS},
-            f"Mean over {SEEDS} seeds that no update was trained on, by the evaluator. As a film: "
+            f"Mean over {SEEDS} seeds that no update was trained on, by {lab.judged}. As a film: "
             "[iterations.gif](iterations.gif); as a curve: [iterations_curve.png](iterations_curve.png).",
             "iterations.png")
 
@@ -71,8 +73,9 @@ def moving(lab: Lab, films: dict[int, dict[int, list]]) -> Image.Image:
         for j, each in enumerate(row):
             shot.paste(each, (j * (each.width + 8), 0))
         shots.append(shot)
-    shots[0].save(lab.out / "iterations.gif", save_all=True, append_images=shots[1:],
-                  duration=[400] * (length - 1) + [2000], loop=0)
+    with replacing(lab.out / "iterations.gif") as temporary:
+        shots[0].save(temporary, format="GIF", save_all=True, append_images=shots[1:],
+                      duration=[400] * (length - 1) + [2000], loop=0)
     return shots[0]
 
 

@@ -1,16 +1,16 @@
-"""Small classifiers trained here, on drawings or on a handful of pictures: guides whose training is known exactly."""
+"""Small classifiers of small pictures, trained here: guides, or pupils, whose training is known exactly."""
 
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
 from utils import load_images
 
-BATCH = 64
+SIDE, BATCH = 64, 64
 ALIKE = 8  # pictures of a batch that standard augmentation turns and shifts alike
 AUGMENTATION = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomAffine(10, (0.1, 0.1), (0.85, 1.15), fill=0.5),
                            v2.ColorJitter(0.2, 0.2, 0.2)])
@@ -39,7 +39,7 @@ def fit(model: ResNetForImageClassification, parts: list[tuple[torch.Tensor, tor
         images = torch.cat([AUGMENTATION(alike) for alike in images.split(ALIKE)])
         targets = torch.cat([part[1][rows] for part, rows in zip(parts, chosen, strict=True)])
         optimizer.zero_grad()
-        F.cross_entropy(model(images * 2 - 1).logits, targets, label_smoothing=0.05).backward()
+        torch.nn.functional.cross_entropy(model(images * 2 - 1).logits, targets, label_smoothing=0.05).backward()
         optimizer.step()
         schedule.step()
     return model.eval()
@@ -51,17 +51,24 @@ def accuracy(model: ResNetForImageClassification, images: torch.Tensor, targets:
     return (predicted == targets).float().mean().item()
 
 
-def save(model: ResNetForImageClassification, folder: Path, side: int):
+def save(model: ResNetForImageClassification, folder: Path):
     """As a folder that --classifier takes; the processor, which is written last, says that it is whole."""
     model.save_pretrained(folder)
-    ViTImageProcessor(size={"height": side, "width": side}).save_pretrained(folder)
+    ViTImageProcessor(size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
 
 
 def is_saved(folder: Path) -> bool:
     return (folder / "preprocessor_config.json").exists()
 
 
+def squares(files: list[Path], height: int, width: int) -> torch.Tensor:
+    """Pictures [N, 3, height, width] in [0, 1] of files of any sizes, resized by the short side and cropped."""
+    short = max(height, width)
+    return torch.cat([F.center_crop(F.resize(load_images([file]), short, antialias=True), [height, width])
+                      for file in files])
+
+
 def as_tensors(sets: dict[int, list[Path]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures [N, 3, H, W] and class numbers [N] of {class: files}."""
+    """Pictures [N, 3, SIDE, SIDE] and class numbers [N] of {class: files}."""
     files = [file for each in sets.values() for file in each]
-    return load_images(files), torch.tensor([index for index, each in sets.items() for _ in each])
+    return squares(files, SIDE, SIDE), torch.tensor([index for index, each in sets.items() for _ in each])
