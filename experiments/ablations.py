@@ -95,8 +95,8 @@ def main():
             {"results": results, "seeds": options.seeds, "pictures": options.images,
              "classes": [lab.title(index) for index in lab.classes]},
             f"Mean (standard error) over {options.seeds} trainings of {len(lab.classes)} classes, differences paired "
-            f"by seed, judged by {lab.judged} on {options.images} held-out pictures each. All start from the config with "
-            + ", ".join(f"{name} {value}" for name, value in BRIEFLY.items()) + "; seconds a training.",
+            f"by seed, judged by {lab.judged} on {options.images} held-out pictures each. All start from the config "
+            "with " + ", ".join(f"{name} {value}" for name, value in BRIEFLY.items()) + "; seconds a training.",
             "ablations.png")
 
 

@@ -3,9 +3,9 @@
     python -m experiments.inversion                                  a bias that is planted, and whether it shows
     python -m experiments.inversion --config configs/imagenet.yml --class_index "horizontal bar"
 
-Where the world draws its own pictures, a guide is trained on drawings in which each of four classes comes in one
-scene alone, and no other class comes in it; another guide sees every class in every scene. Tokens are learned against
-both, and a detector counts the scenes. For other settings, it counts which labels the classifier sees beside the class
+In the miniature's world a noun has two kinds. A guide that knows nouns alone is trained on drawings in which some nouns
+come in one kind only; another guide sees both kinds of all. Tokens are learned against both, and the evaluator, which
+knows the kinds apart, counts them. For other settings, it counts which labels the classifier sees beside the class
 (among its five likeliest) without and with the token.
 """
 
@@ -14,89 +14,93 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torchvision.transforms.functional import to_tensor
 from tqdm import tqdm
 
-from evaluation import interval
+from evaluation import interval, judge_images
 from experiments import small
-from experiments.common import Lab, open_lab, parser, pictures, publish, script, share_right, tokens, vector_of
+from experiments.common import Lab, open_lab, parser, pictures, publish, script, tokens, vector_of
 from metrics import Proportion, wilson
-from miniature.world import CONTEXTS
+from miniature.world import LABELS, NOUNS, draw
 from report import sheet
-from utils import imported, load_images, require
+from utils import load_images, require
 
-PLANTED = {1: "in the snow", 7: "at night", 10: "a painting of", 12: "a drawing of"}  # class from 0: its only scene
-DRAWINGS, STEPS = 3000, 250
+WORLD = "miniature.world:draw"
+PLANTED = (1, 6, 9, 11)  # classes from 0: of their nouns the biased guide sees this kind alone, which is the rarer one
+DRAWINGS, STEPS, WIDTH = 3000, 200, 16
 GUIDES = ("biased", "unbiased")
 SHOWN = 8
 
 
-def scenes(guide: str, index: int) -> tuple[str | None, ...]:
-    """The scenes that a guide's training shows a class in."""
-    if guide == "unbiased":
-        return (None, *CONTEXTS)
-    return (PLANTED[index],) if index in PLANTED else (None,)
+def noun_of(index: int) -> int:
+    """The number of a class's noun, from 0."""
+    return NOUNS.index(LABELS[index].split(",")[0])
 
 
-def trained_guide(lab: Lab, guide: str):
-    """The folder of a guide, trained on drawings unless it is there."""
-    folder = lab.work / "guides" / f"{guide}_{DRAWINGS}_{STEPS}"
+def kinds(guide: str, noun: int) -> list[int]:
+    """The classes that a guide's training shows for a noun."""
+    both = [index for index in range(len(LABELS)) if noun_of(index) == noun]
+    return [index for index in both if index in PLANTED] or both if guide == "biased" else both
+
+
+def trained_guide(lab: Lab, guide: str) -> Path:
+    """The folder of a guide of nouns, trained on drawings unless it is there."""
+    folder = lab.work / "guides" / f"{guide}_{DRAWINGS}_{STEPS}_{WIDTH}"
     if not small.is_saved(folder):
-        draw, rng = imported(lab.config.real_images, "real_images"), random.Random(guide)
-        numbers = [i % len(lab.labels) for i in range(DRAWINGS)]
-        drawn = [to_tensor(draw(index, rng, rng.choice(scenes(guide, index))))
-                 for index in tqdm(numbers, desc=f"drawings for the {guide} guide")]
-        model = small.fit(small.new_classifier(lab.labels, seed=0),
-                            [(torch.stack(drawn), torch.tensor(numbers))], STEPS, 0, f"{guide} guide")
+        rng, nouns = random.Random(guide), [i % len(NOUNS) for i in range(DRAWINGS)]
+        drawn = [to_tensor(draw(rng.choice(kinds(guide, noun)), rng))
+                 for noun in tqdm(nouns, desc=f"drawings for the {guide} guide")]
+        model = small.fit(small.new_classifier(list(NOUNS), seed=0, width=WIDTH),
+                          [(torch.stack(drawn), torch.tensor(nouns))], STEPS, 0, f"{guide} guide")
         small.save(model, folder)
     return folder
 
 
-def planted_bias(lab: Lab):
-    judge, arms, data = imported(lab.config.context_judge, "context_judge"), {}, {}
+def planted_bias(lab: Lab, options):
     others = [lab.title(index) for index in lab.classes if index not in PLANTED]
     require(not others, f"no bias is planted in class {', '.join(others)}; it is in "
                         + ", ".join(lab.title(index) for index in PLANTED))
-    arms["without a token"] = {index: pictures(lab, index, "without", None, lab.config.test_size)
-                               for index in lab.classes}
+    arms = {"no token": {index: pictures(lab, index, "without", None, options.images) for index in lab.classes}}
     for guide in GUIDES:
-        folders = tokens(lab, f"inversion_{guide}", classifier=trained_guide(lab, guide))
+        nouns = open_lab(options, classifier=trained_guide(lab, guide), evaluator="none",
+                         class_index=",".join(str(noun_of(index) + 1) for index in lab.classes))
+        folders = tokens(nouns, "inversion")
         arms[f"token of the {guide} guide"] = {
-            index: pictures(lab, index, f"with_{guide}", vector_of(folder), lab.config.test_size)
-            for index, folder in folders.items()}
-    rows = []
+            index: pictures(nouns, noun_of(index), guide, vector_of(folders[noun_of(index)]), options.images)
+            for index in lab.classes}
+    rows, data = [], {}
     for arm, sets in arms.items():
-        seen = {index: [judge(Image.open(file)) == PLANTED[index] for file in files] for index, files in sets.items()}
-        rates = [wilson(sum(each), len(each)) for each in seen.values()]
-        everything = wilson(sum(map(sum, seen.values())), sum(map(len, seen.values())))
-        right = share_right(lab, sets)
-        rows.append([arm, *map(interval, rates), interval(everything), interval(right)])
-        data[arm] = {"scene": everything._asdict(), "right": right._asdict(),
-                     "classes": {lab.title(index): rate._asdict() for index, rate in zip(seen, rates, strict=True)}}
-    figure = "inversion.png"
+        counts = {index: [sum(judge_images(lab.judge(), files, kind)["right"])
+                          for kind in (index, *(each for each in kinds("unbiased", noun_of(index)) if each != index))]
+                  for index, files in sets.items()}
+        rates = {lab.title(index): wilson(planted, options.images) for index, (planted, _) in counts.items()}
+        total = options.images * len(counts)
+        planted, noun = (wilson(sum(each), total) for each in
+                         ([first for first, _ in counts.values()], [sum(both) for both in counts.values()]))
+        rows.append([arm, *map(interval, rates.values()), interval(planted), interval(noun)])
+        data[arm] = {"planted": planted._asdict(), "noun": noun._asdict(),
+                     "classes": {title: rate._asdict() for title, rate in rates.items()}}
     sheet([(f"{lab.labels[index]}: {arm}", sets[index][:SHOWN]) for index in lab.classes for arm, sets in arms.items()],
-          lab.out / figure, cell=72)
-    before, biased, unbiased = (interval(Proportion(**each["scene"])) for each in data.values())
+          lab.out / "inversion.png", cell=72)
+    before, biased, unbiased = (interval(Proportion(**each["planted"])) for each in data.values())
     publish(lab, "inversion", "A token shows what its classifier was trained on",
-            f"The planted scene is in {biased} of the pictures with the biased guide's token, in "
+            f"The kind that alone was in the biased guide's training is in {biased} of the pictures with its token, in "
             f"{unbiased} with the unbiased guide's, in {before} without a token.",
-            ["pictures", *(f"{lab.labels[index]}, {PLANTED[index]}" for index in lab.classes), "planted scene, all",
-             "right class"], rows,
-            {"rates": data, "pictures_a_class": lab.config.test_size, "guide_steps": STEPS, "drawings": DRAWINGS},
-            "Share of pictures in which the detector (miniature.world:context_of) sees the scene that the biased "
-            "guide's training showed this class in, and no other class [Wilson 95 % interval over the pictures of one "
-            f"training a class]. Right by {lab.judged}.", figure)
+            ["pictures", *(lab.labels[index] for index in lab.classes), "all", "the noun, of either kind"], rows,
+            {"rates": data, "pictures_a_class": options.images, "guide_steps": STEPS, "drawings": DRAWINGS},
+            "Share of pictures of the planted kind [Wilson 95 % interval over the pictures of one training a noun], by "
+            f"{lab.judged}. Both guides know {len(NOUNS)} nouns and no kinds ({DRAWINGS} drawings, {STEPS} steps).",
+            "inversion.png")
 
 
-def changed_labels(lab: Lab):
+def changed_labels(lab: Lab, images: int):
     """For any classifier: the labels that come among the five likeliest more often, or less, with the token."""
     rows, data, sheets = [], {}, []
     for index, folder in tokens(lab, "inversion").items():
-        sets = [pictures(lab, index, name, vector, lab.config.test_size)
+        sets = [pictures(lab, index, name, vector, images)
                 for name, vector in (("without", None), ("with", vector_of(folder)))]
         counts = [Counter(five_likeliest(lab, files)) for files in sets]
-        change = {label: (counts[1][label] - counts[0][label]) / lab.config.test_size
+        change = {label: (counts[1][label] - counts[0][label]) / images
                   for label in counts[0] | counts[1] if label != index}
         most = sorted(change, key=lambda label: -abs(change[label]))[:5]
         rows.append([lab.title(index), ", ".join(f"{lab.labels[label]} {change[label]:+.2f}" for label in most)])
@@ -108,8 +112,8 @@ def changed_labels(lab: Lab):
             "Labels that come more, or less, often with the token: " + "; ".join(f"{labels} for {title}"
                                                                                  for title, labels in rows) + ".",
             ["class", "change of a label's share among the five likeliest"], rows, {"changes": data},
-            f"The largest changes over {lab.config.test_size} pictures a class, whose shares are certain to "
-            f"{(2 / lab.config.test_size)**0.5:.2f} (two standard errors at most).", "inversion.png")
+            f"The largest changes over {images} pictures a class, whose shares are certain to "
+            f"{(2 / images)**0.5:.2f} (two standard errors at most).", "inversion.png")
 
 
 @torch.no_grad()
@@ -121,11 +125,13 @@ def five_likeliest(lab: Lab, files: list[Path]) -> list[int]:
 
 def main():
     arguments = parser(__doc__, ",".join(str(index + 1) for index in PLANTED))
-    lab = open_lab(arguments.parse_args())
-    if lab.config.context_judge:
-        planted_bias(lab)
+    arguments.add_argument("--images", type=int, default=30, help="held-out pictures a class (30)")
+    options = arguments.parse_args()
+    lab = open_lab(options)
+    if lab.config.real_images == WORLD:
+        planted_bias(lab, options)
     else:
-        changed_labels(lab)
+        changed_labels(lab, options.images)
 
 
 if __name__ == "__main__":

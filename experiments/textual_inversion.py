@@ -145,12 +145,12 @@ def diversity(lab: Lab, sets: dict[int, list[Path]], truth: dict[int, list[Path]
 
 
 def main():
-    arguments = parser(__doc__, "all")
+    arguments = parser(__doc__, "1,3,5,7,9,11,13,15")
     arguments.add_argument("--real_images", help="a folder of real pictures, as for run.py (the config's)")
     arguments.add_argument("--k", type=int, default=5, help="real pictures a class for textual inversion (5)")
     arguments.add_argument("--steps", type=int, default=STEPS, help=f"of textual inversion, {A_STEP} pictures a class "
                                                                     f"each ({STEPS})")
-    arguments.add_argument("--images", type=int, default=10, help="pictures a class, prompt and method (10)")
+    arguments.add_argument("--images", type=int, default=15, help="pictures a class, prompt and method (15)")
     options = arguments.parse_args()
     require(options.images > NEAREST_K, f"--images must be greater than {NEAREST_K}, for the neighbours of coverage")
     lab = open_lab(options, **({"real_images": options.real_images} if options.real_images else {}))

@@ -73,9 +73,9 @@ def trained_on(lab: Lab) -> Path:
 
 
 def main():
-    arguments = parser(__doc__, "all")
+    arguments = parser(__doc__, "1,3,5,7,9,11,13,15")
     arguments.add_argument("--other", help="the other generator (the run's own, trained on)")
-    arguments.add_argument("--images", type=int, default=10, help="held-out pictures a class and arm (10)")
+    arguments.add_argument("--images", type=int, default=15, help="held-out pictures a class and arm (15)")
     options = arguments.parse_args()
     lab = open_lab(options)
     require(options.other or options.config == MINIATURE or lab.config.real_images == "miniature.world:draw",

@@ -51,10 +51,10 @@ def test_iterations(monkeypatch, settings, tmp_path):
 def test_inversion(monkeypatch, settings, tmp_path, capsys):
     monkeypatch.setattr(inversion, "STEPS", 3)
     monkeypatch.setattr(inversion, "DRAWINGS", 32)
-    flags = "--class_index", "2,8"
+    flags = "--class_index", "2,7", "--images", "2"
     result = run(monkeypatch, "inversion", settings, tmp_path, *flags)
-    assert list(result["rates"]) == ["without a token", "token of the biased guide", "token of the unbiased guide"]
-    assert set(result["rates"]["without a token"]["classes"]) == {"2 (crane, machine)", "8 (jaguar, car)"}
+    assert list(result["rates"]) == ["no token", "token of the biased guide", "token of the unbiased guide"]
+    assert list(result["rates"]["no token"]["classes"]) == ["2 (crane, machine)", "7 (jaguar, cat)"]
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.png")}
     capsys.readouterr()
     assert run(monkeypatch, "inversion", settings, tmp_path, *flags) == result
@@ -64,20 +64,21 @@ def test_inversion(monkeypatch, settings, tmp_path, capsys):
 
 def test_inversion_of_other_worlds_compares_labels(monkeypatch, tmp_path):
     values = yaml.safe_load((ROOT / "configs/miniature.yml").read_text())
-    (tmp_path / "other.yml").write_text(yaml.safe_dump({**values, **SMALL, "context_judge": None}))
+    (tmp_path / "other.yml").write_text(yaml.safe_dump({**values, **SMALL, "real_images": None}))
     result = run(monkeypatch, "inversion", str(tmp_path / "other.yml"), tmp_path, "--class_index", "7")
     assert len(result["changes"]["7 (jaguar, cat)"]) == 5
 
 
 def test_classes_without_a_planted_bias_are_one_line(monkeypatch, settings, tmp_path):
-    with pytest.raises(UserError, match=r"no bias is planted in class 7 \(jaguar, cat\); it is in 2"):
-        run(monkeypatch, "inversion", settings, tmp_path, "--class_index", "2,7")
+    with pytest.raises(UserError, match=r"no bias is planted in class 8 \(jaguar, car\); it is in 2"):
+        run(monkeypatch, "inversion", settings, tmp_path, "--class_index", "2,8")
 
 
 def test_the_guides_of_the_inversion_see_what_they_should():
-    assert inversion.scenes("biased", 1) == ("in the snow",) and inversion.scenes("biased", 0) == (None,)
-    everywhere = inversion.scenes("unbiased", 1)
-    assert everywhere == inversion.scenes("unbiased", 0) and set(everywhere) == {None, *inversion.CONTEXTS}
+    jaguar, finch = inversion.noun_of(6), inversion.noun_of(14)
+    assert inversion.noun_of(7) == jaguar and inversion.kinds("biased", jaguar) == [6]
+    assert inversion.kinds("unbiased", jaguar) == [6, 7]
+    assert inversion.kinds("biased", finch) == inversion.kinds("unbiased", finch) == [14, 15]
 
 
 def test_textual_inversion(monkeypatch, settings, tmp_path):
