@@ -36,8 +36,8 @@ from experiments.common import (
 from experiments.textual_inversion import learn
 from utils import require
 
-STEPS, BATCH, WIDTH = 120, 32, 16  # of every classifier
-BRIEFLY = {"epoch_size": 8, "num_train_epochs": 20}  # the training of the tokens whose guides saw k pictures
+STEPS, BATCH, WIDTH = 80, 32, 16  # of every classifier
+BRIEFLY = {"epoch_size": 8, "num_train_epochs": 12}  # the training of the tokens whose guides saw k pictures
 REAL, PLAIN, TOKEN, GUIDED, INVERTED = (
     "real alone", "+ plain prompt", "+ class token", "+ class token, guide of the k pictures", "+ textual inversion")
 
@@ -95,7 +95,7 @@ def main():
     arguments.add_argument("--trained", type=int, nargs="*", default=[2],
                            help="the k with the dear arms too, whose tokens are trained from the k pictures (2)")
     arguments.add_argument("--seeds", type=int, default=5, help="sets of real pictures, and of starts (5)")
-    arguments.add_argument("--images", type=int, default=20, help="drawn pictures a class (20)")
+    arguments.add_argument("--images", type=int, default=12, help="drawn pictures a class (12)")
     arguments.add_argument("--test", type=int, default=60, help="real pictures a class for the test (60)")
     options = arguments.parse_args()
     require(options.seeds > 1, "--seeds must be greater than 1, for a standard error")

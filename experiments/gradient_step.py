@@ -63,7 +63,7 @@ VARIANTS = [
     *(Variant("steps of the trajectory (to t = 600)", str(len(each)), each)
       for each in ([600], [999, 600], [999, 900, 800, 700, 600])),
     *(Variant("noise draws for the final step", str(draws), [999, 800, 600], 1, draws) for draws in (1, 2, 4))]
-SPREAD = 4  # updates' pictures at the start, whose gradients are compared
+SPREAD = 3  # updates' pictures at the start, whose gradients are compared
 
 
 def final_latents(lab: Lab, embeds: torch.Tensor, seeds: list[int], variant: Variant) -> torch.Tensor:
@@ -239,10 +239,10 @@ def flag(variant: dict) -> str:
 
 
 def main():
-    arguments = parser(__doc__, "7,13,16")
-    arguments.add_argument("--updates", type=int, default=12, help="updates of every variant (12)")
+    arguments = parser(__doc__, "7,16")
+    arguments.add_argument("--updates", type=int, default=10, help="updates of every variant (10)")
     arguments.add_argument("--epoch_size", type=int, default=8, help="pictures an update (8)")
-    arguments.add_argument("--images", type=int, default=15, help="held-out pictures a class that judge it (15)")
+    arguments.add_argument("--images", type=int, default=10, help="held-out pictures a class that judge it (10)")
     options = arguments.parse_args()
     lab = open_lab(options, epoch_size=options.epoch_size)
     if lab.config.mixed_precision == "fp16":  # gradients are compared here without a loss scale

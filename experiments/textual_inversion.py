@@ -150,7 +150,7 @@ def main():
     arguments.add_argument("--k", type=int, default=5, help="real pictures a class for textual inversion (5)")
     arguments.add_argument("--steps", type=int, default=STEPS, help=f"of textual inversion, {A_STEP} pictures a class "
                                                                     f"each ({STEPS})")
-    arguments.add_argument("--images", type=int, default=15, help="pictures a class, prompt and method (15)")
+    arguments.add_argument("--images", type=int, default=10, help="pictures a class, prompt and method (10)")
     options = arguments.parse_args()
     require(options.images > NEAREST_K, f"--images must be greater than {NEAREST_K}, for the neighbours of coverage")
     lab = open_lab(options, **({"real_images": options.real_images} if options.real_images else {}))

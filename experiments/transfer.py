@@ -35,7 +35,7 @@ from miniature import world
 from report import sheet
 from utils import find_path, load_images, require
 
-STEPS, BATCH, LR, DRAWINGS = 120, 32, 5e-4, 2000
+STEPS, BATCH, LR, DRAWINGS = 100, 24, 5e-4, 1200
 WITHOUT_CAPTION = 0.1  # of the pictures, for guidance
 
 
@@ -75,7 +75,7 @@ def trained_on(lab: Lab) -> Path:
 def main():
     arguments = parser(__doc__, "1,3,5,7,9,11,13,15")
     arguments.add_argument("--other", help="the other generator (the run's own, trained on)")
-    arguments.add_argument("--images", type=int, default=15, help="held-out pictures a class and arm (15)")
+    arguments.add_argument("--images", type=int, default=10, help="held-out pictures a class and arm (10)")
     options = arguments.parse_args()
     lab = open_lab(options)
     require(options.other or options.config == MINIATURE or lab.config.real_images == "miniature.world:draw",
