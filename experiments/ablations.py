@@ -75,7 +75,7 @@ def difference(one: dict, other: dict) -> tuple[float, float]:
 
 def main():
     arguments = parser(__doc__, "7,16")
-    arguments.add_argument("--seeds", type=int, default=2, help="trainings of each class and variant (2)")
+    arguments.add_argument("--seeds", type=int, default=3, help="trainings of each class and variant (3)")
     arguments.add_argument("--images", type=int, default=10, help="held-out pictures a class that judge it (10)")
     options = arguments.parse_args()
     require(options.seeds > 1, "--seeds must be greater than 1, for a standard error")
