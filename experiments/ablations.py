@@ -25,11 +25,11 @@ from experiments.common import (
 )
 from utils import require
 
-BRIEFLY = {"epoch_size": 8, "num_train_epochs": 20}  # what all variants start from, besides the config
+BRIEFLY = {"epoch_size": 8, "num_train_epochs": 12}  # what all variants start from, besides the config
 FACTORS = {  # the flag and its values, of which the start's own is left out
     "number_of_prompts": (1, 3), "epoch_size": (4, 16), "fresh_noise": (True, False),
     "initializer_token": ("a", "photo"), "guidance_scale": (1.0, 3.0, 5.0), "lr": (1.25e-3, 5e-3, 1e-2),
-    "early_stopping": (5, 15), "target_accuracy": (0.7, 0.96)}
+    "early_stopping": (4, 15), "target_accuracy": (0.7, 0.96)}
 
 
 def variants_of(lab: Lab) -> list[tuple[str, object]]:
@@ -38,29 +38,28 @@ def variants_of(lab: Lab) -> list[tuple[str, object]]:
                                if value != getattr(lab.config, factor))]
 
 
-def measured(lab: Lab, factor: str, value, options) -> dict:
-    """Accuracy of every seed over all classes; mean updates, pictures drawn and seconds of a training.
+def trained(lab: Lab, factor: str, value, seed: int, options) -> dict:
+    """One training of every class: the share of pictures that is right, mean updates, pictures drawn and seconds.
 
     All are judged by the same sampler, but for another guidance scale, which is that of the training too.
     """
     changes = {factor: value} if value != "" else {}
     drawn_by = open_lab(options, **BRIEFLY, **changes) if factor == "guidance_scale" else lab
-    drawn_by = drawn_by._replace(judge=lab.judge)
-    accuracies, updates, seconds = [], [], []
-    for seed in range(options.seeds):
-        noise = lab.config.seed + 10_000 * seed  # no update of one seed shares noise with another's
-        exp_id = f"{factor}_{value}_{noise}".replace("__", "_")
-        folders = tokens(lab, exp_id, **changes, seed=noise)
-        right = []
-        for index, folder in folders.items():
-            files = pictures(drawn_by, index, f"ablations/{exp_id}", vector_of(folder), options.images)
-            right += judge_images(lab.judge(), files, index)["right"]
-            updates.append(len(updates_of(folder)))
-            seconds.append(seconds_of(folder))
-        accuracies.append(mean(right))
+    noise = lab.config.seed + 10_000 * seed  # no update of one seed shares noise with another's
+    exp_id = f"{factor}_{value}_{noise}".replace("__", "_")
+    folders = tokens(lab, exp_id, **changes, seed=noise)
+    right = [each for index, folder in folders.items() for each in judge_images(lab.judge(), pictures(
+        drawn_by, index, f"ablations/{exp_id}", vector_of(folder), options.images), index)["right"]]
+    updates = mean(len(updates_of(folder)) for folder in folders.values())
     images = value if factor == "epoch_size" else lab.config.epoch_size
-    return {"factor": factor, "value": value, "accuracies": accuracies, "updates": mean(updates),
-            "pictures_drawn": mean(updates) * images, "seconds": mean(seconds)}
+    return {"accuracy": mean(right), "updates": updates, "pictures_drawn": updates * images,
+            "seconds": mean(map(seconds_of, folders.values()))}
+
+
+def gathered(factor: str, value, trainings: list[dict]) -> dict:
+    """What the trainings of one variant gave: every accuracy, and the means of the rest."""
+    return {"factor": factor, "value": value, "accuracies": [each["accuracy"] for each in trainings],
+            **{name: mean(each[name] for each in trainings) for name in ("updates", "pictures_drawn", "seconds")}}
 
 
 def error_of(values: list[float]) -> float:
@@ -80,7 +79,9 @@ def main():
     options = arguments.parse_args()
     require(options.seeds > 1, "--seeds must be greater than 1, for a standard error")
     lab = open_lab(options, **BRIEFLY)
-    results = [measured(lab, *variant, options) for variant in variants_of(lab)]
+    rounds = [[trained(lab, *variant, seed, options) for variant in variants_of(lab)] for seed in range(options.seeds)]
+    results = [gathered(*variant, each) for variant, each in zip(variants_of(lab), zip(*rounds, strict=True),
+                                                                 strict=True)]
     draw_figure(results, lab.out / "ablations.png")
     start, rest = results[0], results[1:]
     rows = [[each["factor"], each["value"], f"{mean(each['accuracies']):.2f} ({error_of(each['accuracies']):.2f})",
