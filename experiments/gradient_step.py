@@ -217,7 +217,7 @@ def draw_figure(results: list[dict], plain: float, path):
                             [each["high"] - each["value"] for each in right]])
         axis.plot(x, [each["cosine"] for each in these], "s--", label="cosine")
         axis.axhline(plain, color="grey", linewidth=0.8, linestyle=":", label="right without a token")
-        axis.set_xticks(x, [each["name"] for each in these])
+        axis.set_xticks(x, [each["name"] for each in these], fontsize=8)
         axis.set_xlabel(group, fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylim(-0.1, 1.02)
@@ -270,9 +270,9 @@ def report(lab: Lab, results: list[dict], plain: Proportion, options):
             f"{options.epoch_size} trajectories an update, as many for every variant. Cosine: minus the mean first "
             f"gradient with the way to the class's own adjectives, or to its token. Spread: standard deviation of "
             f"{SPREAD} updates' gradients at the start over the norm of their mean. MB: activations kept for "
-            "backward.\n\nHypothesis for Stable Diffusion 1.4, whose noise schedule is the same, not tested: "
-            f"{flag(advised)} serves better there too than the sampler's own 30 steps (\"paper's\"), whose last one "
-            "starts from almost no noise.", "gradient_step.png")
+            "backward.\n\nHypothesis for Stable Diffusion 1.4, whose noise schedule is the same, not tested: a final "
+            f"step that starts from far more noise than its sampler's own last one (\"paper's\"), such as {flag(advised)}, "
+            "needs no more updates there either, and a fraction of the UNet's calls.", "gradient_step.png")
 
 
 if __name__ == "__main__":
