@@ -271,8 +271,9 @@ def report(lab: Lab, results: list[dict], plain: Proportion, options):
             f"gradient with the way to the class's own adjectives, or to its token. Spread: standard deviation of "
             f"{SPREAD} updates' gradients at the start over the norm of their mean. MB: activations kept for "
             "backward.\n\nHypothesis for Stable Diffusion 1.4, whose noise schedule is the same, not tested: a final "
-            f"step that starts from far more noise than its sampler's own last one (\"paper's\"), such as {flag(advised)}, "
-            "needs no more updates there either, and a fraction of the UNet's calls.", "gradient_step.png")
+            "step that starts from far more noise than its sampler's own last one (\"paper's\"), such as "
+            f"{flag(advised)}, needs no more updates there either, and a fraction of the UNet's calls.",
+            "gradient_step.png")
 
 
 if __name__ == "__main__":
