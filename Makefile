@@ -17,7 +17,7 @@ test: $(VENV)/ready lint  ## what CI runs
 proof: $(VENV)/ready  ## the slow proof: every class of the miniature reaches the bar
 	$(RUN) -m pytest -q -m slow --durations 1
 
-reproduce: $(VENV)/ready  ## every claim of the paper on the miniature, into docs/results; what is done is kept in img/results
+reproduce: $(VENV)/ready miniature/weights/quality.json  ## every claim of the paper on the miniature, into docs/results; what is done is kept in img/results
 	for name in $(EXPERIMENTS); do $(RUN) -m experiments.$$name || exit 1; done
 
 lint: $(VENV)/ready

@@ -93,7 +93,7 @@ def main():
     arguments.add_argument("--real_images", help="a folder of real pictures, as for run.py (the config's)")
     arguments.add_argument("--k", type=int, nargs="+", default=[1, 2, 5, 10], help="real pictures a class (1 2 5 10)")
     arguments.add_argument("--trained", type=int, nargs="*", default=[2],
-                           help="the k with the dear arms too, whose tokens are trained from the k pictures (2)")
+                           help="for which k the costly arms run too, whose tokens are trained from the k pictures (2)")
     arguments.add_argument("--seeds", type=int, default=5, help="sets of real pictures, and of starts (5)")
     arguments.add_argument("--images", type=int, default=12, help="drawn pictures a class (12)")
     arguments.add_argument("--test", type=int, default=60, help="real pictures a class for the test (60)")
@@ -129,15 +129,16 @@ def report(lab: Lab, results: dict[int, list[dict]], options):
     bears = {arm: interval(share_right(lab, drawn_sets(lab, arm, dict.fromkeys(lab.classes), Path(), "",
                                                        options.images))) for arm in (PLAIN, TOKEN)}
     publish(lab, "augmentation", "Pictures drawn with class tokens help to train a classifier from few real ones",
-            f"At k = {k}, class tokens bring " + ", ".join(
-                f"{100 * difference:+.0f} points (standard error {100 * error:.0f}) beside '{other}'"
+            f"At k = {k}, class tokens' pictures bring " + ", ".join(
+                f"{100 * difference:.1f} points (standard error {100 * error:.1f}) more than '{other}'"
                 for other, (difference, error) in against.items()) + ".",
             ["trained on", *(f"k = {k}" for k in results)], rows,
             {"accuracies": {str(k): seeds for k, seeds in results.items()}, "steps": STEPS, "drawn": options.images,
              "right": bears, "classes": [lab.title(index) for index in lab.classes]},
             f"Test accuracy (standard error) over {options.seeds} seeds, each with real pictures and a start of its "
-            f"own, and the same {options.images} drawn pictures a class; {options.test} real test pictures a class. Of "
-            f"the drawn ones {bears[PLAIN]} show the class that they are labelled with ('{PLAIN}'), and {bears[TOKEN]} "
+            f"own, and {options.images} drawn pictures a class, the same for all seeds but in the arms of the k "
+            f"pictures; {options.test} real test pictures a class, drawn by the world where it draws its own. Of the "
+            f"drawn ones {bears[PLAIN]} show the class that they are labelled with ('{PLAIN}'), and {bears[TOKEN]} "
             f"('{TOKEN}'), by {lab.judged}: classes that share a name share their plain pictures.\n\nThe guide of "
             f"'{TOKEN}', '{lab.config.classifier}', was trained on far more than k pictures, and its tokens bring what "
             f"it knows. That of '{GUIDED}' is '{REAL}' itself, which knows the same k pictures alone; its tokens have "

@@ -202,7 +202,8 @@ def publish(lab: Lab, name: str, claim: str, sentence: str, header: list[str], r
                        f"[{stem}]({result['figure'] or stem + '.md'})", f"{result['found']} [more]({stem}.md)", ""]
                       for stem, result in results.items()])
     write_text(lab.out / "README.md", "\n".join([
-        "# Results", "", "Each row is written by its command. The paper's column is empty: its tables are not at hand.",
+        "# Results", "", "Each row is written by its command, with a page of its own beside it. 'Right' is by an "
+        "evaluator that did not guide. The paper's column is empty: its tables are not at hand.",
         "", *table, ""]))
     print("\n".join(markdown(header, rows)), f"\n{sentence}")
 

@@ -221,6 +221,7 @@ def draw_figure(results: list[dict], plain: float, path):
         axis.set_xlabel(group, fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylim(-0.1, 1.02)
+    axes[0].set_ylabel("share, or cosine", fontsize=8)
     axes[0].legend(frameon=False, fontsize=7)
     save_figure(figure, path)
 
@@ -255,24 +256,27 @@ def main():
 
 def report(lab: Lab, results: list[dict], plain: Proportion, options):
     best, advised = recommended(results)
+    ties = [f"{each['group']}: {each['name']}" for each in results if each["right"] == best["right"]]
     rows = [[each["group"], each["name"], interval(Proportion(**each["right"])), f"{each['cosine']:.2f}",
-             f"{each['spread']:.1f}", f"{each['seconds_an_update']:.2f}", f"{each['kept_mb_a_trajectory']:.1f}"]
+             f"{each['spread']:.1f}", f"{each['seconds_an_update']:.1f}", f"{each['kept_mb_a_trajectory']:.1f}"]
             for each in results]
     publish(lab, "gradient_step", "How many steps need a gradient, and from where",
-            f"After {options.updates} updates best with {best['group']}: {best['name']}, "
-            f"{best['right']['value']:.2f} right ({plain.value:.2f} without a token). Recommended here: "
-            f"{flag(advised)}, the quickest single gradient step whose interval reaches that.",
+            f"After {options.updates} updates best, {best['right']['value']:.2f} right ({plain.value:.2f} without a "
+            f"token), with {', and '.join(ties)}. Recommended here: {flag(advised)}, the quickest single gradient step "
+            "whose interval reaches that.",
             ["variant of the loop", "", "right class", "cosine", "spread", "s an update", "MB a trajectory"], rows,
             {"results": results, "without": plain._asdict(), "updates": options.updates,
              "classes": [lab.title(index) for index in lab.classes]},
             f"Right by {lab.judged}, on held-out seeds drawn by the full sampler [Wilson 95 % interval over the "
-            f"pictures of one training a class, {len(lab.classes)} classes: differences within them may be chance]; "
-            f"{options.epoch_size} trajectories an update, as many for every variant. Cosine: minus the mean first "
-            f"gradient with the way to the class's own adjectives, or to its token. Spread: standard deviation of "
-            f"{SPREAD} updates' gradients at the start over the norm of their mean. MB: activations kept for "
-            "backward.\n\nHypothesis for Stable Diffusion 1.4, whose noise schedule is the same, not tested: a final "
-            "step that starts from far more noise than its sampler's own last one (\"paper's\"), such as "
-            f"{flag(advised)}, needs no more updates there either, and a fraction of the UNet's calls.",
+            f"pictures of one training a class, {len(lab.classes)} classes: of {len(results)} variants the best and "
+            "the worst may be so by chance, and no config was changed on this]; as many trajectories an update for "
+            f"every variant, {options.epoch_size}. Cosine: between the first way down and the way from the first word "
+            f"to the adjectives that name the class, or to its token. Spread: standard deviation of {SPREAD} updates' "
+            "gradients at the start over the norm of their mean. Seconds vary by a third between equal loops, on a "
+            "machine that did other things too. MB: activations kept for backward.\n\nHypothesis for Stable Diffusion "
+            "1.4, whose noise schedule is the same, not tested: a final step that starts from far more noise than its "
+            f"sampler's own last one (\"paper's\"), such as {flag(advised)}, needs no more updates there either, and a "
+            "fraction of the UNet's calls.",
             "gradient_step.png")
 
 

@@ -84,11 +84,12 @@ def planted_bias(lab: Lab, options):
           lab.out / "inversion.png", cell=72)
     before, biased, unbiased = (interval(Proportion(**each["planted"])) for each in data.values())
     publish(lab, "inversion", "A token shows what its classifier was trained on",
-            f"The kind that alone was in the biased guide's training is in {biased} of the pictures with its token, in "
-            f"{unbiased} with the unbiased guide's, in {before} without a token.",
+            f"A guide that saw some nouns in one kind only gives tokens whose pictures are of that kind in {biased}; "
+            f"with an unbiased guide's it is {unbiased}, without a token {before}.",
             ["pictures", *(lab.labels[index] for index in lab.classes), "all", "the noun, of either kind"], rows,
             {"rates": data, "pictures_a_class": options.images, "guide_steps": STEPS, "drawings": DRAWINGS},
-            "Share of pictures of the planted kind [Wilson 95 % interval over the pictures of one training a noun], by "
+            "The biased guide saw each of these nouns as this kind alone, the rarer of its two, and the other nouns as "
+            "both. Share of pictures of that kind [Wilson 95 % interval over the pictures of one training a noun], by "
             f"{lab.judged}. Both guides know {len(NOUNS)} nouns and no kinds ({DRAWINGS} drawings, {STEPS} steps).",
             "inversion.png")
 

@@ -213,7 +213,8 @@ def compare(lab: Lab, methods: dict[str, Method], sets, more, truth, options):
             f"Right and features by {lab.judged} [Wilson 95 % interval over the pictures of one training a class]. "
             f"Coverage of {TRUTH} real pictures of the class, and the mean distance of two pictures of it in units of "
             "theirs (standard error over classes); the last row is of as many real pictures. Textual inversion: "
-            f"{options.steps} steps of {A_STEP} pictures, AdamW at {LR}.", "textual_inversion.png")
+            f"{options.steps} steps of {A_STEP} pictures, AdamW at {LR}. The class token needs no real pictures at "
+            "hand, but a classifier that was trained on some.", "textual_inversion.png")
 
 
 def with_error(values: list[float]) -> str:
