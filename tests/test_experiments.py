@@ -201,6 +201,12 @@ def test_pictures_of_any_size_become_squares(tmp_path):
     assert images.shape == (2, 3, 64, 64) and numbers.tolist() == [3, 5] and images[:, 0].min() == 1
 
 
+@pytest.mark.parametrize("accuracies, clear", [([0.9, 0.8], True), ([0.9, 0.5], False), ([0.3, 0.2], True),
+                                               ([0.55, 0.5], False)])
+def test_clear_is_what_every_training_says(accuracies, clear):
+    assert ablations.is_clear({"accuracies": accuracies}, {"accuracies": [0.5, 0.5]}) == clear
+
+
 def test_differences_are_paired():
     results = {2: [{"a": 0.9, "b": 0.5}, {"a": 0.7, "b": 0.4}]}
     difference, error = augmentation.compared(results, 2, "a", "b")
