@@ -69,7 +69,11 @@ def parser(doc: str, class_index: str) -> argparse.ArgumentParser:
 
 
 def open_lab(arguments: argparse.Namespace, **changes) -> Lab:
-    """The lab of `arguments`; `changes` to the settings are of the experiment."""
+    """The lab of `arguments`; `changes` to the settings are of the experiment.
+
+    Raises:
+        UserError: settings that cannot work, or `arguments.images` that training may have seen.
+    """
     name = Path(arguments.config).stem
     out = ROOT / "docs/results" / ("" if arguments.config == MINIATURE else name)
     chosen = arguments.class_index or (arguments.of_the_miniature if arguments.config == MINIATURE else "")
@@ -78,6 +82,9 @@ def open_lab(arguments: argparse.Namespace, **changes) -> Lab:
     config, _ = parse(["--config", arguments.config, "--class_index", chosen, "--train", "True",
                        "--output_path", str(work), *flags])
     config.validate()
+    images = getattr(arguments, "images", 0)
+    require(images <= config.seed, f"--images {images} would judge seeds that training uses, from {config.seed} on: "
+                                   f"give {config.seed} or less")
     run.check_device(config.device, config.mixed_precision)
     labels = load_labels(config.classifier)
     names = class_names(labels, config.class_names)
@@ -148,12 +155,7 @@ def pictures(lab: Lab, index: int, name: str, vector: torch.Tensor | None, image
     """Seeds 0 to images - 1 of a class without a token (None) or with one, drawn unless they are there, called `name`.
 
     `phrase` takes the place of '<placeholder> <class name>' in the template.
-
-    Raises:
-        UserError: training may have seen these seeds.
     """
-    require(images <= lab.config.seed, f"--images {images} would judge seeds that training uses, from "
-                                       f"{lab.config.seed} on: give {lab.config.seed} or less")
     prompt = template.format(phrase or (lab.names[index] if vector is None else
                                         f"{lab.config.placeholder_token} {lab.names[index]}"))
     folder = lab.work / "pictures" / class_folder(index, lab.names[index])

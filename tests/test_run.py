@@ -142,7 +142,10 @@ def test_train_and_evaluate(capsys, tiny_config, tmp_path):
     classifier = next(path.name for path in (tmp_path / "img").iterdir())
     tokens = tmp_path / "pipeline_token" / classifier / "0003_tiger_cat" / "demo"
     images = tmp_path / "img" / classifier / "0003_tiger_cat" / "demo"
-    assert {path.name for path in tokens.iterdir()} == {"learned_embeds.safetensors", "config.yml", "history.jsonl"}
+    assert {path.name for path in tokens.iterdir()} == {"learned_embeds.safetensors", "config.yml", "history.jsonl",
+                                                        "cost.json"}
+    cost = json.loads((tokens / "cost.json").read_text())
+    assert cost["updates"] == 2 and cost["seconds"] > 0 and 0.1 < cost["peak_memory_gb"] < 10
     placeholder, vector, header = class_token.load(tokens / "learned_embeds.safetensors")
     assert placeholder == "newclas" and len(vector) == 32
     assert (header["class_index"], header["class_name"], header["base_model"]) == ("3", "tiger cat", tiny_config.model)
