@@ -5,17 +5,17 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
-from utils import UserError, replacing, require
+from utils import UserError, require, write_tensors
 
 TOKEN_FILE = "learned_embeds.safetensors"
+
 
 def add_placeholder(tokenizer, placeholder: str) -> int:
     """Teach `tokenizer` the new word and return its id, one past the vocabulary table, which stays as it is.
 
     Raises:
-        UserError: the placeholder is empty, has a space in it, or is a word of the vocabulary already.
+        UserError: it has a space, is a word of the vocabulary already, or the tokenizer does not find it in a prompt.
     """
     require(placeholder and placeholder == "".join(placeholder.split()),
             f"placeholder_token must be one word without spaces, not '{placeholder}'")
@@ -23,7 +23,10 @@ def add_placeholder(tokenizer, placeholder: str) -> int:
     require(len(known) > 1, f"placeholder_token '{placeholder}' is in the vocabulary already; "
                             "take a word nobody uses, such as newclas")
     tokenizer.add_tokens(placeholder)
-    return tokenizer.convert_tokens_to_ids(placeholder)
+    token_id = tokenizer.convert_tokens_to_ids(placeholder)
+    require(tokenizer(f"a {placeholder} a", add_special_tokens=False).input_ids.count(token_id) == 1,
+            f"placeholder_token '{placeholder}' is not read as one token; take a plain word, such as newclas")
+    return token_id
 
 
 def initial_vector(tokenizer, text_encoder, initializer: str) -> torch.Tensor:
@@ -67,8 +70,7 @@ def spliced(text_encoder, token_id: int, vector: torch.Tensor):
 def save(path: Path, placeholder: str, vector: torch.Tensor, metadata: dict):
     """Write {placeholder: [D]} as safetensors, as diffusers, A1111 and ComfyUI read it, with `metadata` as header."""
     header = {"format": "pt", **{key: str(value) for key, value in metadata.items()}}
-    with replacing(Path(path)) as temporary:
-        save_file({placeholder: vector.detach().float().cpu().contiguous()}, temporary, metadata=header)
+    write_tensors(Path(path), {placeholder: vector.detach().float().cpu().contiguous()}, header)
 
 
 def load(path: Path) -> tuple[str, torch.Tensor, dict]:
@@ -87,10 +89,11 @@ def load(path: Path) -> tuple[str, torch.Tensor, dict]:
         else:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors, pickle and zip each raise their own kind
-        raise UserError(f"'{path}' is not a token file: {error}") from error
+        raise UserError(f"'{path}' is not a token file: {' '.join(str(error).split())[:200]}") from error
     require(isinstance(tensors, dict) and len(tensors) == 1 and torch.is_tensor(next(iter(tensors.values()))),
             f"'{path}' must hold exactly one tensor, named by its placeholder")
     placeholder, vector = next(iter(tensors.items()))
     vector = vector.squeeze(0) if vector.dim() == 2 and len(vector) == 1 else vector
     require(vector.dim() == 1, f"'{path}' holds {list(vector.shape)}, not one vector [D]")
+    require(vector.isfinite().all(), f"'{path}' holds numbers that are not finite: no prompt can be drawn with it")
     return placeholder, vector.float(), header

@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 
 from utils import WITHOUT_GPU_OR_NETWORK, find_path, opening, require
 
+NO_STRANGERS_CODE = {"trust_remote_code": False}  # left open, transformers asks the user
 REGISTRY = {
     "inet": "google/vit-large-patch16-224",
     "inat": "mean:vesteinn/vit-mae-inat21",
@@ -89,7 +90,7 @@ def load_labels(name: str) -> list[str]:
     if kind == "timm":
         return load_classifier(name, "cpu").labels
     with opening(name, source, f"or take one of {', '.join(REGISTRY)}, {WITHOUT_GPU_OR_NETWORK}"):
-        return _labels(AutoConfig.from_pretrained(source))
+        return _labels(AutoConfig.from_pretrained(source, **NO_STRANGERS_CODE))
 
 
 def penultimate(classifier: Classifier, prepared: torch.Tensor) -> torch.Tensor:
@@ -118,12 +119,17 @@ def _resolve(name: str) -> tuple[str, str]:
 
 def folder_name(name: str) -> str:
     """A classifier's name as a folder: 'timm:resnet50' -> 'timm_resnet50', a path -> its last two parts."""
-    return re.sub(r"[^\w.-]+", "_", "/".join(name.rstrip("/").split("/")[-2:])).strip("._")
+    return re.sub(r"[^\w.-]+", "_", "/".join(name.rstrip("/").split("/")[-2:])).strip("._")[-80:] or "classifier"
 
 
 def _labels(config) -> list[str]:
-    labels = {int(i): label for i, label in config.id2label.items()}
-    return [labels[i] for i in range(len(labels))]
+    labels = {int(i): str(label) for i, label in config.id2label.items()}
+    return [printable(labels[i]) for i in range(len(labels))]
+
+
+def printable(label: str) -> str:
+    """A stranger's label without what moves a terminal's cursor, or ends a line or a file's name."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in label).split())
 
 
 def _logits(model, pixel_values):
@@ -138,10 +144,10 @@ def _mean_pooled_logits(model, pixel_values):
 
 def _load_transformers(source: str, mean_pooled: bool):
     loader = ViTForImageClassification if mean_pooled else AutoModelForImageClassification
-    model, report = loader.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    model, report = loader.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **NO_STRANGERS_CODE)
     require(not report["missing_keys"],
             f"'{source}' is not an image classifier as stored: it lacks {sorted(report['missing_keys'])[:3]}")
-    preprocessing = _from_processor(AutoImageProcessor.from_pretrained(source))
+    preprocessing = _from_processor(AutoImageProcessor.from_pretrained(source, **NO_STRANGERS_CODE))
     return model, _labels(model.config), preprocessing, _mean_pooled_logits if mean_pooled else _logits
 
 
@@ -191,7 +197,7 @@ def _interpolation(resample: int) -> InterpolationMode:
 
 def _load_timm(name: str):
     require(name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) or timm.is_model(name.split(".")[0]),
-            f"timm knows no model '{name}'; timm.list_models(pretrained=True) lists them")
+            f"timm knows no classifier '{name}'; timm.list_models(pretrained=True) lists them")
     model = timm.create_model(name, pretrained=True)
     data = resolve_model_data_config(model)
     _, height, width = data["input_size"]
@@ -200,7 +206,7 @@ def _load_timm(name: str):
     preprocessing = Preprocessing(scaled if data["crop_mode"] == "squash" else min(scaled), (height, width),
                                   InterpolationMode(data["interpolation"]), list(data["mean"]), list(data["std"]),
                                   crop_rounds_down=False)
-    return model, _timm_labels(model), preprocessing, lambda model, pixels: model(pixels)
+    return model, list(map(printable, _timm_labels(model))), preprocessing, lambda model, pixels: model(pixels)
 
 
 def _timm_labels(model) -> list[str]:

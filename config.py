@@ -4,13 +4,17 @@ Edit a default here, put it in a YAML file (`--config`), or give it as a flag; f
 """
 
 import argparse
-import difflib
+import os
+import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
 
-from utils import UserError, read_yaml_mapping, require
+from utils import UserError, did_you_mean, read_yaml_mapping, require
 
 
 def setting(default, text: str):
@@ -87,33 +91,73 @@ class RunConfig:
     skip_exists: bool = setting(False, "Do not train a class whose token is already there.")
 
     def validate(self):
-        """Raise UserError for the first setting that cannot work, saying what would."""
+        """Raise UserError for the first setting that cannot work, naming it, its value and what would be right."""
         require(self.class_index, "which class? give --class_index 283, 1-12, 1,5,9, all or a name; --list_classes "
                                   "shows the classes of the classifier")
         require(self.train or self.evaluate, "nothing to do: give --train True, --evaluate True or both")
-        for name in ("num_train_epochs", "epoch_size", "early_stopping", "classes_at_once",
-                     "num_inference_steps", "test_size", "lr", "eps", "max_grad_norm"):
-            require(getattr(self, name) > 0, f"{name} must be greater than 0, not {getattr(self, name)}")
-        require(self.batch_size is None or self.batch_size > 0,
-                f"batch_size must be greater than 0, or none, not {self.batch_size}")
-        for name in ("height", "width"):
-            value = getattr(self, name)
-            require(value > 0 and value % 8 == 0, f"{name} must be divisible by 8, for the VAE: {value} is not")
-        require(1 <= self.number_of_prompts <= 3, f"number_of_prompts must be 1, 2 or 3, not {self.number_of_prompts}")
-        require(0 <= self.target_accuracy <= 1, f"target_accuracy must lie in 0..1, not {self.target_accuracy}")
-        require(self.weight_decay >= 0, f"weight_decay must not be negative: {self.weight_decay}")
-        require(len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
-                f"betas must be two numbers in [0, 1), such as 0.9 0.999, not {self.betas}")
+        for name, value in asdict(self).items():
+            for part in value if isinstance(value, list) else [value]:
+                require(not isinstance(part, str) or part.isprintable(), f"{name} {part!r} has characters that cannot "
+                                                                         "be printed")
+            if name in ALLOWED and not (value is None and name in MAY_BE_NONE):
+                require(ALLOWED[name][0](value), f"{name} must be {in_words(name)}, not "
+                                                 f"{value if not isinstance(value, str) else repr(value)}")
         require(not self.train or self.seed >= self.test_size,
                 f"seed {self.seed} would train on images that evaluation uses (seeds 0 to {self.test_size - 1}): give "
-                f"--seed {self.test_size} or more")
-        steps = self.train_timesteps
-        require(steps is None or steps and steps[-1] >= 0 and steps == sorted(set(steps), reverse=True),
-                f"train_timesteps must fall from noise to image, such as 999 800 600, not {steps}")
-        require(self.mixed_precision in ("no", "fp16", "bf16"),
-                f"mixed_precision must be no, fp16 or bf16, not {self.mixed_precision}")
-        require(self.exp_id.strip(". ") and not set(self.exp_id) & set("/\\"),
-                f"exp_id names a folder and may not be '{self.exp_id}'")
+                f"--seed {self.test_size} or more, or --test_size {self.seed} or less")
+        check_output_path(self.output_path)
+
+
+def between(low: float, high: float) -> tuple[Callable[[float], bool], str]:
+    return lambda value: low <= value <= high, f"from {low} to {high:,}"
+
+
+def above(low: float, high: float) -> tuple[Callable[[float], bool], str]:
+    return lambda value: low < value <= high, f"greater than {low}, {high:,} at most"
+
+
+def is_folder_name(name: str) -> bool:
+    return 0 < len(name.encode()) <= 100 and name.strip(". ") == name and not set(name) & set("/\\")
+
+
+WORD = (lambda value: 0 < len(value) <= 50 and not set(value) & set(" {}"), "one word of 50 letters at most, without "
+                                                                            "spaces, such as newclas")
+SIDE = (lambda value: 8 <= value <= 8192 and value % 8 == 0, "divisible by 8, for the VAE, and from 8 to 8,192")
+GIVEN = (lambda value: bool(value.strip()), "a name or a folder (--help shows which)")
+ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {  # what a setting may be: a test, and the same in words
+    "exp_id": (is_folder_name, "a folder's name of 100 letters at most, without / or \\, and no dot or space at its "
+                               "ends, such as demo"),
+    "model": GIVEN, "classifier": GIVEN, "evaluator": GIVEN, "features": GIVEN, "class_names": GIVEN,
+    "real_images": GIVEN, "output_path": GIVEN,
+    "num_train_epochs": between(1, 100_000), "epoch_size": between(1, 10_000), "number_of_prompts": between(1, 3),
+    "target_accuracy": between(0, 1), "early_stopping": between(1, 100_000), "batch_size": between(1, 10_000),
+    "classes_at_once": between(1, 1000), "lr": above(0, 1000), "weight_decay": between(0, 1000), "eps": above(0, 1),
+    "betas": (lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas),
+              "two numbers in [0, 1), such as 0.9 0.999"),
+    "max_grad_norm": above(0, 10**9), "seed": between(0, 2**32), "guidance_scale": between(0, 100), "height": SIDE,
+    "width": SIDE, "num_inference_steps": between(1, 999),
+    "train_timesteps": (lambda steps: steps and steps == sorted(set(steps), reverse=True) and steps[-1] >= 0
+                        and steps[0] <= 999, "numbers from 999 to 0 that fall, from noise to image, such as 999 800 "
+                                             "600"),
+    "placeholder_token": WORD, "initializer_token": WORD, "test_size": between(1, 100_000),
+    "context_judge": (lambda value: re.fullmatch(r"[\w.]+:\w+", value), "module:function"),
+    "device": (lambda value: re.fullmatch(r"cuda(:\d{1,3})?|mps|cpu", value), "cuda, cuda:1, mps or cpu"),
+    "mixed_precision": (lambda value: value in ("no", "fp16", "bf16"), "no, fp16 or bf16"),
+}
+
+
+def in_words(name: str) -> str:
+    """What a setting may be."""
+    return ALLOWED[name][1] + ", or none" * (name in MAY_BE_NONE)
+
+
+def check_output_path(path: str):
+    """Raise UserError where nothing can be written to `path`, or to the folder that it would be made in."""
+    folder = Path(path).absolute()
+    there = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
+    require(there.is_dir(), f"output_path '{path}' cannot be a folder: '{there}' is none")
+    require(os.access(there, os.W_OK | os.X_OK), f"output_path '{path}': no permission to write to '{there}'; give "
+                                                 "another folder")
 
 
 DECISIVE = ("model", "classifier", "class_names", "num_train_epochs", "epoch_size", "number_of_prompts",
@@ -121,6 +165,7 @@ DECISIVE = ("model", "classifier", "class_names", "num_train_epochs", "epoch_siz
             "guidance_scale", "height", "width", "num_inference_steps", "train_timesteps", "fresh_noise",
             "placeholder_token", "initializer_token", "mixed_precision")
 MAY_BE_NONE = [f.name for f in fields(RunConfig) if f.default is None]
+LISTS = ("betas", "train_timesteps", "eval_prompts")
 
 
 def settings_from_file(path: str) -> list[str]:
@@ -131,9 +176,9 @@ def settings_from_file(path: str) -> list[str]:
     """
     known, flags = [f.name for f in fields(RunConfig)], []
     for key, value in read_yaml_mapping(path, "lr: 0.001").items():
-        close = difflib.get_close_matches(key, known, 1)
-        require(key in known, f"'{path}' has an unknown setting '{key}'"
-                              + (f"; did you mean '{close[0]}'?" if close else "; --help lists them"))
+        require(key in known, f"'{path}' has an unknown setting '{key}'; "
+                              + (did_you_mean(key, known) or "--help lists them"))
+        require(isinstance(value, str) or key in LISTS, f"'{path}': {key} must be one value, not {value}")
         if value not in ("null", "~", "", []) and not (value == "none" and key in MAY_BE_NONE):
             flags += [f"--{key}", *(value if isinstance(value, list) else [value])]
     return flags
@@ -153,9 +198,11 @@ class OneLineParser(HfArgumentParser):
     """Says what is wrong in one line instead of printing forty flags first."""
 
     def error(self, message):
-        flag = message.partition("unrecognized arguments: --")[2].split(" ")[0]
-        close = difflib.get_close_matches(flag, [f.name for f in fields(RunConfig)], 1)
-        raise UserError(message + (f"; did you mean --{close[0]}?" if close else "; --help explains every setting"))
+        flag = message.partition("unrecognized arguments: ")[2].split(" ")[0]
+        wrong = re.match(r"argument --(\w+)[^:]*: (invalid \w+ value: .*|expected .*argument.*)", message)
+        if wrong and wrong[1] in ALLOWED:
+            message = f"{wrong[1]} must be {in_words(wrong[1])}: {wrong[2]}"
+        raise UserError(f"{message}; {did_you_mean(flag, self._option_string_actions) or '--help explains it'}")
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -175,7 +222,9 @@ def parse(argv: list[str], description: str | None = None) -> tuple[RunConfig, b
     parser.formatter_class = HelpFormatter
     parser.add_argument("--config", metavar="FILE.yml", help="A YAML file of these settings; flags beat it.")
     parser.add_argument("--list_classes", action="store_true", help="Print the classes of --classifier and stop.")
+    parser.add_argument("--debug", action="store_true", help="Show where in the code an error came from.")
     argv = [part for flag in argv for part in (flag.split("=", 1) if flag.startswith("--") else [flag])]
+    argv = [part.replace("-", "_").replace("__", "--", 1) if part.startswith("--") else part for part in argv]
     unset = [name for name in MAY_BE_NONE if (f"--{name}", "none") in zip(argv, argv[1:], strict=False)]
     for name in unset:
         at = argv.index(f"--{name}")

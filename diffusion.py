@@ -46,7 +46,10 @@ def load_components(model: str, device: str, dtype: torch.dtype, gradient_checkp
     """
     source = str(find_path(model) or model)
     with opening(model, source):
-        scheduler_class = getattr(diffusers, DiffusionPipeline.load_config(source)["scheduler"][1])
+        named = DiffusionPipeline.load_config(source)["scheduler"][1]
+        scheduler_class = getattr(diffusers, named, None)
+        require(isinstance(scheduler_class, type) and issubclass(scheduler_class, diffusers.SchedulerMixin),
+                f"model_index.json of '{model}' names '{named}' as its scheduler, which is none of diffusers'")
         components = Components(
             CLIPTokenizer.from_pretrained(source, subfolder="tokenizer"),
             _load_weights(CLIPTextModel, source, "text_encoder", dtype=dtype),
@@ -124,12 +127,13 @@ def trajectory(components: Components, num_inference_steps: int, timesteps: list
 
 
 def denoise(components: Components, scheduler, latents: torch.Tensor, prompt_embeds: torch.Tensor,
-            negative_prompt_embeds: torch.Tensor, guidance_scale: float, generators: list[torch.Generator],
+            negative_prompt_embeds: torch.Tensor | None, guidance_scale: float, generators: list[torch.Generator],
             batch_size: int | None = None) -> torch.Tensor:
     """z_T [B, 4, h, w] -> z_0, with a graph through one UNet call: the conditional half of the final step.
 
     Gradient skipping (Sec. 3.2): earlier steps, and the unconditional half of the final one, run without a graph.
-    `scheduler` comes from `trajectory` and serves once. No guidance at a scale of 1 or less. `generators` are drawn
+    `scheduler` comes from `trajectory` and serves once. No guidance at a scale of 1 or less: the
+    unconditional half, and `negative_prompt_embeds`, are not computed. `generators` are drawn
     from by stochastic schedulers alone. The graph is made anew on the way back, `batch_size` images (all) at a time.
     """
     unet, guided = components.unet, guidance_scale > 1
@@ -165,8 +169,10 @@ def generate_latents(components: Components, prompt_embeds: torch.Tensor, seeds:
 
     `timesteps` None runs the checkpoint's own scheduler for `num_inference_steps`.
     """
-    with torch.no_grad():
-        negative_prompt_embeds = encode_prompts(components, [""]).expand(len(seeds), -1, -1)
+    negative_prompt_embeds = None
+    if guidance_scale > 1:
+        with torch.no_grad():
+            negative_prompt_embeds = encode_prompts(components, [""]).expand(len(seeds), -1, -1)
     generators = noise_sources(seeds)
     latents = initial_latents(components, generators, height, width)
     scheduler = trajectory(components, num_inference_steps, timesteps)

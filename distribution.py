@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from torchmetrics.image.fid import NoTrainInceptionV3
 from torchvision.transforms.v2 import functional as TF
@@ -15,7 +14,7 @@ from tqdm import tqdm
 
 from classifiers import load_classifier, penultimate
 from metrics import COMPARABLE_FID, NEAREST_K, Prdc, frechet_distance, kernel_distance, prdc
-from utils import opening, require
+from utils import opening, read_image, require
 
 INCEPTION, INCEPTION_SIZE = "InceptionV3", 299
 READ_AT_ONCE = 32
@@ -45,7 +44,7 @@ def load_extractor(name: str, device: str) -> Extractor:
         return Extractor(classifier.name, lambda image: classifier.preprocessing(image[None])[0],
                          lambda prepared: penultimate(classifier, prepared), torch.device(device))
     weights = name.partition(":")[2] or None
-    require(weights is None or Path(weights).is_file(), f"features: no file '{weights}'")
+    require(weights is None or Path(weights).is_file(), f"features '{name}': no file '{weights}'")
     with opening(name, weights, instead="or give --features inception:<file of weights> or a classifier"):
         if weights:  # the libraries unpickle freely, so they get no file that needs it
             torch.load(weights, map_location="cpu", weights_only=True)
@@ -65,7 +64,7 @@ def features_of(extractor: Extractor, files: list[Path]) -> torch.Tensor:
     """Features [N, D] of picture files of any size, on the CPU."""
     parts = []
     for start in tqdm(range(0, len(files), READ_AT_ONCE), desc=f"{extractor.name} features", unit="batch", leave=False):
-        arrays = [np.array(Image.open(file).convert("RGB")) for file in files[start:start + READ_AT_ONCE]]
+        arrays = [np.array(read_image(file)) for file in files[start:start + READ_AT_ONCE]]
         images = [torch.from_numpy(array).permute(2, 0, 1).float() / 255 for array in arrays]
         batch = torch.stack([extractor.prepare(image) for image in images])
         parts.append(extractor.features(batch.to(extractor.device)).float().cpu())

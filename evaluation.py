@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from class_token import spliced
 from classifiers import Classifier
 from config import RunConfig
 from diffusion import Components, encode_prompts, generate_images
+from memory import WITHOUT_GRAPH, first_batch, fitting
 from metrics import Proportion, mcnemar, wilson
 from prompt_datasets import TEMPLATES, class_title, prompt_folder
-from utils import WITHOUT_GRAPH, ImageWriter, files_of, first_batch, fitting, imported, load_images, require, write_json
+from stopping import in_flight
+from utils import ImageWriter, files_of, imported, load_images, read_image, read_json, require, write_json
 
 ARMS = ("without", "with")
 CONTROLS = ("untrained", "random")
@@ -81,12 +82,12 @@ def generate(config: RunConfig, generator: Callable[[], tuple[Components, int]],
 
     Raises:
         UserError: a vector of another text encoder's width, a picture that is not a number.
+        Stopped: a signal came; what is drawn is on the disk.
     """
     stale, record = drawn_otherwise(config, arms, folder)
-    jobs = [(arm, seed) for arm in arms for seed in range(arm.images)
-            if arm.folder in stale or not (folder / arm.folder / f"{seed}.png").exists()]
-    number = len(jobs)
-    if not jobs:
+    jobs = [(arm.folder, seed) for arm in arms for seed in range(arm.images)]
+    missing = {(arm, seed) for arm, seed in jobs if arm in stale or not (folder / arm / f"{seed}.png").exists()}
+    if not missing:
         return 0
     components, token_id = generator()
     embeds = {arm.folder: embed(components, token_id, arm) for arm in arms}
@@ -94,28 +95,43 @@ def generate(config: RunConfig, generator: Callable[[], tuple[Components, int]],
     for arm in stale:
         shutil.rmtree(folder / arm, ignore_errors=True)
     write_json(folder / "drawn.json", record)
-    with tqdm(total=len(jobs), desc=f"drawing {title}", unit="image") as bar, ImageWriter() as writer:
+    with tqdm(total=len(missing), desc=f"drawing {title}", unit="image") as bar, ImageWriter() as writer:
         while jobs:
-            images = draw_batch(config, components, embeds, jobs)
-            require(images.isfinite().all(), f"a picture of {title} is not a number: try --mixed_precision bf16 or no")
-            writer.write(images, [folder / arm.folder / f"{seed}.png" for arm, seed in jobs[:len(images)]])
-            jobs = jobs[len(images):]
-            bar.update(len(images))
-    return number
+            with in_flight("this batch of pictures"):
+                batch, images = draw_batch(config, components, embeds, jobs, missing)
+                lacking = [i for i, job in enumerate(batch) if job in missing]
+                if lacking:
+                    require(images.isfinite().all(), f"a picture of {title} is not a number: try --mixed_precision "
+                                                     "bf16 or no")
+                    writer.write(images[lacking], [folder / arm / f"{seed}.png" for arm, seed in
+                                                   (batch[i] for i in lacking)])
+                jobs = jobs[len(batch):]
+                bar.update(len(lacking))
+    return len(missing)
 
 
 def drawing(config: RunConfig) -> Callable:
-    """`draw_some` with as many pictures as fit, which it finds out once."""
+    """`draw_missing` with as many pictures as fit, which it finds out once."""
     given = config.batch_size and WITHOUT_GRAPH * config.batch_size
-    return fitting(draw_some, given, first_batch(DRAWN_AT_ONCE, config.device, config.height, config.width))
+    return fitting(draw_missing, given, first_batch(DRAWN_AT_ONCE, config.device, config.height, config.width))
 
 
-def draw_some(batch_size: int, config: RunConfig, components: Components, embeds: dict[str, torch.Tensor],
-              jobs: list[tuple[Arm, int]]) -> torch.Tensor:
-    """The pictures [B, 3, H, W] of the first `batch_size` jobs."""
-    prompt_embeds = torch.cat([embeds[arm.folder] for arm, _ in jobs[:batch_size]])
-    return generate_images(components, prompt_embeds, [seed for _, seed in jobs[:batch_size]], config.height,
-                           config.width, config.guidance_scale, config.num_inference_steps)
+def draw_missing(batch_size: int, config: RunConfig, components: Components, embeds: dict[str, torch.Tensor],
+                 jobs: list[tuple[str, int]], missing: set[tuple[str, int]]):
+    """The first `batch_size` jobs (an arm's folder, a seed) and their pictures; None where none of them is missing.
+
+    Whole batches alone: what a killed drawing draws again is then the same to the last bit.
+    """
+    batch = jobs[:batch_size]
+    return batch, None if missing.isdisjoint(batch) else draw_some(config, components, embeds, batch)
+
+
+def draw_some(config: RunConfig, components: Components, embeds: dict[str, torch.Tensor],
+              jobs: list[tuple[str, int]]) -> torch.Tensor:
+    """The pictures [B, 3, H, W] of these jobs, an arm's folder and a seed each."""
+    prompt_embeds = torch.cat([embeds[arm] for arm, _ in jobs])
+    return generate_images(components, prompt_embeds, [seed for _, seed in jobs], config.height, config.width,
+                           config.guidance_scale, config.num_inference_steps)
 
 
 def embed(components: Components, token_id: int, arm: Arm) -> torch.Tensor:
@@ -132,7 +148,7 @@ def embed(components: Components, token_id: int, arm: Arm) -> torch.Tensor:
 def drawn_otherwise(config: RunConfig, arms: list[Arm], folder: Path) -> tuple[list[str], dict]:
     """The arms whose pictures folder/drawn.json does not say to be drawn as they would be now; its new content."""
     file = folder / "drawn.json"
-    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    before = read_json(file) if file.exists() else {}
     settings = {"weights": files_of(config.model), **{name: getattr(config, name) for name in DRAWN_BY}}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     now = {arm.folder: {"prompt": arm.prompt, "token": fingerprint(arm.vector), "settings": digest} for arm in arms}
@@ -149,7 +165,7 @@ def forget(run: Path):
 
 def pictures_of(folder: Path) -> str:
     """A fingerprint of how the pictures in folder/without and folder/with were drawn."""
-    drawn = json.loads((folder / "drawn.json").read_text(encoding="utf-8"))
+    drawn = read_json(folder / "drawn.json", *ARMS)
     return hashlib.sha256(json.dumps([drawn[arm] for arm in ARMS], sort_keys=True).encode()).hexdigest()
 
 
@@ -206,7 +222,7 @@ def evaluate_folder(config: RunConfig, judges: dict[str, Classifier], class_inde
 
 def context_kept(judge: str, template: str, files: list[Path]) -> dict:
     """The share of pictures, with its interval, in which `judge` sees what `template` asks for."""
-    seen = [imported(judge, "context_judge")(Image.open(file)) for file in files]
+    seen = [imported(judge, "context_judge")(read_image(file)) for file in files]
     return wilson(sum(bool(words) and words.lower() in template.lower() for words in seen), len(seen))._asdict()
 
 

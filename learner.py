@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from class_token import initial_vector
 from config import RunConfig
 from diffusion import Components
 from prompt_datasets import class_title
-from utils import UserError, replacing, write_text
+from utils import UserError, read_json_lines, write_tensors, write_text
 
 AVERAGED_UPDATES = 3  # with fresh noise one update's few images can be lucky
+SKIPPED_AT_MOST = 10  # updates without numbers in a row: a scaler of float16 halves its scale of 2**10 so often
 STATE_FILE = "training_state.safetensors"
 HISTORY_FILE = "history.jsonl"
 
@@ -81,16 +81,17 @@ def start(config: RunConfig, components: Components, job: Job) -> Learner:
 
 
 def update(config: RunConfig, learner: Learner, loss: float, accuracy: float) -> Trained | UserError | None:
-    """Take note of an update's images and move the vector; at the end, what was learned or why nothing was."""
+    """Take note of an update's images and move the vector; at the end, what was learned or why nothing was.
+
+    Where loss or gradient is no number the vector stays; the end if that goes on.
+    """
     number = len(learner.history)
-    if not math.isfinite(loss):
-        learner.bar.close()
-        return UserError(f"the loss of update {number} of class {learner.job.title} is {loss}: try --mixed_precision "
-                         f"bf16 or no, or a lower --lr than {config.lr}")
     learner.scaler.unscale_(learner.optimizer)
     grad_norm = torch.nn.utils.clip_grad_norm_([learner.vector], config.max_grad_norm).item()
-    learner.history.append({"update": number, "loss": round(loss, 6), "accuracy": round(accuracy, 6),
-                            "grad_norm": round(grad_norm, 6) if math.isfinite(grad_norm) else None,
+    if not math.isfinite(loss):
+        loss, accuracy = math.inf, 0.0  # of logits that are no numbers class 1 would be the largest
+    learner.history.append({"update": number, "loss": number_or_none(loss), "accuracy": round(accuracy, 6),
+                            "grad_norm": number_or_none(grad_norm),
                             "vector_norm": round(learner.vector.norm().item(), 6)})
     learner.vectors.append(learner.vector.detach().clone())
     improved, stop = verdict(measured(learner), window_of(config), config.target_accuracy, config.early_stopping)
@@ -98,43 +99,98 @@ def update(config: RunConfig, learner: Learner, loss: float, accuracy: float) ->
         learner.best = number
     if not stop and number + 1 == config.num_train_epochs:
         stop = "the last update"
+    failure = hopeless(config, learner, bool(stop))
+    if failure:
+        learner.bar.close()
+        return failure
     write_text(learner.job.tokens / HISTORY_FILE, "".join(json.dumps(line) + "\n" for line in learner.history))
     learner.bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.2f}", refresh=False)
     learner.bar.update()
     if stop:
         return finish(config, learner, stop)
-    learner.scaler.step(learner.optimizer)
-    learner.scaler.update()
+    if moves(learner.history[-1]):
+        learner.scaler.step(learner.optimizer)
+    learner.scaler.update()  # a lower scale, where float16 was too narrow
     learner.optimizer.zero_grad()
     save_progress(learner)
     return None
 
 
+def number_or_none(value: float) -> float | None:
+    """As JSON has it, which knows no inf."""
+    return round(value, 6) if math.isfinite(value) else None
+
+
+def moves(line: dict) -> bool:
+    """Whether an update's loss and gradient were numbers."""
+    return line["loss"] is not None and line["grad_norm"] is not None
+
+
+def hopeless(config: RunConfig, learner: Learner, last: bool) -> UserError | None:
+    """Why it is no use to go on, where too many updates in a row gave no numbers, or all of them until the last."""
+    skipped = 0
+    while skipped < len(learner.history) and not moves(learner.history[-1 - skipped]):
+        skipped += 1
+    stuck = not config.fresh_noise and not learner.scaler.is_enabled()  # the next update would be the same
+    if skipped <= (0 if stuck else SKIPPED_AT_MOST) and not (last and skipped == len(learner.history)):
+        return None
+    what = "loss" if learner.history[-1]["loss"] is None else "gradient"
+    cause, remedy = {
+        "fp16": ("float16 may be too narrow for this model", ", or --mixed_precision bf16 or no"),
+        "bf16": ("the vector may have gone too far", ", or --mixed_precision no"),
+        "no": ("the vector may have gone too far", "")}[config.mixed_precision]
+    return UserError(f"update {learner.history[-1]['update']} of class {learner.job.title} gave no number as its "
+                     f"{what}{f', the last {skipped} updates neither' * (skipped > 1)}: {cause}; try a lower --lr than "
+                     f"{config.lr}{remedy}")
+
+
 def save_progress(learner: Learner):
     """Write what the next update needs: a kill loses the update in flight at most."""
-    state = {f"optimizer.{key}": value for key, value in learner.optimizer.state[learner.vector].items()}
-    with replacing(learner.job.tokens / STATE_FILE) as temporary:
-        save_file({**state, "vector": learner.vector.detach(), "vectors": torch.stack(learner.vectors)}, temporary,
-                  metadata={"best": str(learner.best), "scaler": json.dumps(learner.scaler.state_dict()),
-                            "seconds": str(learner.seconds)})
+    state = {f"optimizer.{key}": value for key, value in learner.optimizer.state.get(learner.vector, {}).items()}
+    write_tensors(learner.job.tokens / STATE_FILE,
+                  {**state, "vector": learner.vector.detach(), "vectors": torch.stack(learner.vectors)},
+                  {"best": str(learner.best), "scaler": json.dumps(learner.scaler.state_dict()),
+                   "seconds": str(learner.seconds)})
 
 
 def load_progress(learner: Learner):
-    """Go on from where `save_progress` left the class, exactly."""
-    with safe_open(learner.job.tokens / STATE_FILE, "pt") as file:
-        tensors, header = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
-    device = learner.vector.device
-    learner.vectors = list(tensors.pop("vectors").to(device))
+    """Go on from where `save_progress` left the class, exactly.
+
+    Raises:
+        UserError: its files are not whole, or not ours.
+    """
+    state, history = (learner.job.tokens / name for name in (STATE_FILE, HISTORY_FILE))
+    try:
+        with safe_open(state, "pt") as file:
+            tensors, header = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+        restore(learner, tensors, header, read_json_lines(history))
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, UserError) as error:
+        raise UserError(f"the half-trained token in '{state.parent}' is broken ({' '.join(str(error).split())}): "
+                        "remove that folder to train the class anew") from error
+
+
+def restore(learner: Learner, tensors: dict[str, torch.Tensor], header: dict[str, str], history: list[dict]):
+    """Set a learner that has just started to what `save_progress` wrote.
+
+    Raises:
+        KeyError, ValueError: something is missing, or of another model.
+    """
+    device, size = learner.vector.device, learner.vector.shape
+    vector, vectors = tensors.pop("vector"), tensors.pop("vectors")
+    if not vector.shape == vectors.shape[1:] == size or any(each.shape not in (size, ()) for each in tensors.values()):
+        raise ValueError(f"it is not of a vector of {len(learner.vector)} numbers")
+    if len(history) < len(vectors):
+        raise ValueError(f"its history has {len(history)} of {len(vectors)} updates")
+    learner.vectors, learner.history = list(vectors.to(device)), history[:len(vectors)]
+    measured(learner)
     with torch.no_grad():
-        learner.vector.copy_(tensors.pop("vector"))
+        learner.vector.copy_(vector)
     learner.optimizer.state[learner.vector] = {
         key.removeprefix("optimizer."): value if key == "optimizer.step" else value.to(device)
         for key, value in tensors.items()}
     learner.scaler.load_state_dict(json.loads(header["scaler"]))
     learner.best = int(header["best"])
     learner.seconds = float(header["seconds"])
-    lines = (learner.job.tokens / HISTORY_FILE).read_text(encoding="utf-8").splitlines()
-    learner.history = [json.loads(line) for line in lines[:len(learner.vectors)]]
 
 
 def finish(config: RunConfig, learner: Learner, stopped: str) -> Trained:
@@ -146,7 +202,7 @@ def finish(config: RunConfig, learner: Learner, stopped: str) -> Trained:
 
 
 def measured(learner: Learner) -> list[tuple[float, float]]:
-    return [(line["loss"], line["accuracy"]) for line in learner.history]
+    return [(math.inf if line["loss"] is None else line["loss"], line["accuracy"]) for line in learner.history]
 
 
 def window_of(config: RunConfig) -> int:

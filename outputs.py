@@ -1,15 +1,20 @@
 """What the folders of a class hold: a token of these settings or of others, one that is half trained, or none."""
 
+import errno
+import fcntl
+import os
 import platform
 import shutil
+import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import diffusers
 import torch
 import transformers
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 import class_token
@@ -18,11 +23,13 @@ from classifiers import folder_name
 from config import DECISIVE, RunConfig, as_typed, to_yaml
 from evaluation import forget, frames_of
 from learner import STATE_FILE, Job, Trained
+from memory import peak_memory
 from prompt_datasets import class_folder
-from utils import peak_memory, read_yaml_mapping, replacing, require, same_source, write_json, write_text
+from utils import UserError, read_yaml_mapping, require, same_source, write_json, write_tensors, write_text
 
 VECTORS_FILE = "vectors.safetensors"
 COST_FILE = "cost.json"
+HOLDER = 128  # bytes of a lock file for each class, in which its holder leaves its name
 
 
 def output_folders(config: RunConfig, index: int, name: str) -> tuple[Path, Path]:
@@ -38,17 +45,83 @@ def say(title: str, text: str):
 
 
 def is_trained(config: RunConfig, tokens: Path) -> bool:
-    """Whether a class has its token already.
+    """Whether a class has its token already: with --skip_exists any, else one of this very run, stopped half-way.
 
     Raises:
-        UserError: it has one of other settings, or half of one, which is another run.
+        UserError: with --skip_exists: it has one of other settings, or half of one, which is another run.
     """
     trained, begun = (tokens / TOKEN_FILE).exists(), (tokens / STATE_FILE).exists()
     others = other_settings(config, tokens, DECISIVE) if trained or begun else []
+    if not config.skip_exists:
+        return trained and begun and not others
     what = "token" if trained else "half-trained token"
     require(not others, f"the {what} in '{tokens}' was trained with {'; '.join(others)}: another setting is another "
                         "run, so give a new --exp_id, or --skip_exists False to train it anew")
     return trained
+
+
+def ended(folders: list[tuple[Path, Path]]):
+    """All is well with the classes of these folders: the same command begins anew from here on."""
+    for tokens, _ in folders:
+        (tokens / STATE_FILE).unlink(missing_ok=True)
+
+
+@contextmanager
+def holding(config: RunConfig, classes: list[int], create: bool = True) -> Iterator[None]:
+    """Keep other runs from writing the same classes meanwhile; the system lets go when this process ends, however.
+
+    Without `create` it only sees whether another run holds one, and writes nothing.
+
+    Raises:
+        UserError: another run holds one of the classes.
+    """
+    path = Path(config.output_path, "img", folder_name(config.classifier), f".{config.exp_id}.lock")
+    if not create and not path.exists():
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as file:
+        for index in classes:
+            take(file, index, path)
+        yield
+
+
+def take(file, index: int, path: Path):
+    """Lock the record of class `index` in a lock file, and leave our name there."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, HOLDER, index * HOLDER)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            holder = os.pread(file.fileno(), HOLDER, index * HOLDER).decode(errors="replace").strip("\0 \n")
+            raise UserError(f"class {index + 1} of run '{path.stem[1:]}' is being written by "
+                            f"{holder or 'another run'}: wait for it, or give another --exp_id") from error
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        return  # a file system without locks
+    name = f"process {os.getpid()} on {socket.gethostname()[:60]}"
+    os.pwrite(file.fileno(), name.encode().ljust(HOLDER), index * HOLDER)
+
+
+def clear_up(folders: list[tuple[Path, Path]]):
+    """Remove what a killed run was just writing, in the folders of classes that this process holds and above them."""
+    for folder in (each for pair in folders for each in pair):
+        for unfinished in folder.rglob(".*.tmp"):
+            unfinished.unlink()
+    for _, images in folders[:1]:
+        for unfinished in images.parent.parent.glob(".*.tmp"):  # of a summary or report, which other runs write too
+            if not is_alive(int(unfinished.name.split(".")[-3])):
+                unfinished.unlink(missing_ok=True)
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process of this number is running here."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def other_settings(config: RunConfig, tokens: Path, which: tuple[str, ...]) -> list[str]:
@@ -61,12 +134,10 @@ def other_settings(config: RunConfig, tokens: Path, which: tuple[str, ...]) -> l
 
 
 def prepare(config: RunConfig, job: Job) -> Job:
-    """Clear a class's folders for its training, but for one that was killed half-way with the same settings."""
+    """Clear a class's folders for its training, but for one that was stopped half-way with the same settings."""
     token, state, settings = (job.tokens / name for name in (TOKEN_FILE, STATE_FILE, "config.yml"))
     if state.exists() and settings.exists() and not token.exists() and not other_settings(config, job.tokens, DECISIVE):
         say(job.title, "goes on where its training stopped")
-        for unfinished in [*job.tokens.rglob(".*.tmp"), *job.images.rglob(".*.tmp")]:
-            unfinished.unlink()
         return job
     for old in (token, state):  # first, so that a kill in the midst of this leaves nothing that seems whole
         old.unlink(missing_ok=True)
@@ -81,10 +152,12 @@ def prepare(config: RunConfig, job: Job) -> Job:
 
 
 def save(config: RunConfig, job: Job, trained: Trained):
-    """Write a token with its settings and versions; the training's state is needed no more."""
+    """Write a token with its settings and versions, last of all; the training's state stays until the run has ended."""
     if config.fresh_noise:  # no seed comes back: the film over the updates has to be drawn
-        with replacing(job.images / "train" / VECTORS_FILE) as temporary:
-            save_file(frames_of(trained.vectors), temporary)
+        write_tensors(job.images / "train" / VECTORS_FILE, frames_of(trained.vectors))
+    memory = peak_memory(config.device)
+    write_json(job.tokens / COST_FILE, {"updates": len(trained.vectors), "seconds": round(trained.seconds, 1),
+                                        "peak_memory_gb": round(memory, 2)})
     token = job.tokens / TOKEN_FILE
     class_token.save(token, config.placeholder_token, trained.vector, {
         "class_index": job.class_index + 1, "class_name": job.class_name, "label": job.label,
@@ -92,10 +165,6 @@ def save(config: RunConfig, job: Job, trained: Trained):
         "updates": len(trained.vectors), "loss": f"{trained.loss:.4f}", "train_accuracy": f"{trained.accuracy:.4f}",
         "stopped": trained.stopped, "torch": torch.__version__, "diffusers": diffusers.__version__,
         "transformers": transformers.__version__, "python": platform.python_version()})
-    memory = peak_memory(config.device)
-    write_json(job.tokens / COST_FILE, {"updates": len(trained.vectors), "seconds": round(trained.seconds, 1),
-                                        "peak_memory_gb": round(memory, 2)})
-    (job.tokens / STATE_FILE).unlink(missing_ok=True)
     share = " (its share)" if config.classes_at_once > 1 else ""
     say(job.title, f"{len(trained.vectors)} updates in {trained.seconds:.0f} s{share}, stopped: {trained.stopped}; "
                    f"peak memory of this process so far: {memory:.1f} GB")

@@ -1,12 +1,11 @@
 """What the generator is asked for: class names, prompts, and which classes a run is about."""
 
-import difflib
 import hashlib
 import re
 
 from torch.utils.data import Dataset
 
-from utils import UserError, find_path, read_yaml_mapping, require
+from utils import did_you_mean, find_path, read_text, read_yaml_mapping, require
 
 TEMPLATES = ("A photo of a {}", "a high resolution realistic image of a {}", "A close-up photo of a {}")
 
@@ -21,10 +20,7 @@ def evaluation_prompts(given: list[str]) -> list[str]:
         file = find_path(given[0])
         require(file and file.is_file(), f"eval_prompts: '{given[0]}' is no file, and no prompt either: a prompt has a "
                                          "{} where the class goes, such as 'A painting of {}'")
-        try:
-            given = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except UnicodeDecodeError as error:
-            raise UserError(f"eval_prompts: '{file}' is not a text file in UTF-8") from error
+        given = [line.strip() for line in read_text(str(file)).splitlines() if line.strip()]
     for template in given:
         require(template.count("{}") == 1 and not set(template.replace("{}", "")) & set("{}"),
                 f"eval_prompts: '{template}' needs one {{}} where the class goes, such as 'A painting of {{}}'")
@@ -61,15 +57,16 @@ def class_names(labels: list[str], overrides: str | None = None) -> list[str]:
     if overrides is None:
         return names
     for number, name in read_yaml_mapping(overrides, "135: crane bird").items():
-        require(number.isdecimal() and 1 <= int(number) <= len(names) and isinstance(name, str) and name,
-                f"'{overrides}': '{number}: {name}' must be a class number from 1 to {len(names)} and a name")
+        right = re.fullmatch("[0-9]{1,9}", number) and 1 <= int(number) <= len(names)
+        require(right and isinstance(name, str) and name.strip() and name.isprintable(),
+                f"'{overrides}': {number!r}: {name!r} must be a class number from 1 to {len(names)} and a name")
         names[int(number) - 1] = name
     return names
 
 
 def class_folder(index: int, name: str) -> str:
     """The folder of class `index` (from 0): number from 1, then the name in plain letters: '0283_tiger_cat'."""
-    return f"{index + 1:04d}_{re.sub(r'[^a-z0-9]+', '_', name.lower()).strip('_')}".rstrip("_")
+    return f"{index + 1:04d}_{re.sub(r'[^a-z0-9]+', '_', name.lower())[:80].strip('_')}".rstrip("_")
 
 
 def prompt_folder(template: str) -> str:
@@ -91,7 +88,7 @@ def select_classes(selection: str, labels: list[str], names: list[str]) -> list[
     Raises:
         UserError: a number outside the classifier's classes, a name it does not know or that several classes share.
     """
-    selection = str(selection).strip()
+    selection = selection.strip()
     if selection == "all":
         return list(range(len(labels)))
     if re.fullmatch(r"[\d\s,-]+", selection):
@@ -99,10 +96,10 @@ def select_classes(selection: str, labels: list[str], names: list[str]) -> list[
     wanted = selection.lower()
     by_label = [i for i, label in enumerate(labels) if label.lower() == wanted]
     found = by_label or [i for i, name in enumerate(names) if name.lower() == wanted]
-    close = difflib.get_close_matches(wanted, [*map(str.lower, names), *map(str.lower, labels)], 1)
-    require(found, f"the classifier has no class '{selection}'"
-                   + (f"; did you mean '{close[0]}'?" if close else "; --list_classes shows its classes"))
-    require(len(found) == 1, f"'{selection}' names {len(found)} classes: give a number, "
+    require(found, f"class_index: the classifier has no class '{selection}'; "
+                   + (did_you_mean(wanted, [*map(str.lower, names), *map(str.lower, labels)])
+                      or "--list_classes shows its classes"))
+    require(len(found) == 1, f"class_index '{selection}' names {len(found)} classes: give a number, "
                              + " or ".join(class_title(i, labels[i]) for i in found))
     return found
 
@@ -110,7 +107,7 @@ def select_classes(selection: str, labels: list[str], names: list[str]) -> list[
 def _by_number(selection: str, count: int) -> list[int]:
     numbers = []
     for part in selection.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        match = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part)
         require(match, f"class_index '{selection}' is no number (283), range (1-12) or list (1,5,9)")
         first, last = int(match[1]), int(match[2] or match[1])
         require(first <= last, f"class_index {part.strip()} runs backwards: write {last}-{first}")

@@ -5,14 +5,13 @@ import inspect
 import random
 import sys
 from collections import Counter
-from difflib import get_close_matches
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from prompt_datasets import class_folder, class_title
-from utils import find_path, imported, replacing, require
+from utils import did_you_mean, find_path, imported, replacing, require
 
 KINDS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
@@ -38,9 +37,8 @@ def real_pictures(source: str, names: list[str], labels: list[str], runs: dict[i
     known = [name for each in allowed for name in each]
     there = [folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
     strays = sorted(set(there) - set(known))
-    close = get_close_matches(strays[0], known, n=1) if strays else []
     require(not strays, f"'{source}' has folders that are no class: {', '.join(map(repr, strays[:5]))}; "
-                        + (f"did you mean '{close[0]}'?" if close else
+                        + (did_you_mean("".join(strays[:1]), known) or
                            f"call them such as '{known[0]}', by the numbers and names of --list_classes"))
     return {index: pictures_in(root, index, allowed[index], labels[index])
             for index in tqdm(runs, desc="real pictures", unit="class", delay=2)}
@@ -57,7 +55,8 @@ def folder_names(names: list[str], labels: list[str]) -> list[list[str]]:
 
 def pictures_in(root: Path, index: int, allowed: list[str], label: str) -> list[Path]:
     """The readable pictures in the first folder of `root` that bears one of the `allowed` names."""
-    folders = [root / name for name in allowed if "/" not in name and (root / name).is_dir()]
+    folders = [root / name for name in allowed if "/" not in name and name not in ("", ".", "..")
+               and (root / name).is_dir()]
     require(len(folders) < 2, f"'{root}' has two folders of class {class_title(index, label)}: "
                               + " and ".join(f"'{folder.name}'" for folder in folders))
     files = readable(sorted(path for path in folders[0].iterdir() if path.suffix.lower() in KINDS)) if folders else []

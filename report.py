@@ -8,7 +8,7 @@ import argparse
 import base64
 import datetime
 import io
-import json
+import math
 import sys
 from collections import Counter
 from pathlib import Path
@@ -24,13 +24,26 @@ from class_token import TOKEN_FILE
 from distribution import distribution_lines
 from evaluation import ARMS, CONTROLS, DRAWN_BY, FRAMES, contexts_table_lines, pooled, table_lines
 from prompt_datasets import class_title
-from utils import ROOT, UserError, replacing, require, write_text
+from utils import (
+    ROOT,
+    UserError,
+    read_image,
+    read_json,
+    read_json_lines,
+    read_text,
+    read_yaml_mapping,
+    replacing,
+    require,
+    said,
+    write_text,
+)
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 
 INK, PAPER, GAP = (30, 30, 34), (255, 255, 255), 4
 SHOWN = 10  # pictures a row
+KEYS = ("class_index", "label", "images", "judges", "settings", "contexts", "pictures", *ARMS)  # of metrics.json
 MANY = 50  # classes beyond which a page shows less of each: ImageNet's thousand come to about 60 MB
 GREY, BLUE, ORANGE = "#8a9099", "#3f8fdc", "#d08a35"  # readable on white and on near-black
 
@@ -48,8 +61,8 @@ def sheet(rows: list[tuple[str, list[Path | Image.Image]]], path: Path, cell: in
         y = top + i * (cell + GAP)
         pen.text((8, y + cell / 2), label, INK, font, anchor="lm")
         for j, image in enumerate(images):
-            picture = image if isinstance(image, Image.Image) else Image.open(image)
-            square = ImageOps.fit(picture.convert("RGB"), (cell, cell), Image.LANCZOS)
+            picture = image.convert("RGB") if isinstance(image, Image.Image) else read_image(image)
+            square = ImageOps.fit(picture, (cell, cell), Image.LANCZOS)
             canvas.paste(square, (margin + j * (cell + GAP), y))
     with replacing(path) as temporary:
         canvas.save(temporary, format="PNG")
@@ -66,7 +79,7 @@ def side_by_side(folder: Path, title: str, real: list[Path], columns: int = 10):
 
 def inlined(picture: Path, side: int) -> str:
     """A picture as a data: address, at most `side` pixels a side; a small one without loss."""
-    image = Image.open(picture).convert("RGB")
+    image = read_image(picture)
     image.thumbnail((side, side), Image.LANCZOS)
     kind, data = "png" if max(image.size) <= 128 else "jpeg", io.BytesIO()
     image.save(data, format=kind, quality=88)
@@ -77,11 +90,12 @@ def curves(file: Path) -> str | None:
     """Loss and accuracy over the updates of history.jsonl, as SVG that goes into the page; None without the file."""
     if not file.exists():
         return None
-    history = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    history = read_json_lines(file)
     figure, left = pyplot.subplots(figsize=(5.2, 2.6))
     right, updates = left.twinx(), [line["update"] for line in history]
     for axis, key, colour in ((left, "loss", ORANGE), (right, "accuracy", BLUE)):
-        axis.plot(updates, [line[key] for line in history], color=colour, linewidth=1.6)
+        values = [math.nan if line[key] is None else line[key] for line in history]
+        axis.plot(updates, values, color=colour, linewidth=1.6)
         axis.set_ylabel(key, color=colour)
         axis.tick_params(colors=GREY)
         for spine in axis.spines.values():
@@ -118,7 +132,7 @@ def over_the_updates(run: Path, film: list[str]) -> str | None:
 def frame(path: Path, text: str) -> Image.Image:
     """A picture with its number below."""
     canvas = Image.new("RGB", (192, 214), PAPER)
-    canvas.paste(Image.open(path).convert("RGB").resize((192, 192), Image.LANCZOS))
+    canvas.paste(read_image(path).resize((192, 192), Image.LANCZOS))
     ImageDraw.Draw(canvas).text((96, 203), text, INK, ImageFont.load_default(14), anchor="mm")
     return canvas
 
@@ -147,7 +161,8 @@ def settings_of(token: Path, evaluation: dict) -> str:
     """As YAML: what the evaluation ran with, what the training did, and the token's own header with its versions."""
     settings, file = {"evaluation": evaluation}, token / "config.yml"
     if file.exists():
-        settings["training"] = yaml.safe_load(file.read_text(encoding="utf-8"))
+        read_yaml_mapping(str(file), "lr: 0.001")  # says so where it is broken
+        settings["training"] = yaml.safe_load(read_text(str(file)))
     if (token / TOKEN_FILE).exists():
         settings["token"] = class_token.load(token / TOKEN_FILE)[2]
     return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
@@ -165,7 +180,7 @@ def write_report(runs: list[Path], out: Path):
         require((run / "eval" / "metrics.json").is_file(),
                 f"'{run}' holds no evaluation: give folders such as img/inet/0283_tiger_cat/demo after "
                 "`python run.py ... --evaluate True`")
-    everything = [json.loads((run / "eval" / "metrics.json").read_text(encoding="utf-8")) for run in runs]
+    everything = [read_json(run / "eval" / "metrics.json", *KEYS) for run in runs]
     ways = [{"test_size": metrics["images"], "classifier or evaluator": metrics["judges"],
              "eval_prompts": list(metrics["contexts"]), "controls": [arm in metrics for arm in CONTROLS],
              **{name: metrics["settings"][name] for name in DRAWN_BY}} for metrics in everything]
@@ -181,7 +196,7 @@ def write_report(runs: list[Path], out: Path):
     if everything[0]["contexts"]:
         tables.append({"title": "In other prompts", "lines": contexts_table_lines(everything)})
     summary = runs[0].parent.parent / f"summary_{runs[0].name}.json"
-    distances = json.loads(summary.read_text(encoding="utf-8"))["distribution"] if summary.exists() else None
+    distances = read_json(summary, "distribution")["distribution"] if summary.exists() else None
     if distances and distances["pictures"] == {str(each["class_index"]): each["pictures"] for each in everything}:
         lines, note = distribution_lines(distances)
         tables.append({"title": "Distance to real pictures", "lines": lines, "note": note})
@@ -201,8 +216,8 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     try:
         write_report(arguments.runs, arguments.out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        print(f"error: {said(error)}", file=sys.stderr)
         return 2
     print(f"report: {arguments.out}")
     return 0

@@ -7,11 +7,11 @@
 
 import functools
 import glob
-import json
 import math
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -39,30 +39,54 @@ from evaluation import (
     table_lines,
 )
 from learner import Job
+from memory import NO_MEMORY
 from metrics import COMPARABLE_FID
-from outputs import VECTORS_FILE, check_token, is_trained, output_folders, prepare, save, say, warn_of_other_settings
+from outputs import (
+    VECTORS_FILE,
+    check_token,
+    clear_up,
+    ended,
+    holding,
+    is_trained,
+    output_folders,
+    prepare,
+    save,
+    say,
+    warn_of_other_settings,
+)
 from prompt_datasets import TEMPLATES, class_names, class_title, evaluation_prompts, select_classes
 from real import drawn, real_pictures
 from report import side_by_side, write_report
-from sweep import agreed, count_class, from_all, join, shared, wait_for_all
+from stopping import Stopped, listening
+from sweep import agreed, close_bars, count_class, from_all, join, shared, wait_for_all
 from training import train_tokens
-from utils import WITHOUT_GPU_OR_NETWORK, UserError, imported, require, write_json
+from utils import WITHOUT_GPU_OR_NETWORK, UserError, imported, read_json, require, said, write_json
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def main(argv: list[str]) -> int:
+    """Do what the command line asks for; the exit code: 2 for what the user can mend, 130 and 143 for signals."""
     try:
-        config, list_classes = parse(argv, __doc__)
-        if list_classes:
-            labels = load_labels(config.classifier)
-            print("\n".join(f"{i + 1:5d}  {label}" for i, label in enumerate(labels)))
-            return 0
-        config.validate()
-        run(replace(config, eval_prompts=evaluation_prompts(config.eval_prompts)))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        with listening():
+            config, list_classes = parse(argv, __doc__)
+            if list_classes:
+                labels = load_labels(config.classifier)
+                print("\n".join(f"{i + 1:5d}  {label}" for i, label in enumerate(labels)))
+                return 0
+            config.validate()
+            run(replace(config, eval_prompts=evaluation_prompts(config.eval_prompts)))
+    except (UserError, OSError, torch.OutOfMemoryError) as error:
+        if "--debug" in argv:
+            raise
+        close_bars()
+        print(f"error: {NO_MEMORY if isinstance(error, torch.OutOfMemoryError) else said(error)}", file=sys.stderr)
         return 2
+    except Stopped as signal:
+        close_bars()
+        print(f"stopped by {signal}: nothing that was finished is lost, and the same command goes on from here",
+              file=sys.stderr)
+        return signal.exit_code
     return 0
 
 
@@ -75,19 +99,36 @@ def run(config: RunConfig):
     labels = load_labels(config.classifier)
     names = class_names(labels, config.class_names)
     chosen = select_classes(config.class_index, labels, names)
+    check_placeholder(config, [names[index] for index in chosen])
     folders = {index: output_folders(config, index, names[index]) for index in chosen}
-    to_train = agreed([index for index in chosen if config.train and not (
-        config.skip_exists and is_trained(config, folders[index][0]))])
+    with holding(config, chosen, create=False) if processes.is_main_process else nullcontext():
+        to_train = agreed([index for index in chosen if config.train and not is_trained(config, folders[index][0])])
     for index in set(chosen) - set(to_train):
         check_token(config, folders[index][0] / TOKEN_FILE)  # before gigabytes are loaded for nothing
-    config = replace(config, classes_at_once=min(config.classes_at_once,  # or the first process would take all
-                                                 max(1, math.ceil(len(to_train) / processes.num_processes))))
     real, extractor = compared_with(config, names, labels, {index: folders[index][1] for index in chosen})
     judges = load_judges(config, labels)
     generator = functools.cache(lambda: load_generator(config, [names[index] for index in chosen]))
     if to_train:
         generator()  # before anything is written; where all pictures are drawn already it is never loaded
-    draw_batch, failed = drawing(config), []
+    with holding(config, chosen) if processes.is_main_process else nullcontext():
+        if processes.is_main_process:
+            clear_up(list(folders.values()))
+        processes.wait_for_everyone()
+        failed = work(config, labels, names, folders, to_train, generator, judges, real)
+        done = [index for index in chosen if index not in failed]
+        if processes.is_main_process:
+            if config.evaluate and done:
+                summarise(config, extractor, [folders[index][1] / "eval" for index in done],
+                          [real[index] for index in done])
+            require(not failed, f"{len(failed)} of {len(chosen)} classes failed, as said above: "
+                                + ", ".join(class_title(index, labels[index]) for index in sorted(failed)))
+            ended(list(folders.values()))
+
+
+def work(config: RunConfig, labels: list[str], names: list[str], folders: dict[int, tuple[Path, Path]],
+         to_train: list[int], generator, judges: dict[str, Classifier], real: dict[int, list[Path]]) -> list[int]:
+    """Train and evaluate the classes that come to this process; those of all processes that failed, as was said."""
+    chosen, draw_batch, failed = list(folders), drawing(config), []
 
     def judge(index):
         tokens, images = folders[index]
@@ -95,11 +136,13 @@ def run(config: RunConfig):
         evaluate(config, judges, index, arms, film, tokens, images, drawn(config.real_images, index, real[index]))
 
     bar = tqdm(total=len(chosen), desc="classes", unit="class",
-               disable=len(chosen) == 1 or not processes.is_main_process)
+               disable=len(chosen) == 1 or not PartialState().is_main_process)
     jobs = (prepare(config, Job(index, names[index], *folders[index], labels[index]))
             for index in shared(to_train, "to train"))
     before = [index for index in chosen if index not in to_train]
-    for index, failure in with_tokens(config, generator, judges["classifier"], jobs if to_train else None, before):
+    together = min(config.classes_at_once, max(1, math.ceil(len(to_train) / PartialState().num_processes)))
+    training = replace(config, classes_at_once=together)  # or the first process would take all
+    for index, failure in with_tokens(training, generator, judges["classifier"], jobs if to_train else None, before):
         try:
             if failure:
                 raise failure
@@ -112,13 +155,7 @@ def run(config: RunConfig):
             tqdm.write(f"class {class_title(index, labels[index])} failed: {error}", file=sys.stderr)
         count_class(bar)
     wait_for_all(bar)
-    failed = from_all(failed)
-    done = [index for index in chosen if index not in failed]
-    if config.evaluate and done and processes.is_main_process:
-        summarise(config, extractor, [folders[index][1] / "eval" for index in done], [real[index] for index in done])
-    require(not failed or not processes.is_main_process,
-            f"{len(failed)} of {len(chosen)} classes failed, as said above: "
-            + ", ".join(class_title(index, labels[index]) for index in sorted(failed)))
+    return from_all(failed)
 
 
 def with_tokens(config: RunConfig, generator, classifier: Classifier, jobs: Iterator[Job] | None,
@@ -160,13 +197,13 @@ def load_judges(config: RunConfig, labels: list[str]) -> dict[str, Classifier]:
 
 def summarise(config: RunConfig, extractor, folders: list[Path], real: list[list[Path]]):
     """Print what the classes of this call gave; write their report and the summary of all classes of the run."""
-    results = [json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in folders]
+    results = [read_json(folder / "metrics.json", "class_index") for folder in folders]
     everything = Path(config.output_path, "img", folder_name(config.classifier))
     summary = everything / f"summary_{config.exp_id}.json"
-    metrics = [json.loads(path.read_text(encoding="utf-8"))
+    metrics = [read_json(path, "class_index")
                for path in sorted(everything.glob(f"*/{glob.escape(config.exp_id)}/eval/metrics.json"))]
     metrics = list({each["class_index"]: each for each in [*metrics, *results]}.values())  # a renamed class counts once
-    before = json.loads(summary.read_text(encoding="utf-8"))["distribution"] if summary.exists() else None
+    before = read_json(summary, "distribution")["distribution"] if summary.exists() else None
     write_json(summary, {"classes": metrics, "distribution": before})  # it names the pictures that it is of
     print(f"\naccuracy without -> with the token [Wilson 95 % interval], {config.test_size} images each, seeds 0 to "
           f"{config.test_size - 1}\n{aligned(table_lines(results))}")
@@ -234,11 +271,17 @@ def check_prompts(config: RunConfig, components, token_id: int, names: list[str]
             encode_prompts(components, [prompt.format(f"{config.placeholder_token} {name}") for prompt in templates])
 
 
+def check_placeholder(config: RunConfig, names: list[str]):
+    """The tokenizer would find the placeholder in any word that holds it, also where no token is meant."""
+    for text in (*names, *TEMPLATES, *config.eval_prompts):
+        require(config.placeholder_token.lower() not in text.lower(),
+                f"placeholder_token '{config.placeholder_token}' is part of '{text}': take a word that stands nowhere "
+                "else, such as newclas")
+
+
 def check_device(device: str, mixed_precision: str):
     """Say at once what the device cannot do."""
     kind, _, number = device.partition(":")
-    require(kind in ("cuda", "mps", "cpu") and (not number or kind == "cuda" and number.isdecimal()),
-            f"device must be cuda, cuda:1, mps or cpu, not '{device}'")
     require(kind != "cuda" or torch.cuda.is_available(), "no CUDA GPU here: use --device cpu --mixed_precision no, "
                                                          f"which is slow, {WITHOUT_GPU_OR_NETWORK}")
     require(not number or int(number) < torch.cuda.device_count(),

@@ -43,6 +43,12 @@ def hide_progress():
     tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
 
 
+def close_bars():
+    """Leave the bars as they stand, so that what is said next has its own line."""
+    for bar in list(getattr(tqdm, "_instances", [])):
+        bar.close()
+
+
 def agreed(value):
     """The first process's `value` (of JSON's kinds) for all: what one sees on disk later may have changed already."""
     state = PartialState()

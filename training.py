@@ -12,8 +12,10 @@ from classifiers import Classifier
 from config import RunConfig
 from diffusion import Components, decode, encode_prompts, generate_latents
 from learner import Job, Learner, Trained, start, update
+from memory import WITHOUT_GRAPH, first_batch, fitting
 from prompt_datasets import TEMPLATES, PromptDataset
-from utils import WITHOUT_GRAPH, ImageWriter, UserError, first_batch, fitting
+from stopping import in_flight
+from utils import ImageWriter, UserError
 
 AT_ONCE = 40  # images with a graph, at first: more only cost a CPU fresh memory (1.4 times the seconds at 128)
 
@@ -22,8 +24,11 @@ def train_tokens(config: RunConfig, components: Components, token_id: int, class
                  jobs: Iterator[Job]) -> Iterator[tuple[Job, Trained | UserError]]:
     """Learn v_c for every job, `classes_at_once` in the same batches; as one stops, the next takes its place.
 
-    A class's vector depends on its neighbours by no more than rounding, and one whose loss is not finite, which gives
-    its UserError, does not stop them. What stopped half-way goes on from its state.
+    A class's vector depends on its neighbours by no more than rounding, and one that gives no numbers, whose end is a
+    UserError, does not stop them. What stopped half-way goes on from its state.
+
+    Raises:
+        Stopped: a signal came; the state of the last update is on the disk.
     """
     most = first_batch(AT_ONCE, config.device, config.height, config.width)
     step = fitting(accumulate_gradients, config.batch_size, min(config.epoch_size * config.classes_at_once, most))
@@ -34,12 +39,13 @@ def train_tokens(config: RunConfig, components: Components, token_id: int, class
                          for job in islice(jobs, config.classes_at_once - len(learners))]
             if not learners:
                 return
-            started = time.monotonic()
-            measured = step(config, components, classifier, token_id, learners, writer)
-            writer.wait()  # or a kill could leave an update without its pictures
-            for learner in learners:
-                learner.seconds += (time.monotonic() - started) / len(learners)
-            ends = [update(config, learner, *each) for learner, each in zip(learners, measured, strict=True)]
+            with in_flight("this update"):
+                started = time.monotonic()
+                measured = step(config, components, classifier, token_id, learners, writer)
+                writer.wait()  # or a kill could leave an update without its pictures
+                for learner in learners:
+                    learner.seconds += (time.monotonic() - started) / len(learners)
+                ends = [update(config, learner, *each) for learner, each in zip(learners, measured, strict=True)]
             ended = [(learner.job, end) for learner, end in zip(learners, ends, strict=True) if end]
             learners = [learner for learner, end in zip(learners, ends, strict=True) if not end]
             yield from ended

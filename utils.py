@@ -1,21 +1,21 @@
 """Small things every room needs: one-line errors, files that are never half written, images to and from disk."""
 
+import difflib
 import importlib
 import json
 import logging
 import os
-import resource
-import sys
 import threading
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
+import safetensors.torch
 import torch
 import yaml
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -24,13 +24,13 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # or transformers asks owners of .bin files to convert
 
 ROOT = Path(__file__).parent
-WITHOUT_GRAPH = 4  # times as many images fit into memory where no graph is kept
 PENDING = 8  # batches of pictures that may wait to be written
+LARGEST_TEXT = 2**20  # bytes of a YAML file or a list of prompts: what is larger is another kind of file
 CHECKPOINT_KINDS = {".safetensors", ".bin", ".json", ".txt"}
 WITHOUT_GPU_OR_NETWORK = "or try --config configs/miniature.yml, which needs no download, no account and no GPU"
 
@@ -45,6 +45,12 @@ def require(condition, message: str):
         raise UserError(message)
 
 
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A question where `word` is nearly one of the `known`, else nothing."""
+    close = difflib.get_close_matches(word, known, 1)
+    return f"did you mean '{close[0]}'?" if close else ""
+
+
 def find_path(name: str) -> Path | None:
     """`name` as a path from here or from the repository, or None where neither exists (a hub id, say)."""
     return next((path for path in (Path(name).expanduser(), ROOT / name) if path.exists()), None)
@@ -56,20 +62,73 @@ def same_source(name: str, other: str) -> bool:
     return name == other or all(paths) and paths[0].resolve() == paths[1].resolve()
 
 
+def read_text(path: str) -> str:
+    """A small text file that a person wrote.
+
+    Raises:
+        UserError: no such file, larger than LARGEST_TEXT, or not UTF-8.
+    """
+    found = find_path(path)
+    require(found and found.is_file(), f"no file '{path}'")
+    require(found.stat().st_size <= LARGEST_TEXT, f"'{path}' has {found.stat().st_size} bytes: that is no text file of "
+                                                  "settings, names or prompts")
+    try:
+        return found.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"'{path}' is not a text file in UTF-8") from error
+
+
 def read_yaml_mapping(path: str, example: str) -> dict[str, str | list[str]]:
     """A YAML file of 'key: value' lines, every scalar as it was typed (`no` stays 'no', 1e-3 stays '1e-3').
 
     Raises:
-        UserError: no such file, not YAML, or not a mapping; `example` shows a right line.
+        UserError: no such file, not YAML, or not a mapping of words to words or plain lists; `example` is a right line.
     """
-    found = find_path(path)
-    require(found and found.is_file(), f"no file '{path}'")
     try:
-        values = yaml.load(found.read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = yaml.load(read_text(path), Loader=yaml.BaseLoader) or {}  # noqa: S506 - makes strings alone
+    except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
     require(isinstance(values, dict), f"'{path}' must hold lines such as '{example}'")
+    for key, value in values.items():
+        parts = value if isinstance(value, list) else [value]
+        require(isinstance(key, str) and all(isinstance(part, str) for part in parts),
+                f"'{path}': '{key}' must have one value or a plain list, as in '{example}'")
     return values
+
+
+def read_json(path: Path, *keys: str) -> dict:
+    """A JSON object that we wrote, which has these `keys`.
+
+    Raises:
+        UserError: not whole, or not ours.
+    """
+    value, = parsed(path, lambda text: [text])
+    require(all(key in value for key in keys), broken(path, f"without {' or '.join(keys)}"))
+    return value
+
+
+def read_json_lines(path: Path) -> list[dict]:
+    """The JSON objects of a file that we wrote, one a line.
+
+    Raises:
+        UserError: not whole, or not ours.
+    """
+    return parsed(path, str.splitlines)
+
+
+def parsed(path: Path, parts: Callable[[str], list[str]]) -> list[dict]:
+    """The JSON objects of a file whose text `parts` takes apart."""
+    try:
+        values = [json.loads(part) for part in parts(path.read_text(encoding="utf-8"))]
+    except (ValueError, RecursionError) as error:
+        raise UserError(broken(path, error)) from error
+    require(all(isinstance(value, dict) for value in values), broken(path, "no JSON object"))
+    return values
+
+
+def broken(path: Path, why) -> str:
+    """What to do about a file of ours that cannot be read."""
+    return f"'{path}' is broken ({' '.join(str(why).split())}): remove it and give the same command again"
 
 
 def imported(reference: str, setting: str):
@@ -83,7 +142,8 @@ def imported(reference: str, setting: str):
         function = getattr(importlib.import_module(module or "None"), name, None)
     except ModuleNotFoundError as error:
         raise UserError(f"{setting}: no module '{error.name}' for '{reference}'") from error
-    require(callable(function), f"{setting}: module '{module}' has no function '{name}'; it is written module:function")
+    require(callable(function), f"{setting} '{reference}': module '{module}' has no function '{name}'; it is written "
+                                "module:function")
     return function
 
 
@@ -157,22 +217,42 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def replacing(path: Path):
-    """Yield a temporary path beside `path` that takes its place at the end: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Yield a temporary path beside `path` that takes its place at the end: a reader never sees half a file.
+
+    Raises:
+        OSError: naming `path`: the disk is full, the folder read-only; what was there is as it was.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")  # two may write one file
     try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # safetensors makes files that their owner alone may read
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
+
+
+def said(error: UserError | OSError) -> str:
+    """One line for a person: what we say ourselves, or what the system says of a file."""
+    if isinstance(error, UserError):
+        return str(error)
+    if error.filename is None:
+        return str(error)
+    return f"'{error.filename}': {error.strerror}; what is on the disk is whole, and the same command goes on with it"
 
 
 def write_text(path: Path, text: str):
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None):
+    """Write a safetensors file."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(safetensors.torch.save(tensors, metadata))
 
 
 def write_json(path: Path, value):
@@ -195,9 +275,22 @@ def save_pixels(pixels: np.ndarray, paths: list[Path]):
             Image.fromarray(array).save(temporary, format="PNG")
 
 
+def read_image(path: Path) -> Image.Image:
+    """A picture that we drew, as RGB.
+
+    Raises:
+        UserError: no picture, or half of one.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(broken(path, error)) from error
+
+
 def load_images(paths: list[Path]) -> torch.Tensor:
     """Read RGB images of one size as float [B, 3, H, W] in [0, 1]."""
-    arrays = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
+    arrays = [np.asarray(read_image(path)) for path in paths]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
 
 
@@ -223,51 +316,3 @@ class ImageWriter(ThreadPoolExecutor):
         super().__exit__(kind, error, trace)
         if error is None:
             self.wait()
-
-
-def first_batch(images: int, device: str, height: int, width: int) -> int:
-    """How many images to try at once: `images` on a GPU, and elsewhere as many of the miniature's 64 x 64 pixels.
-
-    Where memory is the system's own nothing is raised when it is short: the process is killed.
-    """
-    return images if device.startswith("cuda") else max(1, images * 64 * 64 // (height * width))
-
-
-def fitting(function, batch_size: int | None, start: int):
-    """`function` with its first argument, the batch size, filled in.
-
-    `batch_size` where it is given; else `start`, and half of it again and again while memory does not suffice,
-    remembered from call to call. (accelerate's own find_executable_batch_size collects garbage before every call,
-    which takes half as long as an update of the miniature.)
-
-    Raises:
-        UserError: not even one image fits, or not the `batch_size` that was given.
-    """
-    size = batch_size or start
-
-    def call(*arguments):
-        nonlocal size
-        while True:
-            try:
-                return function(size, *arguments)
-            except RuntimeError as error:
-                if not should_reduce_batch_size(error):
-                    raise
-                require(size > 1, "memory does not suffice for one image at a time: try --gradient_checkpointing True, "
-                                  "--mixed_precision fp16 or bf16, fewer --classes_at_once, or smaller images")
-                require(not batch_size, f"memory does not suffice for {size} images at a time: give a smaller "
-                                        "--batch_size, or none for as many as fit")
-            size //= 2
-            clear_device_cache(garbage_collection=True)
-            if torch.cuda.is_available():
-                torch.cuda.reset_peak_memory_stats()  # the peak is that of what fits
-
-    return call
-
-
-def peak_memory(device: str) -> float:
-    """Gigabytes that this process has used at most so far: of the GPU where it computes on one, else of memory."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9

@@ -35,11 +35,12 @@ from classifiers import load_classifier
 from config import RunConfig, parse, to_yaml
 from diffusion import load_components
 from learner import Job
-from outputs import save
+from memory import peak_memory
+from outputs import ended, save
 from run import DTYPES
 from sweep import hide_progress
 from training import train_tokens
-from utils import ROOT, peak_memory, write_json, write_text
+from utils import ROOT, write_json, write_text
 
 PAPER = {"train_timesteps": None, "epoch_size": 5, "fresh_noise": False}
 FOREVER = {"target_accuracy": 1.0, "early_stopping": 10**6}
@@ -153,6 +154,7 @@ def bytes_of(row: Row, config: RunConfig, components, classifier, folder: Path) 
         write_text(folder / "config.yml", to_yaml(config))
         with contextlib.redirect_stdout(io.StringIO()):
             save(config, job, trained)
+        ended([(folder, folder)])
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.suffix != ".png")
 
 

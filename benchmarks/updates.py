@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tqdm import tqdm
 
 import class_token
@@ -28,7 +28,7 @@ from learner import Job
 from prompt_datasets import TEMPLATES, class_names, select_classes
 from run import DTYPES
 from training import train_tokens
-from utils import ROOT, files_of, replacing, write_json
+from utils import ROOT, files_of, write_json, write_tensors
 
 
 def train(config: RunConfig, models, jobs: list[Job]):
@@ -36,8 +36,7 @@ def train(config: RunConfig, models, jobs: list[Job]):
     components, token_id, guide, _ = models
     todo = [job for job in jobs if not (job.tokens / "vectors.safetensors").exists()]
     for job, trained in train_tokens(config, components, token_id, guide, iter(todo)):
-        with replacing(job.tokens / "vectors.safetensors") as temporary:
-            save_file({"vectors": trained.vectors.cpu()}, temporary)
+        write_tensors(job.tokens / "vectors.safetensors", {"vectors": trained.vectors.cpu()})
 
 
 def judge(config: RunConfig, models, job: Job, every: int, bar: tqdm):
@@ -56,8 +55,8 @@ def judge(config: RunConfig, models, job: Job, every: int, bar: tqdm):
 def accuracy(config: RunConfig, models, job: Job, vector: torch.Tensor) -> float:
     components, token_id, _, evaluator = models
     arm = Arm("with", TEMPLATES[0].format(f"{config.placeholder_token} {job.class_name}"), vector, config.test_size)
-    pictures = draw_some(config.test_size, config, components, {"with": embed(components, token_id, arm)},
-                         [(arm, seed) for seed in range(config.test_size)])
+    pictures = draw_some(config, components, {"with": embed(components, token_id, arm)},
+                         [("with", seed) for seed in range(config.test_size)])
     return (evaluator(pictures).argmax(1) == job.class_index).sum().item() / config.test_size
 
 

@@ -37,10 +37,10 @@ from experiments.common import (
     tokens,
     vector_of,
 )
+from memory import first_batch, fitting
 from metrics import Proportion
 from miniature.world import THINGS
 from prompt_datasets import TEMPLATES
-from utils import first_batch, fitting
 
 TEN = [999 - 100 * i for i in range(10)]  # ten steps, the last from 99
 

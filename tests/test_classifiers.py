@@ -136,7 +136,7 @@ def test_a_processor_that_does_more_is_refused():
 
 
 def test_timm_says_which_models_it_knows():
-    with pytest.raises(UserError, match=r"timm knows no model 'resnet999'"):
+    with pytest.raises(UserError, match=r"timm knows no classifier 'resnet999'"):
         load_classifier("timm:resnet999", "cpu")
 
 

@@ -70,13 +70,13 @@ def test_shipped_configs_are_valid(name):
     (["--class_index", "1", "--train", "True", "--height", "500"], "height must be divisible by 8"),
     (["--class_index", "1", "--train", "True", "--lr", "fast"], "invalid float value: 'fast'"),
     (["--class_index", "1", "--learning_rate", "1"], "unrecognized arguments: --learning_rate"),
-    (["--clas_index", "1"], "unrecognized arguments: --clas_index 1; did you mean --class_index?"),
+    (["--clas_index", "1"], "unrecognized arguments: --clas_index 1; did you mean '--class_index'?"),
     (["--class_index", "1", "--train", "True", "--test_size", "50"], "give --seed 50 or more"),
-    (["--class_index", "1", "--train", "True", "--train_timesteps", "600", "800"], "must fall from noise to image"),
+    (["--class_index", "1", "--train", "True", "--train_timesteps", "600", "800"], "that fall, from noise to image"),
     (["--class_index", "1", "--train", "True", "--betas", "0.9"], "betas must be two numbers"),
     (["--class_index", "1", "--train", "True", "--device", "tpu"], "device must be"),
     (["--class_index", "1", "--train", "True", "--device", "cpu:x"], "device must be"),
-    (["--class_index", "1", "--train", "True", "--exp_id", "a/b"], "names a folder"),
+    (["--class_index", "1", "--train", "True", "--exp_id", "a/b"], "a folder's name"),
     (["--class_index", "1", "--evaluate", "True", "--eval_prompts", "in snow"], "is no file, and no prompt either"),
     (["--class_index", "1", "--evaluate", "True", "--eval_prompts", "{}", "on the moon"], "'on the moon' needs one {}"),
     (["--class_index", "1", "--evaluate", "True", "--eval_prompts", "A {}", "a {}!"], "differ in no letter"),
@@ -109,8 +109,8 @@ def test_no_network_is_one_line(capsys, tiny_config, flag, monkeypatch):
 
 @pytest.mark.parametrize("more, reason", [
     (["--class_index", "6"], "classes are 1 to 5"), (["--class_index", "tiger"], "did you mean"),
-    (["--class_index", "1", "--placeholder_token", "crane"], "in the vocabulary already"),
-    (["--class_index", "1", "--initializer_token", "tiger cat"], "one token of the vocabulary"),
+    (["--class_index", "3", "--placeholder_token", "crane"], "in the vocabulary already"),
+    (["--class_index", "1", "--initializer_token", "tigercat"], "one token of the vocabulary"),
     (["--class_index", "1", "--evaluate", "True", "--real_images", "nowhere"], "no real_images folder"),
     (["--class_index", "1", "--train_timesteps", "2000", "600"], "from 999 to 0")])
 def test_nothing_is_written_for_a_run_that_cannot_work(capsys, tiny_config, more, reason):

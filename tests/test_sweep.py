@@ -99,8 +99,8 @@ def test_a_class_that_fails_does_not_stop_the_others(tiny_config, tmp_path, caps
     out, err = capsys.readouterr()
     lines = [line for line in err.replace("\x1b[A", "").splitlines()  # how bars move, where they had time to show
              if "class" in line and "%" not in line]
-    assert lines[0].startswith("class 2 (crane, machine) failed: the loss of update 0 of class 2 "
-                               "(crane, machine) is inf: try")
+    assert lines[0].startswith("class 2 (crane, machine) failed: update 2 of class 2 (crane, machine) gave no number "
+                               "as its loss, the last 3 updates neither: ")
     assert lines[-1] == "error: 1 of 3 classes failed, as said above: 2 (crane, machine)"
     assert tokens(tmp_path).keys() == {"0001_crane", "0003_tiger_cat"}
     summary = json.loads(next(tmp_path.rglob("summary_demo.json")).read_text())

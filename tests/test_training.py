@@ -126,8 +126,63 @@ def test_infinite_loss_ends_its_class_alone(tiny_config, parts, tmp_path, monkey
                                                        classifier, jobs)
     assert (first.class_index, second.class_index) == (0, 2)
     assert isinstance(failure, UserError)
-    assert "loss of update 1 of class 1 (crane) is nan: try --mixed_precision bf16" in str(failure)
+    assert str(failure) == ("update 1 of class 1 (crane) gave no number as its loss: the vector may have gone too far; "
+                            "try a lower --lr than 0.00125")
     assert (trained.vectors - alone.vectors).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_an_update_without_numbers_is_skipped(tiny_config, parts, tmp_path, monkeypatch, what):
+    """It leaves the vector where it was and is never the one to keep; the next noise may do better."""
+    def without_numbers(*arguments):
+        learner, = arguments[5]
+        (loss, _), = accumulate_gradients(*arguments)
+        if len(learner.history) in (0, 2) and what == "gradient":
+            learner.vector.grad[3] = torch.inf
+        return [(torch.nan if len(learner.history) in (0, 2) and what == "loss" else loss, 0.5)]
+
+    monkeypatch.setattr("training.accumulate_gradients", without_numbers)
+    config = replace(tiny_config, num_train_epochs=5, fresh_noise=True, lr=0.05)
+    trained = train(config, parts, tmp_path)
+    moved = [not torch.equal(*pair) for pair in zip(trained.vectors, trained.vectors[1:], strict=False)]
+    assert moved == [False, True, False, True] and trained.vectors.isfinite().all()
+    lines = [json.loads(line) for line in (tmp_path / "2/tokens/history.jsonl").read_text().splitlines()]
+    absent = "loss" if what == "loss" else "grad_norm"
+    assert [line[absent] is None for line in lines] == [True, False, True, False, False]
+    if what == "loss":
+        assert [line["accuracy"] for line in lines] == [0, 0.5, 0, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("fresh, dtype, updates", [(False, torch.float32, 1), (True, torch.float32, 11),
+                                                   (False, torch.float16, 11)])
+def test_skipping_has_an_end(tiny_config, tiny_model, parts, tmp_path, monkeypatch, fresh, dtype, updates):
+    """At once where the next update would be the same; a scaler of float16 tries smaller scales first."""
+    seen = []
+
+    def without_numbers(*arguments):
+        seen.append(arguments[5][0].scaler.get_scale())
+        arguments[5][0].scaler.scale(torch.ones(1))
+        arguments[5][0].vector.grad = torch.full_like(arguments[5][0].vector, torch.nan)
+        return [(torch.nan, 0.0)]
+
+    monkeypatch.setattr("training.accumulate_gradients", without_numbers)
+    components = load_components(tiny_model, "cpu", dtype)
+    token_id = class_token.add_placeholder(components.tokenizer, "newclas")
+    config = replace(tiny_config, num_train_epochs=50, fresh_noise=fresh, mixed_precision="fp16")
+    failure = train(config, (components, parts[1], token_id), tmp_path)
+    assert len(seen) == updates and (dtype == torch.float32 or seen == [2.0 ** (10 - i) for i in range(11)])
+    assert f"update {updates - 1} of class 3 (tiger cat) gave no number as its loss" in str(failure)
+    assert "try a lower --lr than 0.00125, or --mixed_precision bf16 or no" in str(failure)
+
+
+def test_a_training_without_one_number_is_none(tiny_config, parts, tmp_path, monkeypatch):
+    def without_numbers(*arguments):
+        arguments[5][0].vector.grad = torch.full_like(arguments[5][0].vector, torch.nan)
+        return [(torch.nan, 0.0)]
+
+    monkeypatch.setattr("training.accumulate_gradients", without_numbers)
+    failure = train(replace(tiny_config, fresh_noise=True), parts, tmp_path)
+    assert isinstance(failure, UserError) and "update 2 of class 3 (tiger cat)" in str(failure)
 
 
 def test_stop_rules():

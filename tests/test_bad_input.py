@@ -1,0 +1,192 @@
+"""Every wrong setting: exit code 2, one line with the setting, its value and what would be right, nothing made."""
+
+import os
+
+import pytest
+
+from run import main
+from tests.test_run import error_of, flags
+
+FLAGS = [  # a flag, its value, and what the line must say besides both
+    ("class_index", "0", "the classifier's classes are 1 to 5"),
+    ("class_index", "6", "the classifier's classes are 1 to 5"),
+    ("class_index", "1001", "the classifier's classes are 1 to 5"),
+    ("class_index", "-1", "is no number (283), range (1-12) or list (1,5,9)"),
+    ("class_index", "1-", "is no number (283), range (1-12) or list (1,5,9)"),
+    ("class_index", "1,,2", "is no number (283), range (1-12) or list (1,5,9)"),
+    ("class_index", "5-2", "runs backwards: write 2-5"),
+    ("class_index", "2-1000000000", "is no number (283), range (1-12) or list (1,5,9)"),
+    ("class_index", "9" * 5000, "is no number (283), range (1-12) or list (1,5,9)"),
+    ("class_index", "tigre cat", "did you mean 'tiger cat'?"),
+    ("class_index", "crane", "2 classes: give a number, 1 (crane, bird) or 2 (crane, machine)"),
+    ("class_index", "zeppelin", "--list_classes shows its classes"),
+    ("class_index", "", "give --class_index 283, 1-12, 1,5,9, all or a name"),
+    ("exp_id", "../x", "a folder's name"),
+    ("exp_id", "..", "a folder's name"),
+    ("exp_id", "/etc", "a folder's name"),
+    ("exp_id", "x" * 101, "of 100 letters at most"),
+    ("exp_id", "a\nb", "cannot be printed"),
+    ("model", " ", "a name or a folder"),
+    ("model", "nowhere/at all", "no such folder, and no hub id either"),
+    ("classifier", "", "a name or a folder"),
+    ("classifier", "timm:resnet5o", "timm.list_models(pretrained=True) lists them"),
+    ("classifier", "{tmp}", "lacks a file or holds a broken one"),
+    ("evaluator", "", "a name or a folder (--help shows which), or none"),
+    ("class_names", "nowhere.yml", "no file"),
+    ("class_names", "{tmp}/owl.yml", "must be a class number from 1 to 5 and a name"),
+    ("real_images", "nowhere", "no real_images folder"),
+    ("features", "inception:nowhere.pth", "no file"),
+    ("output_path", "{tmp}/owl.yml", "cannot be a folder"),
+    ("output_path", "{tmp}/owl.yml/below", "cannot be a folder"),
+    ("num_train_epochs", "0", "from 1 to 100,000"),
+    ("num-train-epochs", "2.5", "from 1 to 100,000"),
+    ("epoch_size", "0", "from 1 to 10,000"),
+    ("epoch_size", "-5", "from 1 to 10,000"),
+    ("epoch_size", "1000000000", "from 1 to 10,000"),
+    ("number_of_prompts", "4", "from 1 to 3"),
+    ("target_accuracy", "70", "from 0 to 1"),
+    ("target_accuracy", "nan", "from 0 to 1"),
+    ("early_stopping", "0", "from 1 to 100,000"),
+    ("batch_size", "0", "from 1 to 10,000, or none"),
+    ("batch_size", "auto", "from 1 to 10,000"),
+    ("classes_at_once", "0", "from 1 to 1,000"),
+    ("lr", "0", "greater than 0"),
+    ("lr", "-0.001", "greater than 0"),
+    ("lr", "inf", "1,000 at most"),
+    ("lr", "nan", "greater than 0"),
+    ("lr", "fast", "greater than 0"),
+    ("betas", "0.9", "two numbers in [0, 1), such as 0.9 0.999"),
+    ("betas", "0.9 1", "two numbers in [0, 1), such as 0.9 0.999"),
+    ("weight_decay", "-1", "from 0 to 1,000"),
+    ("eps", "0", "greater than 0"),
+    ("max_grad_norm", "0", "greater than 0"),
+    ("seed", "-1", "from 0 to"),
+    ("seed", "1", "would train on images that evaluation uses (seeds 0 to 1): give --seed 2 or more"),
+    ("guidance_scale", "-1", "from 0 to 100"),
+    ("guidance_scale", "nan", "from 0 to 100"),
+    ("height", "500", "divisible by 8, for the VAE"),
+    ("height", "0", "divisible by 8, for the VAE"),
+    ("width", "-64", "divisible by 8, for the VAE"),
+    ("width", "800000", "from 8 to 8,192"),
+    ("num_inference_steps", "0", "from 1 to 999"),
+    ("num_inference_steps", "1000", "from 1 to 999"),
+    ("train_timesteps", "600 800", "that fall, from noise to image, such as 999 800 600"),
+    ("train_timesteps", "1000 600", "from 999 to 0"),
+    ("train_timesteps", "600 -1", "from 999 to 0"),
+    ("train_timesteps", "999 999", "that fall"),
+    ("fresh_noise", "perhaps", "expected one of yes/no, true/false"),
+    ("placeholder_token", "new class", "without spaces"),
+    ("placeholder_token", "", "one word"),
+    ("placeholder_token", "{}", "such as newclas"),
+    ("placeholder_token", "photo", "is part of"),
+    ("placeholder_token", "ger", "is part of 'tiger cat'"),
+    ("placeholder_token", "hig", "is part of 'a high resolution"),
+    ("initializer_token", "tigercat", "must be one token of the vocabulary"),
+    ("initializer_token", "", "one word"),
+    ("test_size", "0", "from 1 to 100,000"),
+    ("eval_prompts", "", "is no file, and no prompt either"),
+    ("eval_prompts", "in the snow", "is no file, and no prompt either"),
+    ("eval_prompts", "{} and {}", "needs one {} where the class goes"),
+    ("context_judge", "judge", "module:function"),
+    ("context_judge", "os:no_such", "has no function 'no_such'"),
+    ("device", "tpu", "cuda, cuda:1, mps or cpu"),
+    ("device", "cuda:x", "cuda, cuda:1, mps or cpu"),
+    ("mixed_precision", "fp8", "no, fp16 or bf16"),
+    ("clas_index", "3", "did you mean '--class_index'?"),
+]
+LISTS = ("betas", "train_timesteps")
+FILES = [  # what stands in a --config file, and what the line must say
+    ("\tlr: 1", "is not YAML"),
+    ("lr: 1\n\tseed: 2", "is not YAML"),
+    ("- lr\n- seed", "must hold lines such as 'lr: 0.001'"),
+    ("just words", "must hold lines such as 'lr: 0.001'"),
+    ("lr: [0.1, 0.2]", "lr must be one value, not ['0.1', '0.2']"),
+    ("lr: {a: 1}", "'lr' must have one value or a plain list"),
+    ("betas: [[0.9], 0.999]", "'betas' must have one value or a plain list"),
+    ("learning_rat: 1", "unknown setting 'learning_rat'"),
+    ("guidance: 2", "did you mean 'guidance_scale'?"),
+    ("lr: !!python/object/apply:os.system ['true']", "lr must be one value"),
+    ("a: &a [x, x, x, x]\nb: &b [*a, *a, *a]\nc: &c [*b, *b, *b]\nlr: [*c, *c, *c]", "must have one value or a plain"),
+    ("? [a, b]\n: 1", "is not YAML"),
+    ("[" * 5000, "is not YAML"),
+    ("lr: 1\n---\nlr: 2", "is not YAML"),
+    ("lr: \"1\\0\"", "lr must be greater than 0"),
+    ("exp_id: \"a\\0b\"", "cannot be printed"),
+    ("seed: [", "is not YAML"),
+    ("lr: \udcff", "is not a text file in UTF-8"),
+    ("#" * 2**21, "bytes: that is no text file"),
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "owl.yml").write_text("9: owl\n")
+    return tmp_path
+
+
+def refused(capsys, config, folder, *more) -> str:
+    """The line that such a run prints; it made no file."""
+    before = sorted(folder.rglob("*"))
+    line = error_of(capsys, *flags(config, "--class_index", "3", "--train", "True", "--evaluate", "True",
+                                   "--output_path", str(folder / "new"), *more))
+    assert sorted(folder.rglob("*")) == before
+    return line
+
+
+@pytest.mark.parametrize("name, value, right", FLAGS, ids=[f"{name} {value[:20]!r}" for name, value, _ in FLAGS])
+def test_a_wrong_flag(capsys, tiny_config, folder, monkeypatch, name, value, right):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    value = value.replace("{tmp}", str(folder))
+    compared = ["--test_size", "6", "--real_images", "miniature.world:draw"] if name == "features" else []
+    more = [*compared, f"--{name}"]
+    line = refused(capsys, tiny_config, folder, *more, *(value.split() if name in LISTS else [value]))
+    assert right in line and "Traceback" not in line
+    called = {"model": "cannot open", "classifier": "cannot open", "class_names": "owl.yml"}
+    assert name.replace("-", "_") in line or called.get(name, "no such name") in line or f"no file '{value}'" in line
+    shown = value.split()[-1] if name in LISTS else value.strip().removeprefix("timm:")
+    assert shown in line or repr(value) in line
+
+
+@pytest.mark.parametrize("text, right", FILES, ids=[repr(text[:30]) for text, _ in FILES])
+def test_a_wrong_file(capsys, tiny_config, folder, text, right):
+    (folder / "settings.yml").write_bytes(text.encode(errors="surrogateescape"))
+    line = refused(capsys, tiny_config, folder, "--config", str(folder / "settings.yml"))
+    assert right in line and ("settings.yml" in line or text.split(":")[0] in line)
+
+
+@pytest.mark.parametrize("argv, right", [
+    (["--train"], "which class?"), (["--class_index", "3"], "--train True, --evaluate True or both"),
+    (["--lr"], "expected one argument"),
+    (["--class_index", "1", "3"], "unrecognized arguments: 3"), (["--config", "."], "no file '.'")])
+def test_half_a_command(capsys, argv, right):
+    assert right in error_of(capsys, *argv)
+
+
+def test_nothing_may_be_written_there(capsys, tiny_config, folder, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: not mode & os.W_OK)
+    assert f"no permission to write to '{folder}'" in refused(capsys, tiny_config, folder)
+
+
+def test_a_path_in_place_of_which_the_system_says_no(capsys, tiny_config):
+    line = error_of(capsys, *flags(tiny_config, "--class_index", "3", "--train", "True", "--output_path",
+                                   "/proc/nowhere"))
+    assert "'/proc/nowhere" in line
+
+
+def test_debug_shows_where(tiny_config):
+    with pytest.raises(Exception, match="lr must be greater than 0"):
+        main(flags(tiny_config, "--class_index", "3", "--train", "True", "--lr", "0", "--debug"))
+
+
+@pytest.mark.parametrize("more", [["--class_index", "3,3,3-3"], ["--guidance_scale", "1"], ["--guidance_scale", "0.5"],
+                                  ["--num_inference_steps", "1"], ["--num_inference_steps", "999", "--train", "False"],
+                                  ["--placeholder_token", "neu-wört"], ["--test_size", "1"]])
+def test_what_is_odd_but_right(tiny_config, tmp_path, capsys, more):
+    """Duplicates are done once; a guidance of 1 or less is none; any word that stands nowhere else serves."""
+    out = tmp_path / "wörter und mehr"
+    argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--num_train_epochs", "1", "--output_path",
+                 str(out))
+    assert main(argv) == 0
+    capsys.readouterr()
+    assert main([*argv, "--evaluate", "True", *more]) == 0
+    assert capsys.readouterr().out.count("pictures: ") == 1 and len(list(out.rglob("metrics.json"))) == 1
