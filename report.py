@@ -41,6 +41,8 @@ from utils import (
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 
+pyplot.rcParams["svg.hashsalt"] = "class tokens"  # or the same curves would be another file every time
+
 INK, PAPER, GAP = (30, 30, 34), (255, 255, 255), 4
 SHOWN = 10  # pictures a row
 KEYS = ("class_index", "label", "images", "judges", "settings", "contexts", "pictures", *ARMS)  # of metrics.json
@@ -164,7 +166,7 @@ def settings_of(token: Path, evaluation: dict) -> str:
         read_yaml_mapping(str(file), "lr: 0.001")  # says so where it is broken
         settings["training"] = yaml.safe_load(read_text(str(file)))
     if (token / TOKEN_FILE).exists():
-        settings["token"] = class_token.load(token / TOKEN_FILE)[2]
+        settings["token"] = dict(sorted(class_token.load(token / TOKEN_FILE)[2].items()))
     return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 

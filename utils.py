@@ -250,9 +250,13 @@ def write_text(path: Path, text: str):
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None):
-    """Write a safetensors file."""
+    """Write a safetensors file, the same bytes for the same content: the library's own header is in random order."""
+    data = safetensors.torch.save(tensors, metadata)
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)  # the tensors start at a multiple of eight
     with replacing(path) as temporary:
-        temporary.write_bytes(safetensors.torch.save(tensors, metadata))
+        temporary.write_bytes(len(header).to_bytes(8, "little") + header + data[end:])
 
 
 def write_json(path: Path, value):

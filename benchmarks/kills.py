@@ -113,15 +113,17 @@ def finished(folder: Path) -> dict[Path, int]:
 
 
 def phase(folder: Path) -> str:
-    """How far a killed run was."""
-    names = {path.name for path in folder.rglob("*")}
-    for sign, name in (("report_demo.html", "at the end"), ("report.html", "at the end"),
-                       ("metrics.json", "after an evaluation"), ("drawn.json", "while drawing"),
-                       (TOKEN_FILE, "after a training"), (STATE_FILE, "between updates"),
-                       ("config.yml", "in the first update")):
-        if sign in names:
-            return name
-    return "before anything was written"
+    """Where a killed run was, by the class that it began last."""
+    begun = sorted(folder.glob("pipeline_token/*/*/*"))
+    if list(folder.glob("img/*/summary_*.json")):
+        return "while writing summary and report"
+    if not begun:
+        return "before the first class"
+    images = folder / "img" / begun[-1].relative_to(folder / "pipeline_token")
+    names = {path.name for each in (begun[-1], images) for path in each.rglob("*")}
+    signs = {"metrics.json": "after an evaluation", "drawn.json": "while drawing", TOKEN_FILE: "after a training",
+             STATE_FILE: "between the first update and the last"}
+    return next((name for sign, name in signs.items() if sign in names), "until the first update's end")
 
 
 def kill_one(argv: list[str], folder: Path, draw: random.Random, seconds: float, expected: dict[str, bytes]) -> dict:
