@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -66,7 +67,13 @@ def frames_of(vectors: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def film_of(config: RunConfig, class_name: str, frames: dict[str, torch.Tensor]) -> list[Arm]:
-    """The first seed's picture by each of `frames_of` a training, in their order."""
+    """The first seed's picture by each of `frames_of` a training, in their order.
+
+    Raises:
+        UserError: names that are no numbers, and so none of ours: they become folders.
+    """
+    strange = [name for name in frames if not re.fullmatch("[0-9]{3,6}", name)]
+    require(not strange, f"the vectors of the training hold {strange[:1]}, which is no number of an update")
     prompt = TEMPLATES[0].format(f"{config.placeholder_token} {class_name}")
     return [Arm(f"updates/{update}", prompt, frames[update].float(), 1) for update in sorted(frames)]
 

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from class_token import initial_vector
 from config import RunConfig
 from diffusion import Components
 from prompt_datasets import class_title
-from utils import UserError, read_json_lines, write_tensors, write_text
+from utils import UserError, read_json_lines, read_tensors, write_tensors, write_text
 
 AVERAGED_UPDATES = 3  # with fresh noise one update's few images can be lucky
 SKIPPED_AT_MOST = 10  # updates without numbers in a row: a scaler of float16 halves its scale of 2**10 so often
@@ -161,10 +160,8 @@ def load_progress(learner: Learner):
     """
     state, history = (learner.job.tokens / name for name in (STATE_FILE, HISTORY_FILE))
     try:
-        with safe_open(state, "pt") as file:
-            tensors, header = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
-        restore(learner, tensors, header, read_json_lines(history))
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, UserError) as error:
+        restore(learner, *read_tensors(state), read_json_lines(history))
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"the half-trained token in '{state.parent}' is broken ({' '.join(str(error).split())}): "
                         "remove that folder to train the class anew") from error
 

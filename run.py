@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from safetensors.torch import load_file
 from tqdm import tqdm
 
 import class_token
@@ -60,7 +59,7 @@ from report import side_by_side, write_report
 from stopping import Stopped, listening
 from sweep import agreed, close_bars, count_class, from_all, join, shared, wait_for_all
 from training import train_tokens
-from utils import WITHOUT_GPU_OR_NETWORK, UserError, imported, read_json, require, said, write_json
+from utils import WITHOUT_GPU_OR_NETWORK, UserError, imported, read_json, read_tensors, require, said, write_json
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -240,7 +239,7 @@ def draw(config: RunConfig, generator, draw_batch, index: int, name: str, label:
     _, vector, _ = class_token.load(tokens / TOKEN_FILE)
     warn_of_other_settings(config, tokens)
     arms, history = arms_of(config, index, name, vector), images / "train" / VECTORS_FILE
-    film = film_of(config, name, load_file(history)) if history.exists() else []
+    film = film_of(config, name, read_tensors(history)[0]) if history.exists() else []
     if not generate(config, generator, class_title(index, label), arms + film, images / "eval", draw_batch):
         say(class_title(index, label), "the pictures are there already, drawn with this token and these settings")
     return arms, film

@@ -21,7 +21,7 @@ class Stopped(BaseException):
 def listening() -> Iterator[None]:
     """Within this context SIGINT and SIGTERM raise Stopped: at once, or at the end of what is in flight.
 
-    A second signal does not wait. Works in the main thread alone, as Python's signals do.
+    A second signal does not wait, and ends the process. Works in the main thread alone, as Python's signals do.
     """
     before = {number: signal.signal(number, _hear) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -50,8 +50,10 @@ def in_flight(what: str) -> Iterator[None]:
 
 
 def _hear(number: int, _frame):
-    if not _flights or _asked:
+    if not _flights:
         raise Stopped(number)
+    if _asked:
+        os._exit(128 + number)  # as a kill would: what is on the disk is whole
     _asked.append(number)
     line = f"\n{signal.Signals(number).name}: stopping after {_flights[-1]}; once more to stop at once\n"
     os.write(2, line.encode())  # print may be what was interrupted, and does not take a second call

@@ -25,6 +25,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from PIL import Image, UnidentifiedImageError
+from safetensors import SafetensorError, safe_open
 
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # or transformers asks owners of .bin files to convert
 
@@ -124,6 +125,19 @@ def parsed(path: Path, parts: Callable[[str], list[str]]) -> list[dict]:
         raise UserError(broken(path, error)) from error
     require(all(isinstance(value, dict) for value in values), broken(path, "no JSON object"))
     return values
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors of a safetensors file that we wrote, and its header.
+
+    Raises:
+        UserError: not whole, or not ours.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, ValueError) as error:
+        raise UserError(broken(path, error)) from error
 
 
 def broken(path: Path, why) -> str:
