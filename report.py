@@ -97,7 +97,7 @@ def curves(file: Path) -> str | None:
     right, updates = left.twinx(), [line["update"] for line in history]
     for axis, key, colour in ((left, "loss", ORANGE), (right, "accuracy", BLUE)):
         values = [math.nan if line[key] is None else line[key] for line in history]
-        axis.plot(updates, values, color=colour, linewidth=1.6)
+        axis.plot(updates, values, "o-" if len(values) == 1 else "-", color=colour, linewidth=1.6)
         axis.set_ylabel(key, color=colour)
         axis.tick_params(colors=GREY)
         for spine in axis.spines.values():
