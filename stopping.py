@@ -2,10 +2,12 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_asked: list[int] = []  # signals that wait until what is in flight is done
+AT_ONCE = 1.0  # seconds: launchers pass on the signal that their processes have already
+_asked: list[tuple[int, float]] = []  # the signal that waits until what is in flight is done, and when it came
 _flights: list[str] = []  # what is, innermost last
 
 
@@ -21,7 +23,7 @@ class Stopped(BaseException):
 def listening() -> Iterator[None]:
     """Within this context SIGINT and SIGTERM raise Stopped: at once, or at the end of what is in flight.
 
-    A second signal does not wait, and ends the process. Works in the main thread alone, as Python's signals do.
+    A second signal, after AT_ONCE, does not wait and ends the process. Works in the main thread alone, as signals do.
     """
     before = {number: signal.signal(number, _hear) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -46,14 +48,16 @@ def in_flight(what: str) -> Iterator[None]:
     finally:
         _flights.remove(what)
     if _asked:
-        raise Stopped(_asked[0])
+        raise Stopped(_asked[0][0])
 
 
 def _hear(number: int, _frame):
     if not _flights:
         raise Stopped(number)
-    if _asked:
+    if _asked and time.monotonic() - _asked[0][1] > AT_ONCE:
         os._exit(128 + number)  # as a kill would: what is on the disk is whole
-    _asked.append(number)
+    if _asked:
+        return
+    _asked.append((number, time.monotonic()))
     line = f"\n{signal.Signals(number).name}: stopping after {_flights[-1]}; once more to stop at once\n"
     os.write(2, line.encode())  # print may be what was interrupted, and does not take a second call

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 import class_token
 from learner import update
@@ -73,6 +74,25 @@ def test_a_killed_process_leaves_its_class_to_the_next_start(tiny_config, tmp_pa
     assert done.stdout.count("token: ") == 3 - len(before)
     assert "goes on where its training stopped" in done.stdout
     assert not list(folder.rglob("training_state.safetensors")) and not list(folder.rglob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_a_launched_sweep_stops_cleanly_and_goes_on(tiny_config, tmp_path):
+    """Ctrl-C in a terminal reaches the launcher and its processes, and the launcher passes it on besides."""
+    command = [*LAUNCH, *flags(replace(tiny_config, output_path=str(tmp_path / "stopped")), *SETTINGS, "--epoch_size",
+                               "200", "--batch_size", "2")]
+    sweep = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not list(tmp_path.rglob("training_state.safetensors")):
+        time.sleep(0.05)
+        assert sweep.poll() is None
+    os.killpg(sweep.pid, signal.SIGINT)
+    _, err = sweep.communicate(timeout=120)
+    assert sweep.returncode != 0 and err.count("stopped by SIGINT: nothing that was finished is lost") == 2
+    states = [len(load_file(path)["vectors"]) for path in tmp_path.rglob("training_state.safetensors")]
+    assert states and all(updates >= 1 for updates in states) and not list(tmp_path.rglob("*.tmp"))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("goes on where its training stopped") == len(states)
 
 
 def test_another_setting_is_another_run(tiny_config, tmp_path, capsys):
