@@ -169,7 +169,7 @@ LISTS = ("betas", "train_timesteps", "eval_prompts")
 
 
 def settings_from_file(path: str) -> list[str]:
-    """The flags that a YAML file of settings stands for: {'lr': 0.01} -> ['--lr', '0.01'].
+    """The flags that a YAML file of settings stands for: {'lr': 0.01} -> ['--lr=0.01'].
 
     Raises:
         UserError: no such file, not a mapping, or a key that is no setting.
@@ -179,8 +179,12 @@ def settings_from_file(path: str) -> list[str]:
         require(key in known, f"'{path}' has an unknown setting '{key}'; "
                               + (did_you_mean(key, known) or "--help lists them"))
         require(isinstance(value, str) or key in LISTS, f"'{path}': {key} must be one value, not {value}")
-        if value not in ("null", "~", "", []) and not (value == "none" and key in MAY_BE_NONE):
-            flags += [f"--{key}", *(value if isinstance(value, list) else [value])]
+        if value in ("null", "~", "", []) or value == "none" and key in MAY_BE_NONE:
+            continue
+        parts = value if isinstance(value, list) else []
+        like_flags = [part for part in parts if re.match(r"-[^\d.]", part)]
+        require(not like_flags, f"'{path}': {key} must not begin with '-', as in {like_flags}")
+        flags += [f"--{key}", *parts] if parts else [f"--{key}={value}"]
     return flags
 
 
@@ -223,8 +227,8 @@ def parse(argv: list[str], description: str | None = None) -> tuple[RunConfig, b
     parser.add_argument("--config", metavar="FILE.yml", help="A YAML file of these settings; flags beat it.")
     parser.add_argument("--list_classes", action="store_true", help="Print the classes of --classifier and stop.")
     parser.add_argument("--debug", action="store_true", help="Show where in the code an error came from.")
-    argv = [part for flag in argv for part in (flag.split("=", 1) if flag.startswith("--") else [flag])]
-    argv = [part.replace("-", "_").replace("__", "--", 1) if part.startswith("--") else part for part in argv]
+    argv = [part for flag in argv for part in (flag.rsplit("=", 1) if flag.endswith("=none") else [flag])]
+    argv = [re.sub("^--[^=]*", lambda name: "--" + name[0][2:].replace("-", "_"), part) for part in argv]
     unset = [name for name in MAY_BE_NONE if (f"--{name}", "none") in zip(argv, argv[1:], strict=False)]
     for name in unset:
         at = argv.index(f"--{name}")

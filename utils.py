@@ -267,7 +267,7 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
     """Write a safetensors file, the same bytes for the same content: the library's own header is in random order."""
     data = safetensors.torch.save(tensors, metadata)
     end = 8 + int.from_bytes(data[:8], "little")
-    header = json.dumps(json.loads(data[8:end]), sort_keys=True).encode()
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)  # the tensors start at a multiple of eight
     with replacing(path) as temporary:
         temporary.write_bytes(len(header).to_bytes(8, "little") + header + data[end:])

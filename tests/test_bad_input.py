@@ -103,6 +103,8 @@ FILES = [  # what stands in a --config file, and what the line must say
     ("lr: [0.1, 0.2]", "lr must be one value, not ['0.1', '0.2']"),
     ("lr: {a: 1}", "'lr' must have one value or a plain list"),
     ("betas: [[0.9], 0.999]", "'betas' must have one value or a plain list"),
+    ("eval_prompts: ['--debug', '{}']", "eval_prompts must not begin with '-', as in ['--debug']"),
+    ("lr: --debug", "invalid float value: '--debug'"),
     ("learning_rat: 1", "unknown setting 'learning_rat'"),
     ("guidance: 2", "did you mean 'guidance_scale'?"),
     ("lr: !!python/object/apply:os.system ['true']", "lr must be one value"),
@@ -157,6 +159,7 @@ def test_a_wrong_file(capsys, tiny_config, folder, text, right):
 @pytest.mark.parametrize("argv, right", [
     (["--train"], "which class?"), (["--class_index", "3"], "--train True, --evaluate True or both"),
     (["--lr"], "expected one argument"),
+    (["--class_index=3", "--train=True", "--lr=-1e-3"], "lr must be greater than 0, 1,000 at most, not -0.001"),
     (["--class_index", "1", "3"], "unrecognized arguments: 3"), (["--config", "."], "no file '.'")])
 def test_half_a_command(capsys, argv, right):
     assert right in error_of(capsys, *argv)

@@ -67,7 +67,7 @@ def any_config():
         class_names=st.none() | words, lr=numbers, eps=numbers, betas=st.lists(numbers, min_size=1, max_size=3),
         seed=st.integers(0, 2**32), batch_size=st.none() | st.integers(1, 99), guidance_scale=numbers,
         train_timesteps=st.none() | st.lists(st.integers(0, 999), min_size=1, max_size=5),
-        eval_prompts=st.lists(printable.map(lambda text: f"{text}{{}}"), max_size=3), fresh_noise=st.booleans())
+        eval_prompts=st.lists(printable.map(lambda text: f"A {text}{{}}"), max_size=3), fresh_noise=st.booleans())
 
 
 @given(any_config().filter(lambda config: not {"none", "null", "~", ""} & {str(v) for v in vars(config).values()}))
