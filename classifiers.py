@@ -20,7 +20,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
 
-from utils import WITHOUT_GPU_OR_NETWORK, find_path, opening, require
+from utils import WITHOUT_GPU_OR_NETWORK, find_path, opening, printable, require
 
 NO_STRANGERS_CODE = {"trust_remote_code": False}  # left open, transformers asks the user
 REGISTRY = {
@@ -124,12 +124,11 @@ def folder_name(name: str) -> str:
 
 def _labels(config) -> list[str]:
     labels = {int(i): str(label) for i, label in config.id2label.items()}
-    return [printable(labels[i]) for i in range(len(labels))]
+    return [one_line(labels[i]) for i in range(len(labels))]
 
 
-def printable(label: str) -> str:
-    """A stranger's label without what moves a terminal's cursor, or ends a line or a file's name."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in label).split())
+def one_line(label: str) -> str:
+    return " ".join(printable(label).split())
 
 
 def _logits(model, pixel_values):
@@ -206,7 +205,7 @@ def _load_timm(name: str):
     preprocessing = Preprocessing(scaled if data["crop_mode"] == "squash" else min(scaled), (height, width),
                                   InterpolationMode(data["interpolation"]), list(data["mean"]), list(data["std"]),
                                   crop_rounds_down=False)
-    return model, list(map(printable, _timm_labels(model))), preprocessing, lambda model, pixels: model(pixels)
+    return model, list(map(one_line, _timm_labels(model))), preprocessing, lambda model, pixels: model(pixels)
 
 
 def _timm_labels(model) -> list[str]:

@@ -120,8 +120,9 @@ def is_folder_name(name: str) -> bool:
     return 0 < len(name.encode()) <= 100 and name.strip(". ") == name and not set(name) & set("/\\")
 
 
-WORD = (lambda value: 0 < len(value) <= 50 and not set(value) & set(" {}"), "one word of 50 letters at most, without "
-                                                                            "spaces, such as newclas")
+FUNCTION = r"[A-Za-z_]\w*(\.\w+)*:\w+"
+WORD = (lambda value: 0 < len(value) <= 50 and not set(value) & set(" {}") and value != "__metadata__",
+        "one word of 50 letters at most, without spaces, such as newclas")
 SIDE = (lambda value: 8 <= value <= 8192 and value % 8 == 0, "divisible by 8, for the VAE, and from 8 to 8,192")
 GIVEN = (lambda value: bool(value.strip()), "a name or a folder (--help shows which)")
 ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {  # what a setting may be: a test, and the same in words
@@ -140,7 +141,7 @@ ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {  # what a setting may 
                         and steps[0] <= 999, "numbers from 999 to 0 that fall, from noise to image, such as 999 800 "
                                              "600"),
     "placeholder_token": WORD, "initializer_token": WORD, "test_size": between(1, 100_000),
-    "context_judge": (lambda value: re.fullmatch(r"[\w.]+:\w+", value), "module:function"),
+    "context_judge": (lambda value: re.fullmatch(FUNCTION, value), "module:function"),
     "device": (lambda value: re.fullmatch(r"cuda(:\d{1,3})?|mps|cpu", value), "cuda, cuda:1, mps or cpu"),
     "mixed_precision": (lambda value: value in ("no", "fp16", "bf16"), "no, fp16 or bf16"),
 }
@@ -153,11 +154,26 @@ def in_words(name: str) -> str:
 
 def check_output_path(path: str):
     """Raise UserError where nothing can be written to `path`, or to the folder that it would be made in."""
-    folder = Path(path).absolute()
-    there = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
-    require(there.is_dir(), f"output_path '{path}' cannot be a folder: '{there}' is none")
-    require(os.access(there, os.W_OK | os.X_OK), f"output_path '{path}': no permission to write to '{there}'; give "
-                                                 "another folder")
+    for folder in (Path(path).absolute(), Path(path, "img").absolute(), Path(path, "pipeline_token").absolute()):
+        there = next(each for each in (folder, *folder.parents) if exists(each))
+        require(there.is_dir(), f"output_path '{path}' cannot be a folder: '{there}' is none")
+        require(os.access(there, os.W_OK | os.X_OK), f"output_path '{path}': no permission to write to '{there}'; "
+                                                     "give another folder")
+
+
+def exists(path: Path) -> bool:
+    """Also where it is a link to nowhere.
+
+    Raises:
+        UserError: it can be no path.
+    """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise UserError(f"output_path '{path}': {error.strerror}") from error
+    return True
 
 
 DECISIVE = ("model", "classifier", "class_names", "num_train_epochs", "epoch_size", "number_of_prompts",
@@ -195,7 +211,7 @@ def to_yaml(config: RunConfig) -> str:
 
 def as_typed(config: RunConfig) -> dict[str, str | list[str]]:
     """The settings as `read_yaml_mapping` reads them back from a saved file."""
-    return yaml.load(to_yaml(config), Loader=yaml.BaseLoader)
+    return yaml.load(to_yaml(config), Loader=yaml.BaseLoader)  # nosec B506 - makes strings alone
 
 
 class OneLineParser(HfArgumentParser):
@@ -213,6 +229,18 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
     """Keeps the examples at the top as written and shows each default."""
 
 
+def without_none(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The flags but for '--name none' and '--name=none' of settings that may be None; those for which it stood last."""
+    argv = [part for flag in argv for part in (flag.split("=") if re.fullmatch(r"--\w+=none", flag) else [flag])]
+    unset = []
+    for name in MAY_BE_NONE:
+        places = [i for i, part in enumerate(argv) if part.split("=")[0] == f"--{name}"]
+        nones = [i for i in places if argv[i:i + 2] == [f"--{name}", "none"]]
+        unset += [name] if nones and nones[-1] == places[-1] else []
+        argv = [part for i, part in enumerate(argv) if not {i, i - 1} & set(nones)]
+    return argv, unset
+
+
 def parse(argv: list[str], description: str | None = None) -> tuple[RunConfig, bool]:
     """The settings of defaults, then the file of --config, then flags; and whether to list the classes.
 
@@ -227,12 +255,8 @@ def parse(argv: list[str], description: str | None = None) -> tuple[RunConfig, b
     parser.add_argument("--config", metavar="FILE.yml", help="A YAML file of these settings; flags beat it.")
     parser.add_argument("--list_classes", action="store_true", help="Print the classes of --classifier and stop.")
     parser.add_argument("--debug", action="store_true", help="Show where in the code an error came from.")
-    argv = [part for flag in argv for part in (flag.rsplit("=", 1) if flag.endswith("=none") else [flag])]
     argv = [re.sub("^--[^=]*", lambda name: "--" + name[0][2:].replace("-", "_"), part) for part in argv]
-    unset = [name for name in MAY_BE_NONE if (f"--{name}", "none") in zip(argv, argv[1:], strict=False)]
-    for name in unset:
-        at = argv.index(f"--{name}")
-        argv = argv[:at] + argv[at + 2:]
+    argv, unset = without_none(argv)
     config_file = parser.parse_args(argv).config
     from_file = settings_from_file(config_file) if config_file else []
     config, extra = parser.parse_args_into_dataclasses([*from_file, *argv], look_for_args_file=False)

@@ -13,7 +13,7 @@ from huggingface_hub.utils import enable_progress_bars
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from utils import find_path, opening, require
+from utils import UserError, find_path, opening, require
 
 transformers.utils.logging.disable_progress_bar()  # weights load in a blink ...
 enable_progress_bars()  # ... but downloads do not
@@ -58,6 +58,7 @@ def load_components(model: str, device: str, dtype: torch.dtype, gradient_checkp
             scheduler_class.from_pretrained(source, subfolder="scheduler"))
     require(components.tokenizer.model_max_length <= components.text_encoder.config.max_position_embeddings,
             f"the tokenizer's files of '{model}' are missing or another model's")
+    check_fit(components, model)
     for module in (components.text_encoder, components.unet, components.vae):
         module.requires_grad_(False).eval().to(device)
         if device.startswith("cuda"):
@@ -66,6 +67,18 @@ def load_components(model: str, device: str, dtype: torch.dtype, gradient_checkp
         components.unet.enable_gradient_checkpointing()
         components.vae.enable_gradient_checkpointing()
     return components
+
+
+def check_fit(components: Components, model: str):
+    """Raise UserError where the parts are not of one text-to-image model that draws from noise and a prompt alone."""
+    unet, scheduler = components.unet.config, components.scheduler
+    reads, hears = unet.in_channels, unet.cross_attention_dim
+    require(reads == components.vae.config.latent_channels and hears == components.text_encoder.config.hidden_size,
+            f"'{model}' is not such a model as Stable Diffusion 1 or 2: its UNet reads {reads} channels and embeddings "
+            f"of {hears}, its VAE makes {components.vae.config.latent_channels} and its text encoder "
+            f"{components.text_encoder.config.hidden_size}")
+    require(hasattr(scheduler, "init_noise_sigma") and hasattr(scheduler, "scale_model_input"),
+            f"the scheduler of '{model}', {type(scheduler).__name__}, is not one for Stable Diffusion")
 
 
 def _load_weights(cls, source, part, **dtype):
@@ -115,7 +128,10 @@ def trajectory(components: Components, num_inference_steps: int, timesteps: list
     if timesteps is None:
         # as StableDiffusionPipeline does for old checkpoints; latents have no range to be clipped to
         scheduler = type(components.scheduler).from_config(config, clip_sample=False, steps_offset=1)
-        scheduler.set_timesteps(num_inference_steps)  # on the CPU, or every step would wait for the GPU
+        try:
+            scheduler.set_timesteps(num_inference_steps)  # on the CPU, or every step would wait for the GPU
+        except ValueError as error:
+            raise UserError(f"num_inference_steps {num_inference_steps}: {' '.join(str(error).split())}") from error
     else:
         last = config.num_train_timesteps - 1
         require(timesteps[0] <= last, f"train_timesteps start at {timesteps[0]}, the model's go from {last} to 0")

@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as TF
 from tqdm import tqdm
 
 from classifiers import load_classifier, penultimate
+from memory import fitting
 from metrics import COMPARABLE_FID, NEAREST_K, Prdc, frechet_distance, kernel_distance, prdc
 from utils import opening, read_image, require
 
@@ -59,12 +60,16 @@ def _to_inception(image: torch.Tensor) -> torch.Tensor:
     return (resized.clamp(0, 1) * 255).round().byte()
 
 
-@torch.no_grad()
 def features_of(extractor: Extractor, files: list[Path]) -> torch.Tensor:
     """Features [N, D] of picture files of any size, on the CPU."""
+    return fitting(features_in_batches, None, READ_AT_ONCE)(extractor, files)
+
+
+@torch.no_grad()
+def features_in_batches(batch_size: int, extractor: Extractor, files: list[Path]) -> torch.Tensor:
     parts = []
-    for start in tqdm(range(0, len(files), READ_AT_ONCE), desc=f"{extractor.name} features", unit="batch", leave=False):
-        arrays = [np.array(read_image(file)) for file in files[start:start + READ_AT_ONCE]]
+    for start in tqdm(range(0, len(files), batch_size), desc=f"{extractor.name} features", unit="batch", leave=False):
+        arrays = [np.array(read_image(file)) for file in files[start:start + batch_size]]
         images = [torch.from_numpy(array).permute(2, 0, 1).float() / 255 for array in arrays]
         batch = torch.stack([extractor.prepare(image) for image in images])
         parts.append(extractor.features(batch.to(extractor.device)).float().cpu())

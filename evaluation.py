@@ -19,7 +19,7 @@ from diffusion import Components, encode_prompts, generate_images
 from memory import WITHOUT_GRAPH, first_batch, fitting
 from metrics import Proportion, mcnemar, wilson
 from prompt_datasets import TEMPLATES, class_title, prompt_folder
-from stopping import in_flight
+from stopping import heed, in_flight
 from utils import ImageWriter, files_of, imported, load_images, read_image, read_json, require, write_json
 
 ARMS = ("without", "with")
@@ -72,8 +72,8 @@ def film_of(config: RunConfig, class_name: str, frames: dict[str, torch.Tensor])
     Raises:
         UserError: names that are no numbers, and so none of ours: they become folders.
     """
-    strange = [name for name in frames if not re.fullmatch("[0-9]{3,6}", name)]
-    require(not strange, f"the vectors of the training hold {strange[:1]}, which is no number of an update")
+    strange = [name for name, vector in frames.items() if not re.fullmatch("[0-9]{3,6}", name) or vector.dim() != 1]
+    require(not strange, f"the vectors of the training hold {strange[:1]}, which is no vector of an update")
     prompt = TEMPLATES[0].format(f"{config.placeholder_token} {class_name}")
     return [Arm(f"updates/{update}", prompt, frames[update].float(), 1) for update in sorted(frames)]
 
@@ -100,7 +100,9 @@ def generate(config: RunConfig, generator: Callable[[], tuple[Components, int]],
     embeds = {arm.folder: embed(components, token_id, arm) for arm in arms}
     forget(folder.parent)
     for arm in stale:
-        shutil.rmtree(folder / arm, ignore_errors=True)
+        require(not (folder / arm).is_symlink(), f"'{folder / arm}' is a link, and its pictures are drawn anew: remove it")
+        if (folder / arm).exists():
+            shutil.rmtree(folder / arm)
     write_json(folder / "drawn.json", record)
     with tqdm(total=len(missing), desc=f"drawing {title}", unit="image") as bar, ImageWriter() as writer:
         while jobs:
@@ -114,6 +116,7 @@ def generate(config: RunConfig, generator: Callable[[], tuple[Components, int]],
                                                    (batch[i] for i in lacking)])
                 jobs = jobs[len(batch):]
                 bar.update(len(lacking))
+            heed()
     return len(missing)
 
 
@@ -180,15 +183,20 @@ def fingerprint(vector: torch.Tensor | None) -> str | None:
     return None if vector is None else hashlib.sha256(vector.float().cpu().numpy().tobytes()).hexdigest()
 
 
+def probabilities_of(batch_size: int, classifier: Classifier, paths: list[Path]) -> torch.Tensor:
+    """What the classifier makes of these PNG files, [N, C], `batch_size` at a time."""
+    device = next(classifier.model.parameters()).device
+    return torch.cat([classifier(load_images(paths[i:i + batch_size]).to(device)).softmax(1).cpu()
+                      for i in range(0, len(paths), batch_size)])
+
+
 @torch.no_grad()
 def judge_images(classifier: Classifier, paths: list[Path], class_index: int) -> dict:
     """What `classifier` says of these PNG files: which are right, how sure it is of the target, what it saw instead.
 
     Accuracy and top-5 come with Wilson 95 % intervals; 'right' has one true or false a file, in their order.
     """
-    device = next(classifier.model.parameters()).device
-    probabilities = torch.cat([classifier(load_images(paths[i:i + JUDGED_AT_ONCE]).to(device)).softmax(1).cpu()
-                               for i in range(0, len(paths), JUDGED_AT_ONCE)])  # [N, C]
+    probabilities = fitting(probabilities_of, None, JUDGED_AT_ONCE)(classifier, paths)
     likeliest = probabilities.topk(min(5, probabilities.shape[1])).indices
     right = likeliest[:, 0] == class_index
     others = Counter(class_title(i, classifier.labels[i]) for i in likeliest[~right, 0].tolist())

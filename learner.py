@@ -19,6 +19,7 @@ AVERAGED_UPDATES = 3  # with fresh noise one update's few images can be lucky
 SKIPPED_AT_MOST = 10  # updates without numbers in a row: a scaler of float16 halves its scale of 2**10 so often
 STATE_FILE = "training_state.safetensors"
 HISTORY_FILE = "history.jsonl"
+LINE = ("update", "loss", "accuracy", "grad_norm", "vector_norm")  # of the history
 
 
 class Job(NamedTuple):
@@ -160,8 +161,8 @@ def load_progress(learner: Learner):
     """
     state, history = (learner.job.tokens / name for name in (STATE_FILE, HISTORY_FILE))
     try:
-        restore(learner, *read_tensors(state), read_json_lines(history))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        restore(learner, *read_tensors(state), read_json_lines(history, *LINE))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"the half-trained token in '{state.parent}' is broken ({' '.join(str(error).split())}): "
                         "remove that folder to train the class anew") from error
 
@@ -179,14 +180,19 @@ def restore(learner: Learner, tensors: dict[str, torch.Tensor], header: dict[str
     if len(history) < len(vectors):
         raise ValueError(f"its history has {len(history)} of {len(vectors)} updates")
     learner.vectors, learner.history = list(vectors.to(device)), history[:len(vectors)]
-    measured(learner)
+    learner.best = int(header["best"])
+    moments = {f"optimizer.{name}" for name in ("step", "exp_avg", "exp_avg_sq")}
+    if tensors.keys() != (moments if any(map(moves, learner.history)) else set()):
+        raise ValueError("it lacks what AdamW remembers")
+    if not 0 <= learner.best < len(vectors):
+        raise ValueError(f"its best update is {learner.best} of {len(vectors)}")
+    verdict(measured(learner), 1, 1, 1)  # of numbers
     with torch.no_grad():
         learner.vector.copy_(vector)
     learner.optimizer.state[learner.vector] = {
         key.removeprefix("optimizer."): value if key == "optimizer.step" else value.to(device)
         for key, value in tensors.items()}
     learner.scaler.load_state_dict(json.loads(header["scaler"]))
-    learner.best = int(header["best"])
     learner.seconds = float(header["seconds"])
 
 

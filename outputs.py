@@ -2,8 +2,11 @@
 
 import errno
 import fcntl
+import hashlib
+import json
 import os
 import platform
+import re
 import shutil
 import socket
 import sys
@@ -25,10 +28,21 @@ from evaluation import forget, frames_of
 from learner import STATE_FILE, Job, Trained
 from memory import peak_memory
 from prompt_datasets import class_folder
-from utils import UserError, read_yaml_mapping, require, same_source, write_json, write_tensors, write_text
+from utils import (
+    UserError,
+    broken,
+    printable,
+    read_yaml_mapping,
+    require,
+    same_source,
+    write_json,
+    write_tensors,
+    write_text,
+)
 
 VECTORS_FILE = "vectors.safetensors"
 COST_FILE = "cost.json"
+Folders = dict[int, tuple[Path, Path]]  # of every class of a run: its token's and its images'
 HOLDER = 128  # bytes of a lock file for each class, in which its holder leaves its name
 
 
@@ -44,8 +58,14 @@ def say(title: str, text: str):
     sys.stdout.flush()
 
 
-def is_trained(config: RunConfig, tokens: Path) -> bool:
-    """Whether a class has its token already: with --skip_exists any, else one of this very run, stopped half-way.
+def unfinished(config: RunConfig, folders: Folders) -> Path:
+    """The file that says that a run over these classes has begun and not ended well."""
+    digest = hashlib.sha256(json.dumps(list(folders)).encode()).hexdigest()[:8]
+    return Path(config.output_path, "img", folder_name(config.classifier), f".{config.exp_id}.{digest}.unfinished")
+
+
+def is_trained(config: RunConfig, tokens: Path, goes_on: bool = False) -> bool:
+    """Whether a class has its token already: with --skip_exists any, else one of this very run, where it `goes_on`.
 
     Raises:
         UserError: with --skip_exists: it has one of other settings, or half of one, which is another run.
@@ -53,16 +73,27 @@ def is_trained(config: RunConfig, tokens: Path) -> bool:
     trained, begun = (tokens / TOKEN_FILE).exists(), (tokens / STATE_FILE).exists()
     others = other_settings(config, tokens, DECISIVE) if trained or begun else []
     if not config.skip_exists:
-        return trained and begun and not others
+        return goes_on and trained and begun and not others
     what = "token" if trained else "half-trained token"
     require(not others, f"the {what} in '{tokens}' was trained with {'; '.join(others)}: another setting is another "
                         "run, so give a new --exp_id, or --skip_exists False to train it anew")
     return trained
 
 
-def ended(folders: list[tuple[Path, Path]]):
-    """All is well with the classes of these folders: the same command begins anew from here on."""
-    for tokens, _ in folders:
+def begin(config: RunConfig, folders: Folders):
+    """A run over classes that this process holds begins, or goes on: what a killed one was just writing goes."""
+    clear_up(list(folders.values()))
+    if config.train and not unfinished(config, folders).exists():
+        for tokens, _ in folders.values():
+            if (tokens / TOKEN_FILE).exists():  # or this state, of a run that had ended, would be taken for our own
+                (tokens / STATE_FILE).unlink(missing_ok=True)
+        write_text(unfinished(config, folders), "")
+
+
+def end(config: RunConfig, folders: Folders):
+    """All is well: from here on the same command begins anew."""
+    unfinished(config, folders).unlink(missing_ok=True)
+    for tokens, _ in folders.values():
         (tokens / STATE_FILE).unlink(missing_ok=True)
 
 
@@ -70,7 +101,7 @@ def ended(folders: list[tuple[Path, Path]]):
 def holding(config: RunConfig, classes: list[int], create: bool = True) -> Iterator[None]:
     """Keep other runs from writing the same classes meanwhile; the system lets go when this process ends, however.
 
-    Without `create` it only sees whether another run holds one, and writes nothing.
+    Without `create` no file is made: where there is none, nobody holds a class.
 
     Raises:
         UserError: another run holds one of the classes.
@@ -80,7 +111,7 @@ def holding(config: RunConfig, classes: list[int], create: bool = True) -> Itera
         yield
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as file:
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+b", buffering=0) as file:
         for index in classes:
             take(file, index, path)
         yield
@@ -105,22 +136,20 @@ def take(file, index: int, path: Path):
 def clear_up(folders: list[tuple[Path, Path]]):
     """Remove what a killed run was just writing, in the folders of classes that this process holds and above them."""
     for folder in (each for pair in folders for each in pair):
-        for unfinished in folder.rglob(".*.tmp"):
-            unfinished.unlink()
-    for _, images in folders[:1]:
-        for unfinished in images.parent.parent.glob(".*.tmp"):  # of a summary or report, which other runs write too
-            if not is_alive(int(unfinished.name.split(".")[-3])):
-                unfinished.unlink(missing_ok=True)
+        for half in folder.rglob(".*.tmp"):
+            half.unlink()
+    for half in folders[0][1].parent.parent.glob(".*.tmp"):  # of a summary or report, which other runs write too
+        writer = re.fullmatch(r"\..*\.(\d{1,9})\.\d+\.tmp", half.name)
+        if writer and not is_alive(int(writer[1])):
+            half.unlink(missing_ok=True)
 
 
 def is_alive(process: int) -> bool:
     """Whether a process of this number is running here."""
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as error:
+        return error.errno == errno.EPERM
     return True
 
 
@@ -129,6 +158,8 @@ def other_settings(config: RunConfig, tokens: Path, which: tuple[str, ...]) -> l
     if not (tokens / "config.yml").exists():
         return []
     before, now = read_yaml_mapping(str(tokens / "config.yml"), "lr: 0.001"), as_typed(config)
+    require(all(isinstance(before.get(name), str) for name in ("model", "classifier", "lr")),
+            broken(tokens / "config.yml", "these are not the settings of a run"))
     return [f"{name} {before[name]}, now {now[name]}" for name in which if before.get(name, now[name]) != now[name]
             and not (name in ("model", "classifier") and same_source(before[name], now[name]))]
 
@@ -139,14 +170,15 @@ def prepare(config: RunConfig, job: Job) -> Job:
     if state.exists() and settings.exists() and not token.exists() and not other_settings(config, job.tokens, DECISIVE):
         say(job.title, "goes on where its training stopped")
         return job
+    new = job.tokens.with_name(f".{job.tokens.name}.new")  # while there is no room for it nothing is removed
+    write_text(new / "config.yml", to_yaml(replace(config, class_index=str(job.class_index + 1), skip_exists=False)))
     for old in (token, state):  # first, so that a kill in the midst of this leaves nothing that seems whole
         old.unlink(missing_ok=True)
     for old in (job.images / "train", job.tokens):  # a shorter run must not be mixed with what a longer one left
         if old.exists():
             shutil.rmtree(old)
     forget(job.images)
-    write_text(job.tokens / "config.yml",
-               to_yaml(replace(config, class_index=str(job.class_index + 1), skip_exists=False)))
+    new.rename(job.tokens)
     say(job.title, "begins its training")
     return job
 
@@ -177,7 +209,10 @@ def check_token(config: RunConfig, token_file: Path):
     guide = header.get("classifier", config.classifier)
     require(same_source(guide, config.classifier), f"'{token_file}' was trained with the classifier '{guide}', not "
                                                    f"'{config.classifier}': give it or another --exp_id")
-    require(not config.evaluate or int(header.get("seed", config.test_size)) >= config.test_size,
+    seed = header.get("seed", str(config.test_size))
+    require(re.fullmatch("[0-9]{1,12}", seed), f"'{token_file}' names {seed[:20]!r} as the seed of its training: it is "
+                                               "not ours")
+    require(not config.evaluate or int(seed) >= config.test_size,
             f"'{token_file}' was trained on seeds from {header.get('seed')} on, which {config.test_size} evaluation "
             f"images would use too: give --test_size {header.get('seed')} or less")
 
@@ -186,4 +221,4 @@ def warn_of_other_settings(config: RunConfig, tokens: Path):
     """Say where the pictures are not drawn as those were that the token learned from."""
     others = other_settings(config, tokens, ("model", "guidance_scale", "height", "width"))
     if others:
-        print(f"warning: the token was trained with {'; '.join(others)}", file=sys.stderr)
+        print(printable(f"warning: the token was trained with {'; '.join(others)}"), file=sys.stderr)

@@ -21,6 +21,7 @@ def evaluation_prompts(given: list[str]) -> list[str]:
         require(file and file.is_file(), f"eval_prompts: '{given[0]}' is no file, and no prompt either: a prompt has a "
                                          "{} where the class goes, such as 'A painting of {}'")
         given = [line.strip() for line in read_text(str(file)).splitlines() if line.strip()]
+        require(given, f"eval_prompts: '{file}' holds no prompt, such as 'A painting of {{}}'")
     for template in given:
         require(template.count("{}") == 1 and not set(template.replace("{}", "")) & set("{}"),
                 f"eval_prompts: '{template}' needs one {{}} where the class goes, such as 'A painting of {{}}'")

@@ -3,15 +3,16 @@
 import hashlib
 import inspect
 import random
+import re
 import sys
 from collections import Counter
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
+from config import FUNCTION
 from prompt_datasets import class_folder, class_title
-from utils import did_you_mean, find_path, imported, replacing, require
+from utils import UserError, did_you_mean, find_path, imported, printable, read_image, replacing, require
 
 KINDS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
@@ -28,7 +29,11 @@ def real_pictures(source: str, names: list[str], labels: list[str], runs: dict[i
         UserError: no such folder or function, a folder of no class, or no readable picture of one of these classes.
     """
     if ":" in source and find_path(source) is None:
-        code = inspect.getsource(inspect.getmodule(imported(source, "real_images")))  # another world, other pictures
+        require(re.fullmatch(FUNCTION, source), f"real_images '{source}' is neither a folder nor module:function")
+        try:
+            code = inspect.getsource(inspect.getmodule(imported(source, "real_images")))  # other code, other pictures
+        except (OSError, TypeError) as error:
+            raise UserError(f"real_images '{source}' has no source code to tell its pictures by") from error
         folder = f"{source.replace(':', '.')}_{hashlib.sha256(code.encode()).hexdigest()[:8]}"
         return {index: [run / "real" / folder / f"{seed}.png" for seed in range(count)] for index, run in runs.items()}
     root = find_path(source)
@@ -81,12 +86,11 @@ def readable(files: list[Path]) -> list[Path]:
     good, broken = [], []
     for file in files:
         try:
-            with Image.open(file) as image:
-                image.convert("RGB")
+            read_image(file)
             good.append(file)
-        except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
+        except UserError:
             broken.append(file)
     if broken:
         print(f"warning: skipped {len(broken)} of {len(files)} real pictures, which cannot be read: "
-              + ", ".join(map(str, broken[:5])), file=sys.stderr)
+              + printable(", ".join(map(str, broken[:5]))), file=sys.stderr)
     return good

@@ -9,6 +9,8 @@ import base64
 import datetime
 import io
 import math
+import re
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -23,6 +25,7 @@ import class_token
 from class_token import TOKEN_FILE
 from distribution import distribution_lines
 from evaluation import ARMS, CONTROLS, DRAWN_BY, FRAMES, contexts_table_lines, pooled, table_lines
+from learner import LINE
 from prompt_datasets import class_title
 from utils import (
     ROOT,
@@ -30,7 +33,6 @@ from utils import (
     read_image,
     read_json,
     read_json_lines,
-    read_text,
     read_yaml_mapping,
     replacing,
     require,
@@ -45,7 +47,8 @@ pyplot.rcParams["svg.hashsalt"] = "class tokens"  # or the same curves would be 
 
 INK, PAPER, GAP = (30, 30, 34), (255, 255, 255), 4
 SHOWN = 10  # pictures a row
-KEYS = ("class_index", "label", "images", "judges", "settings", "contexts", "pictures", *ARMS)  # of metrics.json
+KEYS = ("class_index", "label", "classes", "images", "seeds", "judges", "settings", "contexts", "pictures", "film",
+        "held_out", *ARMS)  # of metrics.json
 MANY = 50  # classes beyond which a page shows less of each: ImageNet's thousand come to about 60 MB
 GREY, BLUE, ORANGE = "#8a9099", "#3f8fdc", "#d08a35"  # readable on white and on near-black
 
@@ -72,11 +75,24 @@ def sheet(rows: list[tuple[str, list[Path | Image.Image]]], path: Path, cell: in
 
 def side_by_side(folder: Path, title: str, real: list[Path], columns: int = 10):
     """Write folder/grid.png: the first seeds without the token, the same with it, and real pictures where given."""
-    def first(where):
-        return sorted(where.glob("*.png"), key=lambda path: int(path.stem))[:columns]
-
-    rows = [("without", first(folder / "without")), ("with token", first(folder / "with"))]
+    rows = [("without", in_order(folder / "without")[:columns]), ("with token", in_order(folder / "with")[:columns])]
     sheet(rows + [("real", real[:columns])] * bool(real), folder / "grid.png", title=title)
+
+
+def keep_real(real: list[Path], folder: Path):
+    """Small copies of the first real pictures, so that a page reads nothing outside the folder of its run."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    for number, file in enumerate(real[:SHOWN]):
+        image = read_image(file)
+        image.thumbnail((256, 256), Image.LANCZOS)
+        with replacing(folder / f"{number}.png") as temporary:
+            image.save(temporary, format="PNG")
+
+
+def in_order(folder: Path) -> list[Path]:
+    """The PNG files of a folder that are named by numbers."""
+    return sorted((file for file in folder.glob("*.png") if file.stem.isdecimal()), key=lambda file: int(file.stem))
 
 
 def inlined(picture: Path, side: int) -> str:
@@ -92,7 +108,7 @@ def curves(file: Path) -> str | None:
     """Loss and accuracy over the updates of history.jsonl, as SVG that goes into the page; None without the file."""
     if not file.exists():
         return None
-    history = read_json_lines(file)
+    history = read_json_lines(file, *LINE)
     figure, left = pyplot.subplots(figsize=(5.2, 2.6))
     right, updates = left.twinx(), [line["update"] for line in history]
     for axis, key, colour in ((left, "loss", ORANGE), (right, "accuracy", BLUE)):
@@ -117,7 +133,8 @@ def over_the_updates(run: Path, film: list[str]) -> str | None:
     `film` names its folders <update> under eval/; without one the training's own pictures serve, of the seed that
     came back in most updates.
     """
-    drawn = [run / "eval" / folder / "0.png" for folder in film] or sorted((run / "train").glob("*/*.png"))
+    drawn = [run / "eval" / folder / "0.png" for folder in film if re.fullmatch(r"updates/\d{3,6}", folder)]
+    drawn = drawn or sorted((run / "train").glob("*/*.png"))
     seeds = Counter(path.name for path in drawn)
     if not seeds or max(seeds.values()) < 2:
         return None
@@ -146,13 +163,13 @@ def class_section(run: Path, metrics: dict, briefly: bool) -> dict:
     arms = {"without": "without", "with": "with token"}
     rows = [{"name": name, "pictures": [inlined(run / "eval" / arm / f"{seed}.png", side) for seed in range(
         min(shown, metrics["images"]))]} for arm, name in arms.items()]
-    real = [file for file in (run / "eval" / name for name in metrics["real"][:shown]) if file.exists()]
+    real = in_order(run / "eval" / "real")[:shown]
     if real:
         rows.append({"name": "real", "pictures": [inlined(file, side) for file in real]})
     taken_for = {arm: [(title, count) for title, count in (
         (class_title(metrics["class_index"] - 1, metrics["label"]), sum(metrics[arm][judge]["right"])),
         *metrics[arm][judge]["predicted_instead"].items())][:6] for arm in ARMS}
-    token = run / "eval" / metrics["token_folder"]
+    token = (run.resolve() / "../../../../pipeline_token").resolve().joinpath(*run.resolve().parts[-3:])
     return {"number": metrics["class_index"], "label": metrics["label"], "rows": rows, "taken_for": taken_for,
             "judge": judge, "curves": None if briefly else curves(token / "history.jsonl"),
             "gif": None if briefly else over_the_updates(run, metrics["film"]),
@@ -163,8 +180,7 @@ def settings_of(token: Path, evaluation: dict) -> str:
     """As YAML: what the evaluation ran with, what the training did, and the token's own header with its versions."""
     settings, file = {"evaluation": evaluation}, token / "config.yml"
     if file.exists():
-        read_yaml_mapping(str(file), "lr: 0.001")  # says so where it is broken
-        settings["training"] = yaml.safe_load(read_text(str(file)))
+        settings["training"] = read_yaml_mapping(str(file), "lr: 0.001")
     if (token / TOKEN_FILE).exists():
         settings["token"] = dict(sorted(class_token.load(token / TOKEN_FILE)[2].items()))
     return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
@@ -199,7 +215,7 @@ def write_report(runs: list[Path], out: Path):
         tables.append({"title": "In other prompts", "lines": contexts_table_lines(everything)})
     summary = runs[0].parent.parent / f"summary_{runs[0].name}.json"
     distances = read_json(summary, "distribution")["distribution"] if summary.exists() else None
-    if distances and distances["pictures"] == {str(each["class_index"]): each["pictures"] for each in everything}:
+    if distances and distances.get("pictures") == {str(each["class_index"]): each["pictures"] for each in everything}:
         lines, note = distribution_lines(distances)
         tables.append({"title": "Distance to real pictures", "lines": lines, "note": note})
     environment = Environment(loader=FileSystemLoader(ROOT), autoescape=True, trim_blocks=True, lstrip_blocks=True)

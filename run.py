@@ -8,7 +8,6 @@
 import functools
 import glob
 import math
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -38,29 +37,31 @@ from evaluation import (
     table_lines,
 )
 from learner import Job
-from memory import NO_MEMORY
 from metrics import COMPARABLE_FID
 from outputs import (
     VECTORS_FILE,
+    begin,
     check_token,
-    clear_up,
-    ended,
+    end,
     holding,
     is_trained,
     output_folders,
     prepare,
     save,
     say,
+    unfinished,
     warn_of_other_settings,
 )
 from prompt_datasets import TEMPLATES, class_names, class_title, evaluation_prompts, select_classes
 from real import drawn, real_pictures
-from report import side_by_side, write_report
-from stopping import Stopped, listening
-from sweep import agreed, close_bars, count_class, from_all, join, shared, wait_for_all
+from report import keep_real, side_by_side, write_report
+from stopping import Stopped, in_flight, listening
+from sweep import agreed, close_bars, count_class, from_all, join, meet, shared, wait_for_all
 from training import train_tokens
 from utils import WITHOUT_GPU_OR_NETWORK, UserError, imported, read_json, read_tensors, require, said, write_json
 
+NO_ROOM = ("the device's memory does not suffice for these models: try --mixed_precision fp16 or bf16, a smaller "
+           "--model, --classifier or --evaluator, or another --device")
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -73,13 +74,14 @@ def main(argv: list[str]) -> int:
                 labels = load_labels(config.classifier)
                 print("\n".join(f"{i + 1:5d}  {label}" for i, label in enumerate(labels)))
                 return 0
+            config = replace(config, eval_prompts=evaluation_prompts(config.eval_prompts))
             config.validate()
-            run(replace(config, eval_prompts=evaluation_prompts(config.eval_prompts)))
+            run(config)
     except (UserError, OSError, torch.OutOfMemoryError) as error:
         if "--debug" in argv:
             raise
         close_bars()
-        print(f"error: {NO_MEMORY if isinstance(error, torch.OutOfMemoryError) else said(error)}", file=sys.stderr)
+        print(f"error: {NO_ROOM if isinstance(error, torch.OutOfMemoryError) else said(error)}", file=sys.stderr)
         return 2
     except Stopped as signal:
         close_bars()
@@ -100,8 +102,10 @@ def run(config: RunConfig):
     chosen = select_classes(config.class_index, labels, names)
     check_placeholder(config, [names[index] for index in chosen])
     folders = {index: output_folders(config, index, names[index]) for index in chosen}
-    with holding(config, chosen, create=False) if processes.is_main_process else nullcontext():
-        to_train = agreed([index for index in chosen if config.train and not is_trained(config, folders[index][0])])
+    held = functools.partial(holding, config, chosen) if processes.is_main_process else nullcontext
+    todo = functools.partial(still_to_train, config, folders)
+    with held(False):
+        to_train = agreed("at first", todo)
     for index in set(chosen) - set(to_train):
         check_token(config, folders[index][0] / TOKEN_FILE)  # before gigabytes are loaded for nothing
     real, extractor = compared_with(config, names, labels, {index: folders[index][1] for index in chosen})
@@ -109,10 +113,11 @@ def run(config: RunConfig):
     generator = functools.cache(lambda: load_generator(config, [names[index] for index in chosen]))
     if to_train:
         generator()  # before anything is written; where all pictures are drawn already it is never loaded
-    with holding(config, chosen) if processes.is_main_process else nullcontext():
+    with held():
+        to_train = agreed("to train", todo)  # another run may have come in between
         if processes.is_main_process:
-            clear_up(list(folders.values()))
-        processes.wait_for_everyone()
+            begin(config, folders)
+        meet()
         failed = work(config, labels, names, folders, to_train, generator, judges, real)
         done = [index for index in chosen if index not in failed]
         if processes.is_main_process:
@@ -121,7 +126,16 @@ def run(config: RunConfig):
                           [real[index] for index in done])
             require(not failed, f"{len(failed)} of {len(chosen)} classes failed, as said above: "
                                 + ", ".join(class_title(index, labels[index]) for index in sorted(failed)))
-            ended(list(folders.values()))
+            if config.train:
+                with in_flight("the last file"):
+                    end(config, folders)
+
+
+def still_to_train(config: RunConfig, folders: dict[int, tuple[Path, Path]]) -> list[int]:
+    """The classes that lack a token, or are to be trained anew."""
+    goes_on = unfinished(config, folders).exists()
+    return [index for index, (tokens, _) in folders.items()
+            if config.train and not is_trained(config, tokens, goes_on)]
 
 
 def work(config: RunConfig, labels: list[str], names: list[str], folders: dict[int, tuple[Path, Path]],
@@ -151,7 +165,7 @@ def work(config: RunConfig, labels: list[str], names: list[str], folders: dict[i
             if len(chosen) == 1:
                 raise
             failed.append(index)
-            tqdm.write(f"class {class_title(index, labels[index])} failed: {error}", file=sys.stderr)
+            tqdm.write(f"class {class_title(index, labels[index])} failed: {said(error)}", file=sys.stderr)
         count_class(bar)
     wait_for_all(bar)
     return from_all(failed)
@@ -199,8 +213,8 @@ def summarise(config: RunConfig, extractor, folders: list[Path], real: list[list
     results = [read_json(folder / "metrics.json", "class_index") for folder in folders]
     everything = Path(config.output_path, "img", folder_name(config.classifier))
     summary = everything / f"summary_{config.exp_id}.json"
-    metrics = [read_json(path, "class_index")
-               for path in sorted(everything.glob(f"*/{glob.escape(config.exp_id)}/eval/metrics.json"))]
+    metrics = [other for path in sorted(everything.glob(f"*/{glob.escape(config.exp_id)}/eval/metrics.json"))
+               if (other := of_another_run(path))]
     metrics = list({each["class_index"]: each for each in [*metrics, *results]}.values())  # a renamed class counts once
     before = read_json(summary, "distribution")["distribution"] if summary.exists() else None
     write_json(summary, {"classes": metrics, "distribution": before})  # it names the pictures that it is of
@@ -219,6 +233,17 @@ def summarise(config: RunConfig, extractor, folders: list[Path], real: list[list
     report = everything / f"report_{config.exp_id}.html" if len(folders) > 1 else folders[0].parent / "report.html"
     write_report([folder.parent for folder in folders], report)
     print(f"\nreport: {report}\nall classes of run '{config.exp_id}': {summary}")
+
+
+def of_another_run(file: Path) -> dict | None:
+    """What another run measured of another class, which may be evaluating it anew just now."""
+    try:
+        return read_json(file, "class_index")
+    except FileNotFoundError:
+        return None
+    except UserError as error:
+        print(f"warning: left out of the summary: {said(error)}", file=sys.stderr)
+        return None
 
 
 def load_generator(config: RunConfig, names: list[str]) -> tuple[Components, int]:
@@ -251,9 +276,8 @@ def evaluate(config: RunConfig, judges, index: int, arms: list[Arm], film: list[
     folder = images / "eval"
     _, _, header = class_token.load(tokens / TOKEN_FILE)
     metrics = evaluate_folder(config, judges, index, arms, folder, film=[arm.folder for arm in film],
-                              held_out="seed" in header,
-                              token_folder=os.path.relpath(tokens, folder),
-                              real=[os.path.relpath(file, folder) for file in real[:20]], settings=asdict(config))
+                              held_out="seed" in header, settings=asdict(config))
+    keep_real(real, folder / "real")
     side_by_side(folder, f"class {class_title(index, judges['classifier'].labels[index])}", real)
     say(class_title(index, judges["classifier"].labels[index]), f"pictures: {folder / 'grid.png'}")
     return metrics

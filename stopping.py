@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 AT_ONCE = 1.0  # seconds: launchers pass on the signal that their processes have already
-_asked: list[tuple[int, float]] = []  # the signal that waits until what is in flight is done, and when it came
-_flights: list[str] = []  # what is, innermost last
+_flight: str | None = None  # what is in flight
+_asked: tuple[int, float] | None = None  # the signal that waits for its end, and when it came
 
 
 class Stopped(BaseException):
@@ -20,44 +21,52 @@ class Stopped(BaseException):
 
 
 @contextmanager
-def listening() -> Iterator[None]:
-    """Within this context SIGINT and SIGTERM raise Stopped: at once, or at the end of what is in flight.
-
-    A second signal, after AT_ONCE, does not wait and ends the process. Works in the main thread alone, as signals do.
-    """
-    before = {number: signal.signal(number, _hear) for number in (signal.SIGINT, signal.SIGTERM)}
+def handled_by(handler) -> Iterator[None]:
+    """SIGINT and SIGTERM go to `handler` within this context; in the main thread alone, as Python's signals do."""
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        _asked.clear()
-        _flights.clear()
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """Within this context a signal raises Stopped: at once, or where `heed` is called after what is in flight.
+
+    A second one, after AT_ONCE, does not wait and ends the process.
+    """
+    global _flight, _asked
+    _flight = _asked = None
+    with handled_by(_hear):
+        yield
 
 
 @contextmanager
 def in_flight(what: str) -> Iterator[None]:
-    """A piece of work that a signal does not interrupt, called `what` in the message.
-
-    Raises:
-        Stopped: at its end, where a signal came meanwhile.
-    """
-    _flights.append(what)
+    """A piece of work that a signal does not interrupt, called `what` in the message."""
+    global _flight
+    _flight = what
     try:
         yield
     finally:
-        _flights.remove(what)
+        _flight = None
+
+
+def heed():
+    """Raise Stopped where a signal came while something was in flight."""
     if _asked:
-        raise Stopped(_asked[0][0])
+        raise Stopped(_asked[0])
 
 
 def _hear(number: int, _frame):
-    if not _flights:
-        raise Stopped(number)
-    if _asked and time.monotonic() - _asked[0][1] > AT_ONCE:
+    global _asked
+    if _asked and time.monotonic() - _asked[1] > AT_ONCE:
         os._exit(128 + number)  # as a kill would: what is on the disk is whole
-    if _asked:
-        return
-    _asked.append((number, time.monotonic()))
-    line = f"\n{signal.Signals(number).name}: stopping after {_flights[-1]}; once more to stop at once\n"
-    os.write(2, line.encode())  # print may be what was interrupted, and does not take a second call
+    if not _flight:
+        raise Stopped(number)
+    if not _asked:
+        _asked = number, time.monotonic()
+        line = f"\n{signal.Signals(number).name}: stopping after {_flight}; once more to stop at once\n"
+        os.write(2, line.encode())  # print may be what was interrupted, and does not take a second call

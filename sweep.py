@@ -2,8 +2,9 @@
 
 import json
 import os
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partialmethod
 
@@ -13,6 +14,7 @@ from accelerate.utils import gather_object
 from torch.distributed.distributed_c10d import _get_default_store
 from tqdm import tqdm
 
+from stopping import handled_by
 from utils import require
 
 PATIENCE = timedelta(days=30)  # the first process to finish waits for the last
@@ -49,14 +51,18 @@ def close_bars():
         bar.close()
 
 
-def agreed(value):
-    """The first process's `value` (of JSON's kinds) for all: what one sees on disk later may have changed already."""
+def agreed(topic: str, decide: Callable):
+    """What the first process decides (of JSON's kinds), for all: what one sees on disk later may have changed already.
+
+    `topic` is a name that is agreed on once.
+    """
     state = PartialState()
     if state.num_processes == 1:
-        return value
+        return decide()
     if state.is_main_process:
-        _get_default_store().set("agreed", json.dumps(value))
-    return json.loads(_get_default_store().get("agreed"))
+        _get_default_store().set(f"agreed {topic}", json.dumps(decide()))
+    with handled_by(signal.SIG_DFL):  # the store would not let a handler run
+        return json.loads(_get_default_store().get(f"agreed {topic}"))
 
 
 def shared(items: list, queue: str) -> Iterator:
@@ -83,9 +89,18 @@ def wait_for_all(bar: tqdm):
         bar.n = _get_default_store().add("done", 0)
         bar.refresh()
     bar.close()
-    state.wait_for_everyone()
+    meet()
+
+
+def meet():
+    """Return when all processes are here."""
+    with handled_by(signal.SIG_DFL):
+        PartialState().wait_for_everyone()
 
 
 def from_all(items: list) -> list:
     """The items of all processes; each of them must ask."""
-    return gather_object(items) if PartialState().num_processes > 1 else items
+    if PartialState().num_processes == 1:
+        return items
+    with handled_by(signal.SIG_DFL):
+        return gather_object(items)

@@ -14,7 +14,7 @@ from diffusion import Components, decode, encode_prompts, generate_latents
 from learner import Job, Learner, Trained, start, update
 from memory import WITHOUT_GRAPH, first_batch, fitting
 from prompt_datasets import TEMPLATES, PromptDataset
-from stopping import in_flight
+from stopping import heed, in_flight
 from utils import ImageWriter, UserError
 
 AT_ONCE = 40  # images with a graph, at first: more only cost a CPU fresh memory (1.4 times the seconds at 128)
@@ -49,6 +49,7 @@ def train_tokens(config: RunConfig, components: Components, token_id: int, class
             ended = [(learner.job, end) for learner, end in zip(learners, ends, strict=True) if end]
             learners = [learner for learner, end in zip(learners, ends, strict=True) if not end]
             yield from ended
+            heed()
 
 
 def accumulate_gradients(batch_size: int, config: RunConfig, components: Components, classifier: Classifier,

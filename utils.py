@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.error import URLError
 
@@ -52,9 +52,18 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"did you mean '{close[0]}'?" if close else ""
 
 
+def printable(text: str) -> str:
+    """A stranger's words without what moves a terminal's cursor or ends a line."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
 def find_path(name: str) -> Path | None:
     """`name` as a path from here or from the repository, or None where neither exists (a hub id, say)."""
-    return next((path for path in (Path(name).expanduser(), ROOT / name) if path.exists()), None)
+    for path in (Path(os.path.expanduser(name)), ROOT / name):
+        with suppress(OSError, ValueError):  # too long, or a NUL in it: no path
+            if path.exists():
+                return path
+    return None
 
 
 def same_source(name: str, other: str) -> bool:
@@ -86,7 +95,7 @@ def read_yaml_mapping(path: str, example: str) -> dict[str, str | list[str]]:
         UserError: no such file, not YAML, or not a mapping of words to words or plain lists; `example` is a right line.
     """
     try:
-        values = yaml.load(read_text(path), Loader=yaml.BaseLoader) or {}  # makes strings alone
+        values = yaml.load(read_text(path), Loader=yaml.BaseLoader) or {}  # nosec B506 - makes strings alone
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
     require(isinstance(values, dict), f"'{path}' must hold lines such as '{example}'")
@@ -103,27 +112,28 @@ def read_json(path: Path, *keys: str) -> dict:
     Raises:
         UserError: not whole, or not ours.
     """
-    value, = parsed(path, lambda text: [text])
-    require(all(key in value for key in keys), broken(path, f"without {' or '.join(keys)}"))
+    value, = parsed(path, lambda text: [text], keys)
     return value
 
 
-def read_json_lines(path: Path) -> list[dict]:
-    """The JSON objects of a file that we wrote, one a line.
+def read_json_lines(path: Path, *keys: str) -> list[dict]:
+    """The JSON objects of a file that we wrote, one a line, which have these `keys`.
 
     Raises:
         UserError: not whole, or not ours.
     """
-    return parsed(path, str.splitlines)
+    return parsed(path, str.splitlines, keys)
 
 
-def parsed(path: Path, parts: Callable[[str], list[str]]) -> list[dict]:
-    """The JSON objects of a file whose text `parts` takes apart."""
+def parsed(path: Path, parts: Callable[[str], list[str]], keys: tuple[str, ...]) -> list[dict]:
+    """The JSON objects, all with these `keys`, of a file whose text `parts` takes apart."""
     try:
         values = [json.loads(part) for part in parts(path.read_text(encoding="utf-8"))]
     except (ValueError, RecursionError) as error:
         raise UserError(broken(path, error)) from error
     require(all(isinstance(value, dict) for value in values), broken(path, "no JSON object"))
+    lacking = [key for value in values for key in keys if key not in value]
+    require(not lacking, broken(path, f"without {lacking[:1]}"))
     return values
 
 
@@ -153,7 +163,7 @@ def imported(reference: str, setting: str):
     """
     module, _, name = reference.partition(":")
     try:
-        function = getattr(importlib.import_module(module or "None"), name, None)
+        function = getattr(importlib.import_module(module), name, None)
     except ModuleNotFoundError as error:
         raise UserError(f"{setting}: no module '{error.name}' for '{reference}'") from error
     require(callable(function), f"{setting} '{reference}': module '{module}' has no function '{name}'; it is written "
@@ -251,11 +261,10 @@ def replacing(path: Path):
 
 def said(error: UserError | OSError) -> str:
     """One line for a person: what we say ourselves, or what the system says of a file."""
-    if isinstance(error, UserError):
-        return str(error)
-    if error.filename is None:
-        return str(error)
-    return f"'{error.filename}': {error.strerror}; what is on the disk is whole, and the same command goes on with it"
+    if isinstance(error, UserError) or error.filename is None:
+        return printable(str(error))
+    return printable(f"'{error.filename}': {error.strerror}; what is on the disk is whole, and the same command goes "
+                     "on with it")
 
 
 def write_text(path: Path, text: str):
@@ -307,8 +316,14 @@ def read_image(path: Path) -> Image.Image:
 
 
 def load_images(paths: list[Path]) -> torch.Tensor:
-    """Read RGB images of one size as float [B, 3, H, W] in [0, 1]."""
+    """Read RGB images of one size as float [B, 3, H, W] in [0, 1].
+
+    Raises:
+        UserError: one that is broken, or of another size than the first.
+    """
     arrays = [np.asarray(read_image(path)) for path in paths]
+    for path, array in zip(paths, arrays, strict=True):
+        require(array.shape == arrays[0].shape, broken(path, f"another size than {paths[0]}"))
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
 
 

@@ -36,7 +36,7 @@ from config import RunConfig, parse, to_yaml
 from diffusion import load_components
 from learner import Job
 from memory import peak_memory
-from outputs import ended, save
+from outputs import save
 from run import DTYPES
 from sweep import hide_progress
 from training import train_tokens
@@ -154,7 +154,7 @@ def bytes_of(row: Row, config: RunConfig, components, classifier, folder: Path) 
         write_text(folder / "config.yml", to_yaml(config))
         with contextlib.redirect_stdout(io.StringIO()):
             save(config, job, trained)
-        ended([(folder, folder)])
+        (folder / learner.STATE_FILE).unlink()
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.suffix != ".png")
 
 

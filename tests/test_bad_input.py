@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from config import parse
 from run import main
 from tests.test_run import error_of, flags
 
@@ -27,6 +28,8 @@ FLAGS = [  # a flag, its value, and what the line must say besides both
     ("exp_id", "x" * 101, "of 100 letters at most"),
     ("exp_id", "a\nb", "cannot be printed"),
     ("model", " ", "a name or a folder"),
+    ("model", "~nobody-of-this-name/model", "no such folder, and no hub id either"),
+    ("model", "x" * 5000, "no such folder, and no hub id either"),
     ("model", "nowhere/at all", "no such folder, and no hub id either"),
     ("classifier", "", "a name or a folder"),
     ("classifier", "timm:resnet5o", "timm.list_models(pretrained=True) lists them"),
@@ -35,6 +38,9 @@ FLAGS = [  # a flag, its value, and what the line must say besides both
     ("class_names", "nowhere.yml", "no file"),
     ("class_names", "{tmp}/owl.yml", "must be a class number from 1 to 5 and a name"),
     ("real_images", "nowhere", "no real_images folder"),
+    ("real_images", "math:sqrt", "has no source code"),
+    ("real_images", ".world:draw", "neither a folder nor module:function"),
+    ("output_path", "x" * 5000, "File name too long"),
     ("features", "inception:nowhere.pth", "no file"),
     ("output_path", "{tmp}/owl.yml", "cannot be a folder"),
     ("output_path", "{tmp}/owl.yml/below", "cannot be a folder"),
@@ -77,6 +83,7 @@ FLAGS = [  # a flag, its value, and what the line must say besides both
     ("fresh_noise", "perhaps", "expected one of yes/no, true/false"),
     ("placeholder_token", "new class", "without spaces"),
     ("placeholder_token", "", "one word"),
+    ("placeholder_token", "__metadata__", "such as newclas"),
     ("placeholder_token", "{}", "such as newclas"),
     ("placeholder_token", "photo", "is part of"),
     ("placeholder_token", "ger", "is part of 'tiger cat'"),
@@ -86,8 +93,11 @@ FLAGS = [  # a flag, its value, and what the line must say besides both
     ("test_size", "0", "from 1 to 100,000"),
     ("eval_prompts", "", "is no file, and no prompt either"),
     ("eval_prompts", "in the snow", "is no file, and no prompt either"),
+    ("eval_prompts", "{tmp}/blank.txt", "holds no prompt, such as"),
+    ("eval_prompts", "{tmp}/escape.txt", "cannot be printed"),
     ("eval_prompts", "{} and {}", "needs one {} where the class goes"),
     ("context_judge", "judge", "module:function"),
+    ("context_judge", ".judge:f", "module:function"),
     ("context_judge", "os:no_such", "has no function 'no_such'"),
     ("device", "tpu", "cuda, cuda:1, mps or cpu"),
     ("device", "cuda:x", "cuda, cuda:1, mps or cpu"),
@@ -105,6 +115,7 @@ FILES = [  # what stands in a --config file, and what the line must say
     ("betas: [[0.9], 0.999]", "'betas' must have one value or a plain list"),
     ("eval_prompts: ['--debug', '{}']", "eval_prompts must not begin with '-', as in ['--debug']"),
     ("lr: --debug", "invalid float value: '--debug'"),
+    ("\"\\e]0;owned\\a\\nlr\": 1", "has an unknown setting ' ]0;owned  lr'"),
     ("learning_rat: 1", "unknown setting 'learning_rat'"),
     ("guidance: 2", "did you mean 'guidance_scale'?"),
     ("lr: !!python/object/apply:os.system ['true']", "lr must be one value"),
@@ -123,6 +134,8 @@ FILES = [  # what stands in a --config file, and what the line must say
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "owl.yml").write_text("9: owl\n")
+    (tmp_path / "blank.txt").write_text("\n \n")
+    (tmp_path / "escape.txt").write_text("a {} \x1b]0;owned\x07\n")
     return tmp_path
 
 
@@ -146,7 +159,7 @@ def test_a_wrong_flag(capsys, tiny_config, folder, monkeypatch, name, value, rig
     called = {"model": "cannot open", "classifier": "cannot open", "class_names": "owl.yml"}
     assert name.replace("-", "_") in line or called.get(name, "no such name") in line or f"no file '{value}'" in line
     shown = value.split()[-1] if name in LISTS else value.strip().removeprefix("timm:")
-    assert shown in line or repr(value) in line
+    assert shown in line or repr(value) in line or value.endswith("escape.txt")
 
 
 @pytest.mark.parametrize("text, right", FILES, ids=[repr(text[:30]) for text, _ in FILES])
@@ -174,6 +187,15 @@ def test_a_path_in_place_of_which_the_system_says_no(capsys, tiny_config):
     line = error_of(capsys, *flags(tiny_config, "--class_index", "3", "--train", "True", "--output_path",
                                    "/proc/nowhere"))
     assert "'/proc/nowhere" in line
+
+
+def test_none_stands_where_it_is_said_last():
+    def batch_size(*argv):
+        return parse(["--batch_size", "3", *argv])[0].batch_size
+
+    assert batch_size("--batch_size", "none") is batch_size("--batch-size=none") is None
+    assert batch_size("--batch_size", "none", "--batch_size=4") == 4
+    assert parse(["--eval_prompts", "A {} with x=none"])[0].eval_prompts == ["A {} with x=none"]
 
 
 def test_debug_shows_where(tiny_config):

@@ -15,10 +15,12 @@ import pytest
 import yaml
 
 import report
+import run
 import training
 from benchmarks.kills import contents
 from config import RunConfig
 from run import main
+from stopping import Stopped
 from tests.test_run import error_of, flags
 
 ROOT = Path(__file__).parent.parent
@@ -123,6 +125,8 @@ def test_a_full_disk_is_one_line(work, argv, undisturbed, size):
     assert not list(folder.rglob("*.tmp"))
     assert finished(folder, argv)[0] == 0
     assert contents(folder) == undisturbed
+    code, _, _ = finished(folder, argv, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)))
+    assert code == 2 and contents(folder) == undisturbed  # to train anew there must be room first
 
 
 def test_two_runs_do_not_write_one_folder(work, argv):
@@ -140,6 +144,78 @@ def test_two_runs_do_not_write_one_folder(work, argv):
     first.communicate()
     code, out, _ = finished(folder, [*argv, "--num_train_epochs", "1", "--evaluate", "False"])
     assert code == 0 and "begins its training" in out  # a crash leaves no lock
+
+
+def test_what_another_run_finished_meanwhile_stays(tiny_config, tmp_path, monkeypatch, capsys):
+    """It began and ended between this one's first look and its lock."""
+    argv = flags(tiny_config, *LONG[:6], "--num_train_epochs", "2", "--skip_exists", "True")
+    load = run.load_generator
+
+    def later(*arguments):
+        monkeypatch.setattr("run.load_generator", load)
+        assert main(argv) == 0
+        return load(*arguments)
+
+    monkeypatch.setattr("run.load_generator", later)
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert out.count("begins its training") == 1 and out.count("has its token already") == 1
+
+
+def test_a_state_that_an_ended_run_left_is_not_gone_on_with(tiny_config, tmp_path, capsys):
+    """The kill came after the run had ended well, and before it had cleared up."""
+    argv = flags(tiny_config, *LONG[:4], "--num_train_epochs", "2")
+    assert main(argv) == 0
+    state = next(tmp_path.rglob("config.yml")).with_name("training_state.safetensors")
+    state.write_bytes(b"left")
+    capsys.readouterr()
+    assert main(argv) == 0 and "begins its training" in capsys.readouterr().out
+    assert not state.exists() and not list(tmp_path.rglob("*.unfinished"))
+
+
+def test_looking_at_some_classes_does_not_end_a_run(tiny_config, tmp_path, monkeypatch):
+    argv = flags(tiny_config, *LONG[:1], "1-2", *LONG[2:4], "--num_train_epochs", "2")
+    update = training.update
+
+    def stopping_at_the_second(config, learner, *measured):
+        if learner.job.class_index == 1:
+            raise Stopped(signal.SIGTERM)
+        return update(config, learner, *measured)
+
+    with monkeypatch.context() as once:
+        once.setattr("training.update", stopping_at_the_second)
+        assert main(argv) == 143
+    token, = tmp_path.rglob("learned_embeds.safetensors")
+    changed = token.stat().st_mtime_ns
+    assert main(flags(tiny_config, "--class_index", "1", "--evaluate", "True")) == 0
+    assert main(argv) == 0 and token.stat().st_mtime_ns == changed
+
+
+def test_pictures_that_cannot_be_removed_are_not_taken_for_new_ones(tiny_config, tmp_path, capsys):
+    argv = flags(tiny_config, *LONG[:6], "--num_train_epochs", "1")
+    assert main(argv) == 0
+    pictures = next(tmp_path.rglob("with"))
+    pictures.rename(tmp_path / "elsewhere")
+    pictures.symlink_to(tmp_path / "elsewhere")
+    capsys.readouterr()
+    assert main([*argv, "--train", "False", "--guidance_scale", "2"]) == 2
+    assert f"'{pictures}' is a link, and its pictures are drawn anew" in capsys.readouterr().err
+    pictures.unlink()
+    assert main([*argv, "--train", "False", "--guidance_scale", "2"]) == 0
+    assert (pictures / "0.png").read_bytes() != (tmp_path / "elsewhere/0.png").read_bytes()
+
+
+def test_strange_files_beside_a_run_do_no_harm(tiny_config, tmp_path, capsys):
+    argv = flags(tiny_config, *LONG[:6], "--num_train_epochs", "1")
+    assert main(argv) == 0
+    images = next(tmp_path.rglob("summary_demo.json")).parent
+    for name in (".foo.tmp", ".summary_demo.json.99999999999999999999.1.tmp", ".report.1.1.tmp"):
+        (images / name).write_text("")
+    (images / "0001_crane/demo/eval").mkdir(parents=True)
+    (images / "0001_crane/demo/eval/metrics.json").write_text("{")
+    capsys.readouterr()
+    assert main([*argv, "--train", "False"]) == 0
+    assert "warning: left out of the summary: " in capsys.readouterr().err
 
 
 def test_a_clock_that_goes_backwards(tiny_config, tmp_path, monkeypatch):
@@ -218,8 +294,6 @@ def test_a_broken_file_is_one_line(capsys, evaluated, tmp_path, how, pattern, tr
         next((tmp_path / "copy").rglob("training_state.safetensors")).unlink()
     data = file.read_bytes()
     file.write_bytes({"truncated": data[:len(data) // 2], "foreign": b"\x89\xfe\x00 not ours {" * 9, "empty": b""}[how])
-    if how == "empty" and pattern == "config.yml":
-        return  # no settings are other settings: such a class is trained anew
     before = {name: data for name, data in contents(tmp_path / "copy").items()
               if not name.endswith(("metrics.json", "grid.png"))}
     line = error_of(capsys, *argv, "--output_path", tmp_path / "copy", "--train", train, "--evaluate", "True")

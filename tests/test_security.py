@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 import class_token
+import report
 from classifiers import folder_name, load_classifier, load_labels
 from config import RunConfig
 from evaluation import film_of
@@ -206,6 +208,59 @@ def test_hostile_names_are_plain_folders():
         assert re.fullmatch(r"[\w-][\w.-]{0,79}", folder_name(name))
 
 
+def test_a_lock_is_not_written_through_a_link(tiny_config, tmp_path, capsys):
+    argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--num_train_epochs", "1")
+    assert main(argv) == 0
+    lock, = tmp_path.rglob(".demo.lock")
+    (tmp_path / "keys").write_text("secret " * 999)
+    lock.unlink()
+    lock.symlink_to(tmp_path / "keys")
+    assert "demo.lock': Too many levels of symbolic links" in error_of(capsys, *argv)
+    assert (tmp_path / "keys").read_text() == "secret " * 999
+
+
+def test_a_report_reads_nothing_outside_its_run(tiny_config, tmp_path):
+    argv = flags(tiny_config, "--class_index", "3", "--evaluate", "True")
+    assert main([*argv, "--train", "True", "--num_train_epochs", "1"]) == 0
+    metrics, = tmp_path.rglob("metrics.json")
+    secret = tmp_path / "private"
+    (secret / "updates").mkdir(parents=True)
+    shutil.copy(metrics.parent / "with/0.png", secret / "0.png")
+    (secret / "config.yml").write_text("password: 12345\n")
+    told = json.loads(metrics.read_text())
+    metrics.write_text(json.dumps({**told, "film": [str(secret), f"updates/../../../../../../../{secret}"],
+                                   "real": [str(secret / "0.png")], "token_folder": str(secret)}))
+    page = tmp_path / "page.html"
+    assert report.main([str(metrics.parent.parent), "--out", str(page)]) == 0
+    assert "12345" not in page.read_text() and "image/gif" not in page.read_text() and ">real<" not in page.read_text()
+
+
+@pytest.mark.parametrize("header", [{"seed": "none"}, {"seed": "9" * 5000}, {"seed": "\x1b]0;owned\x07"},
+                                    {"classifier": "~nobody/x"}, {"classifier": "\x1b]0;owned\x07\n"}])
+def test_a_foreign_header_is_one_plain_line(capsys, tiny_config, tmp_path, header):
+    argv = flags(tiny_config, "--class_index", "3")
+    assert main([*argv, "--train", "True", "--num_train_epochs", "1"]) == 0
+    token = next(tmp_path.rglob("learned_embeds.safetensors"))
+    placeholder, vector, before = class_token.load(token)
+    class_token.save(token, placeholder, vector, {**before, **header})
+    line = error_of(capsys, *argv, "--evaluate", "True")
+    assert "learned_embeds.safetensors" in line and line.isprintable() and len(line) < 700
+
+
+@pytest.mark.parametrize("channels, width", [(9, 32), (4, 48)])
+def test_a_generator_of_another_kind(capsys, tiny_config, tmp_path, channels, width):
+    """Inpainting's UNet, or one that hears another text encoder."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny_config.model, model)
+    shutil.rmtree(model / "unet")
+    UNet2DConditionModel(sample_size=4, in_channels=channels, block_out_channels=(16, 32), layers_per_block=1,
+                         cross_attention_dim=width, attention_head_dim=4, norm_num_groups=8,
+                         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+                         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D")).save_pretrained(model / "unet")
+    line = error_of(capsys, *flags(tiny_config, "--model", str(model), "--class_index", "3", "--train", "True"))
+    assert f"its UNet reads {channels} channels and embeddings of {width}, its VAE makes 4" in line
+
+
 def test_real_pictures_of_a_label_that_is_a_path(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "0.png").write_bytes(b"")
@@ -214,7 +269,7 @@ def test_real_pictures_of_a_label_that_is_a_path(tmp_path):
 
 
 def test_a_film_s_names_are_numbers(tmp_path):
-    with pytest.raises(UserError, match="no number of an update"):
+    with pytest.raises(UserError, match="no vector of an update"):
         film_of(RunConfig(), "crane", {"../../x": torch.zeros(4)})
 
 
