@@ -211,7 +211,7 @@ def to_yaml(config: RunConfig) -> str:
 
 def as_typed(config: RunConfig) -> dict[str, str | list[str]]:
     """The settings as `read_yaml_mapping` reads them back from a saved file."""
-    return yaml.load(to_yaml(config), Loader=yaml.BaseLoader)  # nosec B506 - makes strings alone
+    return yaml.load(to_yaml(config), Loader=yaml.BaseLoader)  # nosec B506  # it makes strings alone
 
 
 class OneLineParser(HfArgumentParser):

@@ -100,7 +100,8 @@ def generate(config: RunConfig, generator: Callable[[], tuple[Components, int]],
     embeds = {arm.folder: embed(components, token_id, arm) for arm in arms}
     forget(folder.parent)
     for arm in stale:
-        require(not (folder / arm).is_symlink(), f"'{folder / arm}' is a link, and its pictures are drawn anew: remove it")
+        require(not (folder / arm).is_symlink(), f"'{folder / arm}' is a link, and its pictures are drawn anew: remove "
+                                                 "it")
         if (folder / arm).exists():
             shutil.rmtree(folder / arm)
     write_json(folder / "drawn.json", record)

@@ -197,6 +197,8 @@ def save(config: RunConfig, job: Job, trained: Trained):
         "updates": len(trained.vectors), "loss": f"{trained.loss:.4f}", "train_accuracy": f"{trained.accuracy:.4f}",
         "stopped": trained.stopped, "torch": torch.__version__, "diffusers": diffusers.__version__,
         "transformers": transformers.__version__, "python": platform.python_version()})
+    if config.skip_exists:  # the token alone says that this class is done
+        (job.tokens / STATE_FILE).unlink(missing_ok=True)
     share = " (its share)" if config.classes_at_once > 1 else ""
     say(job.title, f"{len(trained.vectors)} updates in {trained.seconds:.0f} s{share}, stopped: {trained.stopped}; "
                    f"peak memory of this process so far: {memory:.1f} GB")

@@ -95,7 +95,7 @@ def read_yaml_mapping(path: str, example: str) -> dict[str, str | list[str]]:
         UserError: no such file, not YAML, or not a mapping of words to words or plain lists; `example` is a right line.
     """
     try:
-        values = yaml.load(read_text(path), Loader=yaml.BaseLoader) or {}  # nosec B506 - makes strings alone
+        values = yaml.load(read_text(path), Loader=yaml.BaseLoader) or {}  # nosec B506  # it makes strings alone
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
     require(isinstance(values, dict), f"'{path}' must hold lines such as '{example}'")

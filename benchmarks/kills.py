@@ -2,9 +2,10 @@
 
     python -m benchmarks.kills --kills 100            two classes of the miniature, trained and evaluated
 
+Every other run begins in an empty folder, the others where the same run has ended before and is to be done anew.
 Compared to the last bit are all files that a run leaves, but for its seconds (cost.json), the day in its report and the
 lock. What a kill left must be readable, and the second command must not do again what was finished: finished updates'
-pictures, evaluation pictures and tokens keep their times of change.
+pictures, evaluation pictures and tokens keep their times of change (seen where the folder was empty).
 """
 
 import argparse
@@ -29,9 +30,9 @@ import run
 from class_token import TOKEN_FILE
 from learner import STATE_FILE
 from outputs import COST_FILE
-from utils import ROOT, find_path, require, write_json
+from utils import ROOT, find_path, read_yaml_mapping, require, write_json
 
-SMALL = ["--train", "True", "--evaluate", "True", "--num_train_epochs", "5", "--epoch_size", "4", "--test_size", "6",
+SMALL = ["--train", "True", "--evaluate", "True", "--num_train_epochs", "8", "--epoch_size", "4", "--test_size", "6",
          "--target_accuracy", "1", "--real_images", "none", "--fresh_noise", "True", "--output_path", "."]
 
 
@@ -94,6 +95,8 @@ def read(path: Path):
             [file.get_tensor(key) for key in file.keys()]  # noqa: SIM118
     elif path.suffix == ".jsonl":
         [json.loads(line) for line in path.read_text().splitlines()]
+    elif path.suffix == ".yml":
+        require(read_yaml_mapping(str(path), ""), "no settings")
     elif path.suffix == ".json":
         json.loads(path.read_text())
     elif path.suffix == ".html":
@@ -126,14 +129,20 @@ def phase(folder: Path) -> str:
     return next((name for sign, name in signs.items() if sign in names), "until the first update's end")
 
 
-def kill_one(argv: list[str], folder: Path, draw: random.Random, seconds: float, expected: dict[str, bytes]) -> dict:
-    """Kill at a random moment, resume, and say what came of it."""
-    while not killed(argv, folder, draw.uniform(0, seconds)):
+def kill_one(argv: list[str], folder: Path, draw: random.Random, seconds: float, whole: Path | None,
+             expected: dict[str, bytes]) -> dict:
+    """Kill at a random moment, resume, and say what came of it: from an empty folder, or a copy of a `whole` run."""
+    while True:
+        if whole:
+            shutil.copytree(whole, folder)
+        if killed(argv, folder, draw.uniform(0, seconds)):
+            break
         shutil.rmtree(folder)
-    found = {"phase": phase(folder), "unreadable": unreadable(folder)}
-    before = finished(folder)
+    found = {"phase": "of a run done anew" if whole else phase(folder), "unreadable": unreadable(folder)}
+    before = {} if whole else finished(folder)
     finish(argv, folder)
-    found["done_again"] = [str(path) for path, changed in before.items() if path.stat().st_mtime_ns != changed]
+    found["done_again"] = [str(path) for path, changed in before.items()
+                           if not path.exists() or path.stat().st_mtime_ns != changed]
     after = contents(folder)
     found["differ"] = sorted(name for name in after.keys() | expected.keys() if after.get(name) != expected.get(name))
     return found
@@ -155,7 +164,8 @@ def main() -> int:
         seconds, expected = time.monotonic() - started, contents(Path(work, "undisturbed"))
         with tqdm(total=arguments.kills, unit="kill") as bar:
             for number in range(arguments.kills):
-                results.append(kill_one(argv, Path(work, "killed", str(number)), draw, seconds, expected))
+                whole = Path(work, "undisturbed") if number % 2 else None
+                results.append(kill_one(argv, Path(work, "killed", str(number)), draw, seconds, whole, expected))
                 shutil.rmtree(Path(work, "killed", str(number)))
                 bar.update()
     wrong = [result for result in results if result["unreadable"] or result["differ"] or result["done_again"]]
