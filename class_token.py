@@ -89,7 +89,8 @@ def load(path: Path) -> tuple[str, torch.Tensor, dict]:
         else:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors, pickle and zip each raise their own kind
-        raise UserError(f"'{path}' is not a token file: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"'{path}' is not a token file ({' '.join(str(error).split())[:200]}): remove it to have it "
+                        "trained anew") from error
     require(isinstance(tensors, dict) and len(tensors) == 1 and torch.is_tensor(next(iter(tensors.values()))),
             f"'{path}' must hold exactly one tensor, named by its placeholder")
     placeholder, vector = next(iter(tensors.items()))

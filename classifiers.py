@@ -20,7 +20,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
 
-from utils import WITHOUT_GPU_OR_NETWORK, find_path, opening, printable, require
+from utils import WITHOUT_GPU_OR_NETWORK, did_you_mean, find_path, opening, printable, require
 
 NO_STRANGERS_CODE = {"trust_remote_code": False}  # left open, transformers asks the user
 REGISTRY = {
@@ -75,7 +75,7 @@ def load_classifier(name: str, device: str) -> Classifier:
         UserError: one line that says what is missing or what the checkpoint is not.
     """
     kind, source = _resolve(name)
-    with opening(name, source, f"or take one of {', '.join(REGISTRY)}, {WITHOUT_GPU_OR_NETWORK}"):
+    with opening(name, source, other_than(name)):
         if kind == "timm":
             model, labels, preprocessing, forward = _load_timm(source)
         else:
@@ -84,12 +84,18 @@ def load_classifier(name: str, device: str) -> Classifier:
     return Classifier(folder_name(name), labels, model, preprocessing, forward)
 
 
+def other_than(name: str) -> str:
+    """What to take where `name` cannot be had."""
+    known = [*REGISTRY, "inception"]
+    return f"{did_you_mean(name, known)} or take one of {', '.join(REGISTRY)}, {WITHOUT_GPU_OR_NETWORK}".strip()
+
+
 def load_labels(name: str) -> list[str]:
     """The labels alone, without the weights where the format allows it."""
     kind, source = _resolve(name)
     if kind == "timm":
         return load_classifier(name, "cpu").labels
-    with opening(name, source, f"or take one of {', '.join(REGISTRY)}, {WITHOUT_GPU_OR_NETWORK}"):
+    with opening(name, source, other_than(name)):
         return _labels(AutoConfig.from_pretrained(source, **NO_STRANGERS_CODE))
 
 
@@ -124,6 +130,7 @@ def folder_name(name: str) -> str:
 
 def _labels(config) -> list[str]:
     labels = {int(i): str(label) for i, label in config.id2label.items()}
+    require(labels, "its config.json names no classes (id2label)")
     return [one_line(labels[i]) for i in range(len(labels))]
 
 

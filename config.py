@@ -157,8 +157,8 @@ def check_output_path(path: str):
     for folder in (Path(path).absolute(), Path(path, "img").absolute(), Path(path, "pipeline_token").absolute()):
         there = next(each for each in (folder, *folder.parents) if exists(each))
         require(there.is_dir(), f"output_path '{path}' cannot be a folder: '{there}' is none")
-        require(os.access(there, os.W_OK | os.X_OK), f"output_path '{path}': no permission to write to '{there}'; "
-                                                     "give another folder")
+        require(os.access(there, os.W_OK | os.X_OK), f"output_path '{path}': '{there}' may not be written "
+                                                     "to, or is on a read-only file system; give another folder")
 
 
 def exists(path: Path) -> bool:
@@ -222,7 +222,8 @@ class OneLineParser(HfArgumentParser):
         wrong = re.match(r"argument --(\w+)[^:]*: (invalid \w+ value: .*|expected .*argument.*)", message)
         if wrong and wrong[1] in ALLOWED:
             message = f"{wrong[1]} must be {in_words(wrong[1])}: {wrong[2]}"
-        raise UserError(f"{message}; {did_you_mean(flag, self._option_string_actions) or '--help explains it'}")
+        hint = did_you_mean(flag, self._option_string_actions) or "--help explains it"
+        raise UserError(f"{message.rstrip('.')}; {hint}")
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):

@@ -28,17 +28,7 @@ from evaluation import forget, frames_of
 from learner import STATE_FILE, Job, Trained
 from memory import peak_memory
 from prompt_datasets import class_folder
-from utils import (
-    UserError,
-    broken,
-    printable,
-    read_yaml_mapping,
-    require,
-    same_source,
-    write_json,
-    write_tensors,
-    write_text,
-)
+from utils import UserError, printable, read_yaml_mapping, require, same_source, write_json, write_tensors, write_text
 
 VECTORS_FILE = "vectors.safetensors"
 COST_FILE = "cost.json"
@@ -157,9 +147,13 @@ def other_settings(config: RunConfig, tokens: Path, which: tuple[str, ...]) -> l
     """What of `which` differs between the training that left config.yml in `tokens` and now, in words."""
     if not (tokens / "config.yml").exists():
         return []
-    before, now = read_yaml_mapping(str(tokens / "config.yml"), "lr: 0.001"), as_typed(config)
+    now, remedy = as_typed(config), f"remove '{tokens}' to have the class trained anew"
+    try:
+        before = read_yaml_mapping(str(tokens / "config.yml"), "lr: 0.001")
+    except UserError as error:
+        raise UserError(f"{error}; {remedy}") from error
     require(all(isinstance(before.get(name), str) for name in ("model", "classifier", "lr")),
-            broken(tokens / "config.yml", "these are not the settings of a run"))
+            f"'{tokens}/config.yml' does not hold the settings of a run; {remedy}")
     return [f"{name} {before[name]}, now {now[name]}" for name in which if before.get(name, now[name]) != now[name]
             and not (name in ("model", "classifier") and same_source(before[name], now[name]))]
 
@@ -170,6 +164,7 @@ def prepare(config: RunConfig, job: Job) -> Job:
     if state.exists() and settings.exists() and not token.exists() and not other_settings(config, job.tokens, DECISIVE):
         say(job.title, "goes on where its training stopped")
         return job
+    others = other_settings(config, job.tokens, DECISIVE) if token.exists() else []
     new = job.tokens.with_name(f".{job.tokens.name}.new")  # while there is no room for it nothing is removed
     write_text(new / "config.yml", to_yaml(replace(config, class_index=str(job.class_index + 1), skip_exists=False)))
     for old in (token, state):  # first, so that a kill in the midst of this leaves nothing that seems whole
@@ -179,7 +174,7 @@ def prepare(config: RunConfig, job: Job) -> Job:
             shutil.rmtree(old)
     forget(job.images)
     new.rename(job.tokens)
-    say(job.title, "begins its training")
+    say(job.title, "begins its training" + f", in place of a token trained with {'; '.join(others)}" * bool(others))
     return job
 
 

@@ -65,8 +65,9 @@ def pictures_in(root: Path, index: int, allowed: list[str], label: str) -> list[
     require(len(folders) < 2, f"'{root}' has two folders of class {class_title(index, label)}: "
                               + " and ".join(f"'{folder.name}'" for folder in folders))
     files = readable(sorted(path for path in folders[0].iterdir() if path.suffix.lower() in KINDS)) if folders else []
-    require(files, f"'{root}' has no readable pictures of class {class_title(index, label)}: name their folder "
-                   + " or ".join(f"'{name}'" for name in allowed))
+    require(files, f"'{root}' has no readable pictures of class {class_title(index, label)}: "
+                   + (f"there are none in '{folders[0].name}'" if folders else
+                      "name their folder " + " or ".join(f"'{name}'" for name in allowed)))
     return files
 
 

@@ -5,10 +5,16 @@
     python run.py --config configs/miniature.yml --list_classes
 """
 
+import stopping
+
+if __name__ == "__main__":
+    stopping.end_quietly()
+
 import functools
 import glob
 import math
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -78,9 +84,9 @@ def main(argv: list[str]) -> int:
             config.validate()
             run(config)
     except (UserError, OSError, torch.OutOfMemoryError) as error:
-        if "--debug" in argv:
-            raise
         close_bars()
+        if "--debug" in argv:
+            traceback.print_exc()
         print(f"error: {NO_ROOM if isinstance(error, torch.OutOfMemoryError) else said(error)}", file=sys.stderr)
         return 2
     except Stopped as signal:

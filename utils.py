@@ -1,11 +1,13 @@
 """Small things every room needs: one-line errors, files that are never half written, images to and from disk."""
 
 import difflib
+import errno
 import importlib
 import json
 import logging
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -31,6 +33,7 @@ os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # or transformers 
 
 ROOT = Path(__file__).parent
 PENDING = 8  # batches of pictures that may wait to be written
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LARGEST_TEXT = 2**20  # bytes of a YAML file or a list of prompts: what is larger is another kind of file
 CHECKPOINT_KINDS = {".safetensors", ".bin", ".json", ".txt"}
 WITHOUT_GPU_OR_NETWORK = "or try --config configs/miniature.yml, which needs no download, no account and no GPU"
@@ -88,6 +91,17 @@ def read_text(path: str) -> str:
         raise UserError(f"'{path}' is not a text file in UTF-8") from error
 
 
+class WordsLoader(yaml.BaseLoader):
+    """Makes strings, lists and mappings alone; a key that is there twice is an error."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"'{twice[0]}' is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml_mapping(path: str, example: str) -> dict[str, str | list[str]]:
     """A YAML file of 'key: value' lines, every scalar as it was typed (`no` stays 'no', 1e-3 stays '1e-3').
 
@@ -95,7 +109,7 @@ def read_yaml_mapping(path: str, example: str) -> dict[str, str | list[str]]:
         UserError: no such file, not YAML, or not a mapping of words to words or plain lists; `example` is a right line.
     """
     try:
-        values = yaml.load(read_text(path), Loader=yaml.BaseLoader) or {}  # nosec B506  # it makes strings alone
+        values = yaml.load(read_text(path), Loader=WordsLoader) or {}  # nosec B506  # it makes strings alone
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
     require(isinstance(values, dict), f"'{path}' must hold lines such as '{example}'")
@@ -190,7 +204,9 @@ def opening(name: str, source: str | None = None, instead: str = WITHOUT_GPU_OR_
     """
     logging.disable(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     except UserError:
         raise
     except Exception as error:  # the libraries raise a dozen kinds, some straight from Exception
@@ -212,6 +228,8 @@ def _why(source: str, causes: list[BaseException], instead: str) -> str:
     answers = [cause.response.status_code for cause in causes if isinstance(cause, HfHubHTTPError)]
     # the hub's HTTP library has changed its name before; its connection errors have not
     unreachable = any(kind.__name__ == "TransportError" for cause in causes for kind in type(cause).__mro__)
+    if find_path(source) and find_path(source).is_file():
+        return "it is a file; give the folder of a checkpoint"
     if find_path(source):
         return "the folder lacks a file or holds a broken one: " + _first_line(causes[0])
     if caused_by(GatedRepoError):
@@ -263,8 +281,8 @@ def said(error: UserError | OSError) -> str:
     """One line for a person: what we say ourselves, or what the system says of a file."""
     if isinstance(error, UserError) or error.filename is None:
         return printable(str(error))
-    return printable(f"'{error.filename}': {error.strerror}; what is on the disk is whole, and the same command goes "
-                     "on with it")
+    full = "; make room: what is on the disk is whole, and the same command goes on with it"
+    return printable(f"'{error.filename}': {error.strerror}{full if error.errno in NO_SPACE else ''}")
 
 
 def write_text(path: Path, text: str):

@@ -121,7 +121,7 @@ def test_a_full_disk_is_one_line(work, argv, undisturbed, size):
     folder = work / f"full {size}"
     code, _, lines = finished(folder, argv, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)))
     assert code == 2 and len(lines) == 1
-    assert lines[0].startswith("error: '") and "': File too large; what is on the disk is whole" in lines[0]
+    assert lines[0].startswith("error: '") and "': File too large; make room: what is on the disk is whole" in lines[0]
     assert not list(folder.rglob("*.tmp"))
     assert finished(folder, argv)[0] == 0
     assert contents(folder) == undisturbed
