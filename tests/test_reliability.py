@@ -102,6 +102,16 @@ def test_a_signal_stops_cleanly(work, argv, undisturbed, number, code, moment):
     assert contents(folder) == undisturbed
 
 
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_the_libraries_load(work, argv, number, code):
+    process = in_folder(work / f"at start {code}", argv)
+    time.sleep(1)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == code and (out, err.strip()) == ("", f"stopped by {signal.Signals(number).name}")
+    assert not contents(work / f"at start {code}")
+
+
 def test_a_second_signal_does_not_wait(work, argv):
     process = in_folder(work / "at once", [*argv, "--epoch_size", "3000"])
     wait_for(work / "at once", "config.yml", process)
