@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -95,8 +96,8 @@ class WordsLoader(yaml.BaseLoader):
     """Makes strings, lists and mappings alone; a key that is there twice is an error."""
 
     def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value]
-        twice = [key for key in keys if keys.count(key) > 1]
+        counts = Counter(str(key.value) for key, _ in node.value)
+        twice = [key for key, count in counts.items() if count > 1]
         if twice:
             raise yaml.constructor.ConstructorError(None, None, f"'{twice[0]}' is there twice", node.start_mark)
         return super().construct_mapping(node, deep)
