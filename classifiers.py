@@ -20,7 +20,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
 
-from utils import WITHOUT_GPU_OR_NETWORK, did_you_mean, find_path, opening, printable, require
+from opening import opening
+from utils import WITHOUT_GPU_OR_NETWORK, did_you_mean, find_path, printable, require
 
 NO_STRANGERS_CODE = {"trust_remote_code": False}  # left open, transformers asks the user
 REGISTRY = {

@@ -13,7 +13,8 @@ from huggingface_hub.utils import enable_progress_bars
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from utils import UserError, find_path, opening, require
+from opening import opening
+from utils import UserError, find_path, require
 
 transformers.utils.logging.disable_progress_bar()  # weights load in a blink ...
 enable_progress_bars()  # ... but downloads do not

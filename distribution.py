@@ -15,7 +15,8 @@ from tqdm import tqdm
 from classifiers import load_classifier, penultimate
 from memory import fitting
 from metrics import COMPARABLE_FID, NEAREST_K, Prdc, frechet_distance, kernel_distance, prdc
-from utils import opening, read_image, require
+from opening import opening
+from utils import read_image, require
 
 INCEPTION, INCEPTION_SIZE = "InceptionV3", 299
 READ_AT_ONCE = 32

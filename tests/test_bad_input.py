@@ -34,6 +34,7 @@ FLAGS = [  # a flag, its value, and what the line must say besides both
     ("classifier", "", "a name or a folder"),
     ("classifier", "timm:resnet5o", "timm.list_models(pretrained=True) lists them"),
     ("classifier", "{tmp}", "lacks a file or holds a broken one"),
+    ("classifier", "README.md", "it is a broken file, or not of the right kind"),
     ("evaluator", "", "a name or a folder (--help shows which), or none"),
     ("class_names", "nowhere.yml", "no file"),
     ("class_names", "{tmp}/owl.yml", "must be a class number from 1 to 5 and a name"),

@@ -17,7 +17,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from utils import UserError, load_images, opening, replacing, save_images
+from opening import opening
+from utils import UserError, load_images, replacing, save_images
 
 http = import_module(HTTPError.__module__.split(".")[0])  # httpx, or what took its place in the hub's client
 

@@ -1,0 +1,82 @@
+"""Checkpoints that cannot be opened or downloaded: whatever the libraries raise, one line that says what to do."""
+
+import logging
+import warnings
+from contextlib import contextmanager
+from urllib.error import URLError
+
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+
+from utils import WITHOUT_GPU_OR_NETWORK, UserError, find_path
+
+
+@contextmanager
+def opening(name: str, source: str | None = None, instead: str = WITHOUT_GPU_OR_NETWORK):
+    """Turn whatever goes wrong while a checkpoint is opened or downloaded into one line that says what to do.
+
+    `source` is the folder or hub id that `name` stands for, `instead` what to do without it; library chatter below a
+    critical error is held back.
+
+    Raises:
+        UserError: a gated, private or missing repository, no network, a folder with missing or broken files.
+    """
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except UserError:
+        raise
+    except Exception as error:  # the libraries raise a dozen kinds, some straight from Exception
+        causes, cause = [], error
+        while cause is not None and cause not in causes:
+            causes.append(cause)
+            cause = cause.__cause__ or cause.__context__
+        source = source or name
+        called = f"'{name}'" if source in (name, str(find_path(name))) else f"'{name}' ({source})"
+        raise UserError(f"cannot open {called}: {_why(source, causes, instead)}") from error
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _why(source: str, causes: list[BaseException], instead: str) -> str:
+    def caused_by(*kinds):
+        return any(isinstance(cause, kinds) for cause in causes)
+
+    answers = [cause.response.status_code for cause in causes if isinstance(cause, HfHubHTTPError)]
+    # the hub's HTTP library has changed its name before; its connection errors have not
+    unreachable = any(kind.__name__ == "TransportError" for cause in causes for kind in type(cause).__mro__)
+    if find_path(source) and find_path(source).is_file():
+        return f"it is a broken file, or not of the right kind: {_first_line(causes[0])}"
+    if find_path(source):
+        return "the folder lacks a file or holds a broken one: " + _first_line(causes[0])
+    if caused_by(GatedRepoError):
+        return (f"its owner asks for a login: accept the terms at huggingface.co/{source}, then run `hf auth login`; "
+                + instead)
+    if caused_by(HFValidationError):
+        return "no such folder, and no hub id either (the miniature's weights come from `make miniature`)"
+    if caused_by(RepositoryNotFoundError):
+        return ("no such folder here and no such model on the hub; check the spelling, or run `hf auth login` where "
+                "it is private; " + instead)
+    if set(answers) & {401, 403}:
+        return ("the hub refuses your access: run `hf auth login` with a token that may read gated repositories; "
+                + instead)
+    if answers:
+        return f"the hub answered with status {answers[0]}; try again later, {instead}"
+    if unreachable or caused_by(LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, URLError):
+        return ("it is not downloaded yet and the hub cannot be reached; connect once, or give the path of a copy; "
+                + instead)
+    return (f"{_first_line(causes[0])} (half downloaded, perhaps, and the hub cannot be reached); "
+            + instead)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".")
