@@ -102,18 +102,22 @@ def components(tiny_model):
     return load_components(tiny_model, "cpu", torch.float32)
 
 
-@pytest.fixture(scope="session")
-def tiny_classifier(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("classifier") / "vit"
+def save_classifier(folder: Path, labels: list[str]) -> str:
+    """A tiny random ViT over `labels`, in Hugging Face's layout."""
     torch.manual_seed(1)
     config = ViTConfig(image_size=16, patch_size=8, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-                       intermediate_size=64, id2label=dict(enumerate(LABELS)),
-                       label2id={label: i for i, label in enumerate(LABELS)})
+                       intermediate_size=64, id2label=dict(enumerate(labels)),
+                       label2id={label: i for i, label in enumerate(labels)})
     model = ViTForImageClassification(config)
     torch.nn.init.normal_(model.classifier.weight, std=1.0)
     model.save_pretrained(folder)
     ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_classifier(tmp_path_factory) -> str:
+    return save_classifier(tmp_path_factory.mktemp("classifier") / "vit", LABELS)
 
 
 @pytest.fixture

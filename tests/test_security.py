@@ -15,7 +15,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+from transformers import ViTForImageClassification
 
 import class_token
 import report
@@ -25,7 +25,7 @@ from evaluation import film_of
 from prompt_datasets import class_folder, class_name
 from real import real_pictures
 from run import main
-from tests.conftest import LABELS
+from tests.conftest import LABELS, save_classifier
 from tests.test_run import error_of, flags
 from utils import ROOT, UserError
 
@@ -173,14 +173,7 @@ def test_a_scheduler_is_a_scheduler(capsys, tiny_config, tmp_path, scheduler):
 
 @pytest.fixture(scope="module")
 def hostile_classifier(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("hostile") / "vit"
-    torch.manual_seed(1)
-    config = ViTConfig(image_size=16, patch_size=8, hidden_size=32, num_hidden_layers=1, num_attention_heads=4,
-                       intermediate_size=64, id2label=dict(enumerate(HOSTILE)),
-                       label2id={label: i for i, label in enumerate(HOSTILE)})
-    ViTForImageClassification(config).save_pretrained(folder)
-    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
-    return str(folder)
+    return save_classifier(tmp_path_factory.mktemp("hostile") / "vit", HOSTILE)
 
 
 def test_no_label_leaves_its_folder_or_its_line(tiny_config, hostile_classifier, tmp_path, capsys):
