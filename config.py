@@ -1,27 +1,46 @@
-"""Every hyper-parameter: its default in the paper's setting, what it does, what it may be.
+"""Every setting, declared once: its default in the paper's setting, its help, what it may be and what it decides.
 
-Edit a default here, put it in a YAML file (`--config`), or give it as a flag; flags beat the file.
+Edit a default here, put it in a YAML file (`--config`), or give it as a flag; flags override the file.
 """
 
 import argparse
 import os
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_origin
 
-import yaml
-from transformers import HfArgumentParser
+from utils import UserError, read_yaml, require, settings_as_words, suggest_word
 
-from utils import UserError, did_you_mean, read_yaml_mapping, require
+Check = tuple[Callable[[Any], bool], str]  # whether a value can work, and the same in words
+TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+FUNCTION = r"[A-Za-z_]\w*(\.\w+)*:\w+"
 
 
-def setting(default, text: str):
-    """A dataclass field with its help; a list default is copied for every config."""
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
+def setting(default, text: str, check: Check | None = None, decides: str = ""):
+    """A field of RunConfig; `decides`: 'token', 'pictures', both, or nothing but speed, memory and output."""
+    start = {"default_factory": lambda: list(default)} if isinstance(default, list) else {"default": default}
+    return field(**start, metadata={"help": text, "check": check, "decides": decides.split()})
+
+
+def from_to(low: float, high: float) -> Check:
+    return lambda value: low <= value <= high, f"from {low} to {high:,}"
+
+
+def greater_than(low: float, high: float) -> Check:
+    return lambda value: low < value <= high, f"greater than {low}, {high:,} at most"
+
+
+def is_folder_name(name: str) -> bool:
+    return 0 < len(name.encode()) <= 100 and name.strip(". ") == name and not set(name) & set("/\\")
+
+
+GIVEN = (lambda value: bool(value.strip()), "a name or a folder (--help shows which)")
+WORD = (lambda value: 0 < len(value) <= 50 and not set(value) & set(" {}") and value != "__metadata__",
+        "one word of 50 letters at most, without spaces, such as newclas")
+SIDE = (lambda value: 8 <= value <= 8192 and value % 8 == 0, "divisible by 8, for the VAE, and from 8 to 8,192")
 
 
 @dataclass
@@ -32,141 +51,147 @@ class RunConfig:
                                    "'all', or a name ('tiger cat'). --list_classes shows them.")
     train: bool = setting(False, "Learn a token for each class.")
     evaluate: bool = setting(False, "Draw the same seeds without and with the token, and judge them.")
-    exp_id: str = setting("demo", "The name of the run: the last folder of every output.")
+    exp_id: str = setting("demo", "The name of the run: the last folder of every output.", (
+        is_folder_name, "a folder's name of 100 letters at most, without / or \\, and without a dot or space at its "
+                        "ends, such as demo"))
     model: str = setting("CompVis/stable-diffusion-v1-4", "The generator: a hub id or folder in the layout of a "
-                                                          "StableDiffusionPipeline.")
+                         "StableDiffusionPipeline.", GIVEN, "token pictures")
     classifier: str = setting("inet", "The guiding classifier: inet, inat, cub, miniature, miniature_evaluator, "
-                                      "a transformers image classifier (hub id or folder), or timm:<name>.")
+                              "a transformers image classifier (hub id or folder), or timm:<name>.", GIVEN, "token")
     evaluator: str | None = setting(None, "A second classifier that judges and never guides (the same choices). "
-                                          "'none': only the guiding one judges.")
+                                          "'none': only the guiding one judges.", GIVEN)
     class_names: str | None = setting(None, "A YAML file {number: name} of names to use in prompts instead of the "
-                                            "classifier's own, such as {135: crane bird}.")
+                                            "classifier's own, such as {135: crane bird}.", GIVEN, "token")
     real_images: str | None = setting(None, "Real pictures, shown beside the generated ones and compared with them: a "
-                                            "folder with a folder for each class (named 0283_tiger_cat, 283, tiger cat "
-                                            "or the label), or module:function that draws one.")
+                                            "folder with one folder per class (named 0283_tiger_cat, 283, tiger cat "
+                                            "or the label), or module:function that draws one.", GIVEN)
     features: str = setting("inception", "What FID, KID and coverage compare, where real_images are given: inception, "
                                          "inception:<file of weights>, or a classifier's last features (the same "
-                                         "choices as classifier).")
-    output_path: str = setting(".", "The folder that holds pipeline_token/ and img/.")
-    num_train_epochs: int = setting(50, "Updates at most.")
-    epoch_size: int = setting(5, "Images an update.")
-    number_of_prompts: int = setting(3, "How many of the paper's prompt templates take turns (1 to 3).")
+                                         "choices as classifier).", GIVEN)
+    output_path: str = setting(".", "The folder that holds pipeline_token/ and img/.", GIVEN)
+    num_train_epochs: int = setting(50, "Updates at most.", from_to(1, 100_000), "token")
+    epoch_size: int = setting(5, "Images per update.", from_to(1, 10_000), "token")
+    number_of_prompts: int = setting(3, "How many of the paper's prompt templates take turns.", from_to(1, 3), "token")
     target_accuracy: float = setting(0.7, "Stop when more than this share of an update's images is classified right; "
-                                          "with fresh noise, of the last three updates' images.")
-    early_stopping: int = setting(15, "Stop after this many updates without a better loss.")
-    batch_size: int | None = setting(None, "Images that are held in memory with a graph at once; changes speed and "
-                                           "memory, not results. 'none': as many as fit.")
+                                          "with fresh noise, of the last three updates' images.", from_to(0, 1),
+                                     "token")
+    early_stopping: int = setting(15, "Stop after this many updates without a better loss.", from_to(1, 100_000),
+                                  "token")
+    batch_size: int | None = setting(None, "Images held in memory with a graph at once; changes speed and memory, not "
+                                           "results. 'none': as many as fit.", from_to(1, 10_000))
     classes_at_once: int = setting(1, "Classes that learn together in the same batches; changes speed and memory, not "
-                                      "results.")
-    lr: float = setting(1.25e-3, "AdamW's learning rate (0.00025 x 5 images).")
-    betas: list[float] = setting([0.9, 0.999], "AdamW's betas.")
-    weight_decay: float = setting(1e-2, "AdamW's weight decay, on the one trained vector.")
-    eps: float = setting(1e-8, "AdamW's epsilon.")
-    max_grad_norm: float = setting(1.0, "The gradient's norm is clipped to this.")
+                                      "results.", from_to(1, 1000))
+    lr: float = setting(1.25e-3, "AdamW's learning rate (0.00025 x 5 images).", greater_than(0, 1000), "token")
+    betas: list[float] = setting([0.9, 0.999], "AdamW's betas.", (
+        lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas),
+        "two numbers in [0, 1), such as 0.9 0.999"), "token")
+    weight_decay: float = setting(1e-2, "AdamW's weight decay, on the trained vector.", from_to(0, 1000), "token")
+    eps: float = setting(1e-8, "AdamW's epsilon.", greater_than(0, 1), "token")
+    max_grad_norm: float = setting(1.0, "The gradient's norm is clipped to this.", greater_than(0, 10**9), "token")
     seed: int = setting(35, "Seed of the first training image; the next ones count up. Evaluation uses 0 to "
-                            "test_size - 1, so this must not be below test_size.")
-    guidance_scale: float = setting(7.0, "Classifier-free guidance, in training and evaluation alike; 1 or less: none.")
-    height: int = setting(512, "Image height in pixels, divisible by 8.")
-    width: int = setting(512, "Image width in pixels, divisible by 8.")
-    num_inference_steps: int = setting(30, "Denoising steps of the checkpoint's own scheduler.")
+                            "test_size - 1, so this must not be below test_size.", from_to(0, 2**32), "token")
+    guidance_scale: float = setting(7.0, "Classifier-free guidance, in training and evaluation alike; none at 1 or "
+                                         "less.", from_to(0, 100), "token pictures")
+    height: int = setting(512, "Image height in pixels, divisible by 8.", SIDE, "token pictures")
+    width: int = setting(512, "Image width in pixels, divisible by 8.", SIDE, "token pictures")
+    num_inference_steps: int = setting(30, "Denoising steps of the checkpoint's own scheduler.", from_to(1, 999),
+                                       "token pictures")
     train_timesteps: list[int] | None = setting(None, "Timesteps of the training trajectory, such as 999 800 600; it "
-                                                      "jumps from the last one to z_0. 'none': the checkpoint's "
-                                                      "own scheduler, as in the paper.")
-    fresh_noise: bool = setting(False, "New noise every update instead of the paper's same seeds.")
-    placeholder_token: str = setting("newclas", "The word that stands for the token in prompts.")
-    initializer_token: str = setting("a", "The word whose embedding the token starts from.")
-    test_size: int = setting(10, "Evaluation images a class, each without and with the token.")
+                                                "jumps from the last one to z_0. 'none': the checkpoint's own "
+                                                "scheduler, as in the paper.", (
+        lambda steps: steps and steps == sorted(set(steps), reverse=True) and steps[-1] >= 0 and steps[0] <= 999,
+        "falling numbers from 999 to 0, from noise to image, such as 999 800 600"), "token")
+    fresh_noise: bool = setting(False, "New noise in every update instead of the paper's same seeds.", None, "token")
+    placeholder_token: str = setting("newclas", "The word that stands for the token in prompts.", WORD, "token")
+    initializer_token: str = setting("a", "The word whose embedding the token starts from.", WORD, "token")
+    test_size: int = setting(10, "Evaluation images per class, each without and with the token.", from_to(1, 100_000))
     eval_prompts: list[str] = setting([], "More prompts to evaluate in, with {} for the class, such as \"A painting of "
-                                          "{}\" \"A photo of a {} in the snow\"; or a text file with one a line.")
+                                          "{}\" \"A photo of a {} in the snow\"; or a text file with one per line.")
     context_judge: str | None = setting(None, "module:function that says which words of a prompt a picture (PIL) "
-                                              "shows, or None: eval_prompts are then judged by it too.")
+                                              "shows, or None: eval_prompts are then judged by it too.", (
+        lambda value: re.fullmatch(FUNCTION, value), "module:function"))
     controls: bool = setting(False, "Evaluate an untrained and a random token of the same norm too: what they gain is "
                                     "not the training's.")
-    device: str = setting("cuda", "cuda, cuda:1, mps or cpu.")
+    device: str = setting("cuda", "cuda, cuda:1, mps or cpu.", (
+        lambda value: re.fullmatch(r"cuda(:\d{1,3})?|mps|cpu", value), "cuda, cuda:1, mps or cpu"))
     mixed_precision: str = setting("fp16", "Precision of the frozen generator: no, fp16 or bf16. The token and the "
-                                           "classifiers are always float32.")
+                                           "classifiers are always float32.", (
+        lambda value: value in ("no", "fp16", "bf16"), "no, fp16 or bf16"), "token pictures")
     gradient_checkpointing: bool = setting(False, "Recompute activations in the last step: slower, less memory.")
-    torch_compile: bool = setting(False, "Compile the UNet and the VAE's decoder: minutes at the start, and again for "
+    torch_compile: bool = setting(False, "Compile the generator's networks: minutes at the start, and again for "
                                          "batches of other sizes, then faster; for long sweeps.")
-    skip_exists: bool = setting(False, "Do not train a class whose token is already there.")
+    skip_exists: bool = setting(True, "Skip what is finished and resume what is half done. False starts over.")
 
-    def validate(self):
-        """Raise UserError for the first setting that cannot work, naming it, its value and what would be right."""
+    def validate_settings(self):
+        """Raise UserError for the first setting that cannot work, with its name, its value and what would be right."""
         require(self.class_index, "which class? give --class_index 283, 1-12, 1,5,9, all or a name; --list_classes "
                                   "shows the classes of the classifier")
         require(self.train or self.evaluate, "nothing to do: give --train True, --evaluate True or both")
-        for name, value in asdict(self).items():
+        for each in SETTINGS.values():
+            value, check = getattr(self, each.name), each.metadata["check"]
             for part in value if isinstance(value, list) else [value]:
-                require(not isinstance(part, str) or part.isprintable(), f"{name} {part!r} has characters that cannot "
-                                                                         "be printed")
-            if name in ALLOWED and not (value is None and name in MAY_BE_NONE):
-                require(ALLOWED[name][0](value), f"{name} must be {in_words(name)}, not "
-                                                 f"{value if not isinstance(value, str) else repr(value)}")
+                require(not isinstance(part, str) or part.isprintable(),
+                        f"{each.name} {part!r} has unprintable characters")
+            require(check is None or value is None and is_optional(each) or value is not None and check[0](value),
+                    f"{each.name} must be {describe_values(each)}, not {value!r}")
         require(not self.train or self.seed >= self.test_size,
                 f"seed {self.seed} would train on images that evaluation uses (seeds 0 to {self.test_size - 1}): give "
                 f"--seed {self.test_size} or more, or --test_size {self.seed} or less")
         check_output_path(self.output_path)
 
 
-def between(low: float, high: float) -> tuple[Callable[[float], bool], str]:
-    return lambda value: low <= value <= high, f"from {low} to {high:,}"
+SETTINGS = {each.name: each for each in fields(RunConfig)}
 
 
-def above(low: float, high: float) -> tuple[Callable[[float], bool], str]:
-    return lambda value: low < value <= high, f"greater than {low}, {high:,} at most"
+def names_deciding(what: str) -> list[str]:
+    """The settings that decide the 'token' or the 'pictures'."""
+    return [name for name, each in SETTINGS.items() if what in each.metadata["decides"]]
 
 
-def is_folder_name(name: str) -> bool:
-    return 0 < len(name.encode()) <= 100 and name.strip(". ") == name and not set(name) & set("/\\")
+def is_optional(each: Field) -> bool:
+    return NoneType in get_args(each.type)
 
 
-FUNCTION = r"[A-Za-z_]\w*(\.\w+)*:\w+"
-WORD = (lambda value: 0 < len(value) <= 50 and not set(value) & set(" {}") and value != "__metadata__",
-        "one word of 50 letters at most, without spaces, such as newclas")
-SIDE = (lambda value: 8 <= value <= 8192 and value % 8 == 0, "divisible by 8, for the VAE, and from 8 to 8,192")
-GIVEN = (lambda value: bool(value.strip()), "a name or a folder (--help shows which)")
-ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {  # what a setting may be: a test, and the same in words
-    "exp_id": (is_folder_name, "a folder's name of 100 letters at most, without / or \\, and no dot or space at its "
-                               "ends, such as demo"),
-    "model": GIVEN, "classifier": GIVEN, "evaluator": GIVEN, "features": GIVEN, "class_names": GIVEN,
-    "real_images": GIVEN, "output_path": GIVEN,
-    "num_train_epochs": between(1, 100_000), "epoch_size": between(1, 10_000), "number_of_prompts": between(1, 3),
-    "target_accuracy": between(0, 1), "early_stopping": between(1, 100_000), "batch_size": between(1, 10_000),
-    "classes_at_once": between(1, 1000), "lr": above(0, 1000), "weight_decay": between(0, 1000), "eps": above(0, 1),
-    "betas": (lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas),
-              "two numbers in [0, 1), such as 0.9 0.999"),
-    "max_grad_norm": above(0, 10**9), "seed": between(0, 2**32), "guidance_scale": between(0, 100), "height": SIDE,
-    "width": SIDE, "num_inference_steps": between(1, 999),
-    "train_timesteps": (lambda steps: steps and steps == sorted(set(steps), reverse=True) and steps[-1] >= 0
-                        and steps[0] <= 999, "numbers from 999 to 0 that fall, from noise to image, such as 999 800 "
-                                             "600"),
-    "placeholder_token": WORD, "initializer_token": WORD, "test_size": between(1, 100_000),
-    "context_judge": (lambda value: re.fullmatch(FUNCTION, value), "module:function"),
-    "device": (lambda value: re.fullmatch(r"cuda(:\d{1,3})?|mps|cpu", value), "cuda, cuda:1, mps or cpu"),
-    "mixed_precision": (lambda value: value in ("no", "fp16", "bf16"), "no, fp16 or bf16"),
-}
+def value_type(each: Field) -> tuple[type, bool]:
+    """The type of one value of a setting, and whether the setting is a list of them."""
+    kind = next((part for part in get_args(each.type) if part is not NoneType), each.type) if is_optional(each) \
+        else each.type
+    return (get_args(kind)[0], True) if get_origin(kind) is list else (kind, False)
 
 
-def in_words(name: str) -> str:
-    """What a setting may be."""
-    return ALLOWED[name][1] + ", or none" * (name in MAY_BE_NONE)
+def describe_values(each: Field) -> str:
+    check, (kind, _) = each.metadata["check"], value_type(each)
+    words = check[1] if check else {bool: "True or False"}.get(kind, f"of type {kind.__name__}")
+    return words + ", or none" * is_optional(each)
+
+
+def value_reader(each: Field) -> Callable[[str], Any]:
+    """What turns a word of the command line or of a file into a value of the setting."""
+    kind, _ = value_type(each)
+
+    def read_value(text: str):
+        if is_optional(each) and text in ("none", "null", "~", ""):
+            return None
+        try:
+            return TRUTH[text.lower()] if kind is bool else kind(text)
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{each.name} must be {describe_values(each)}: invalid {kind.__name__} value: "
+                            f"'{text}'; --help explains it") from error
+
+    return read_value
 
 
 def check_output_path(path: str):
     """Raise UserError where nothing can be written to `path`, or to the folder that it would be made in."""
     for folder in (Path(path).absolute(), Path(path, "img").absolute(), Path(path, "pipeline_token").absolute()):
-        there = next(each for each in (folder, *folder.parents) if exists(each))
+        there = next(parent for parent in (folder, *folder.parents) if path_exists(parent))
         require(there.is_dir(), f"output_path '{path}' cannot be a folder: '{there}' is none")
         require(os.access(there, os.W_OK | os.X_OK), f"output_path '{path}': '{there}' may not be written "
                                                      "to, or is on a read-only file system; give another folder")
 
 
-def exists(path: Path) -> bool:
-    """Also where it is a link to nowhere.
-
-    Raises:
-        UserError: it can be no path.
-    """
+def path_exists(path: Path) -> bool:
+    """Whether a path is there, even as a link to nowhere; UserError where it can be no path."""
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -176,89 +201,71 @@ def exists(path: Path) -> bool:
     return True
 
 
-DECISIVE = ("model", "classifier", "class_names", "num_train_epochs", "epoch_size", "number_of_prompts",
-            "target_accuracy", "early_stopping", "lr", "betas", "weight_decay", "eps", "max_grad_norm", "seed",
-            "guidance_scale", "height", "width", "num_inference_steps", "train_timesteps", "fresh_noise",
-            "placeholder_token", "initializer_token", "mixed_precision")
-MAY_BE_NONE = [f.name for f in fields(RunConfig) if f.default is None]
-LISTS = ("betas", "train_timesteps", "eval_prompts")
-
-
-def settings_from_file(path: str) -> list[str]:
-    """The flags that a YAML file of settings stands for: {'lr': 0.01} -> ['--lr=0.01'].
+def read_settings(path: str) -> dict[str, Any]:
+    """{setting: value} of a YAML file; one that is left empty keeps its default.
 
     Raises:
-        UserError: no such file, not a mapping, or a key that is no setting.
+        UserError: no such file, not a mapping, a key that is no setting or a value of another type.
     """
-    known, flags = [f.name for f in fields(RunConfig)], []
-    for key, value in read_yaml_mapping(path, "lr: 0.001").items():
-        require(key in known, f"'{path}' has an unknown setting '{key}'; "
-                              + (did_you_mean(key, known) or "--help lists them"))
-        require(isinstance(value, str) or key in LISTS, f"'{path}': {key} must be one value, not {value}")
-        if value in ("null", "~", "", []) or value == "none" and key in MAY_BE_NONE:
+    values = {}
+    for key, words in read_yaml(path, "lr: 0.001").items():
+        require(key in SETTINGS, f"'{path}' has an unknown setting '{key}'; "
+                                 + (suggest_word(key, SETTINGS) or "--help lists them"))
+        read_value, (_, is_list) = value_reader(SETTINGS[key]), value_type(SETTINGS[key])
+        require(isinstance(words, str) or is_list, f"'{path}': {key} must be one value, not {words}")
+        if words in ("null", "~", "", []) or words == "none" and is_optional(SETTINGS[key]):
             continue
-        parts = value if isinstance(value, list) else []
-        like_flags = [part for part in parts if re.match(r"-[^\d.]", part)]
-        require(not like_flags, f"'{path}': {key} must not begin with '-', as in {like_flags}")
-        flags += [f"--{key}", *parts] if parts else [f"--{key}={value}"]
-    return flags
+        parts = words if isinstance(words, list) else [words]
+        values[key] = [read_value(part) for part in parts] if is_list else read_value(words)
+    return values
 
 
-def to_yaml(config: RunConfig) -> str:
-    """The resolved settings, as saved beside each token; `--config` reads them back."""
-    return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
-
-
-def as_typed(config: RunConfig) -> dict[str, str | list[str]]:
-    """The settings as `read_yaml_mapping` reads them back from a saved file."""
-    return yaml.load(to_yaml(config), Loader=yaml.BaseLoader)  # nosec B506  # it makes strings alone
-
-
-class OneLineParser(HfArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
     """Says what is wrong in one line instead of printing forty flags first."""
 
     def error(self, message):
         flag = message.partition("unrecognized arguments: ")[2].split(" ")[0]
-        wrong = re.match(r"argument --(\w+)[^:]*: (invalid \w+ value: .*|expected .*argument.*)", message)
-        if wrong and wrong[1] in ALLOWED:
-            message = f"{wrong[1]} must be {in_words(wrong[1])}: {wrong[2]}"
-        hint = did_you_mean(flag, self._option_string_actions) or "--help explains it"
-        raise UserError(f"{message.rstrip('.')}; {hint}")
+        hint = suggest_word(flag, [f"--{name}" for name in SETTINGS]) or "--help explains it"
+        raise UserError(f"{message.removeprefix('argument ').rstrip('.')}; {hint}")
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     """Keeps the examples at the top as written and shows each default."""
 
 
-def without_none(argv: list[str]) -> tuple[list[str], list[str]]:
-    """The flags but for '--name none' and '--name=none' of settings that may be None; those for which it stood last."""
-    argv = [part for flag in argv for part in (flag.split("=") if re.fullmatch(r"--\w+=none", flag) else [flag])]
-    unset = []
-    for name in MAY_BE_NONE:
-        places = [i for i, part in enumerate(argv) if part.split("=")[0] == f"--{name}"]
-        nones = [i for i in places if argv[i:i + 2] == [f"--{name}", "none"]]
-        unset += [name] if nones and nones[-1] == places[-1] else []
-        argv = [part for i, part in enumerate(argv) if not {i, i - 1} & set(nones)]
-    return argv, unset
+def build_parser(description: str | None) -> OneLineParser:
+    parser = OneLineParser(usage="python run.py [--config FILE.yml] [--SETTING VALUE ...]", description=description,
+                           allow_abbrev=False, formatter_class=HelpFormatter)
+    parser.add_argument("--config", metavar="FILE.yml", help="A YAML file of these settings; flags override it.")
+    parser.add_argument("--list_classes", action="store_true", help="Print the classes of --classifier and stop.")
+    parser.add_argument("--debug", action="store_true", help="Show where in the code an error came from.")
+    defaults = RunConfig()
+    for name, each in SETTINGS.items():
+        kind, is_list = value_type(each)
+        more = {"nargs": "+"} if is_list else {"nargs": "?", "const": True} if kind is bool else {}
+        parser.add_argument(f"--{name}", type=value_reader(each), default=getattr(defaults, name),
+                            metavar=kind.__name__.upper(), help=each.metadata["help"], **more)
+    return parser
 
 
-def parse(argv: list[str], description: str | None = None) -> tuple[RunConfig, bool]:
+def parse_settings(argv: list[str], description: str | None = None) -> tuple[RunConfig, bool]:
     """The settings of defaults, then the file of --config, then flags; and whether to list the classes.
 
-    '--train_timesteps none' and the like unset a setting that may be None.
+    '--train_timesteps none' and the like unset an optional setting.
 
     Raises:
         UserError: a flag, key or value that is no setting.
     """
-    parser = OneLineParser(RunConfig, usage="python run.py [--config FILE.yml] [--SETTING VALUE ...]",
-                           description=description, allow_abbrev=False)
-    parser.formatter_class = HelpFormatter
-    parser.add_argument("--config", metavar="FILE.yml", help="A YAML file of these settings; flags beat it.")
-    parser.add_argument("--list_classes", action="store_true", help="Print the classes of --classifier and stop.")
-    parser.add_argument("--debug", action="store_true", help="Show where in the code an error came from.")
+    parser = build_parser(description)
     argv = [re.sub("^--[^=]*", lambda name: "--" + name[0][2:].replace("-", "_"), part) for part in argv]
-    argv, unset = without_none(argv)
     config_file = parser.parse_args(argv).config
-    from_file = settings_from_file(config_file) if config_file else []
-    config, extra = parser.parse_args_into_dataclasses([*from_file, *argv], look_for_args_file=False)
-    return replace(config, **dict.fromkeys(unset)), extra.list_classes
+    parser.set_defaults(**(read_settings(config_file) if config_file else {}))
+    options = vars(parser.parse_args(argv))
+    values = {name: options[name] for name in SETTINGS}
+    return RunConfig(**{name: None if value == [None] else value for name, value in values.items()}), \
+        options["list_classes"]
+
+
+def settings_in_words(config: RunConfig) -> dict[str, str | list[str]]:
+    """The settings as they are read back from a saved config.yml."""
+    return settings_as_words(asdict(config))

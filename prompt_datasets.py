@@ -2,36 +2,28 @@
 
 import hashlib
 import re
+from typing import NamedTuple
 
 from torch.utils.data import Dataset
 
-from utils import did_you_mean, find_path, read_text, read_yaml_mapping, require
+from utils import find_path, read_text, read_yaml, require, suggest_word
 
 TEMPLATES = ("A photo of a {}", "a high resolution realistic image of a {}", "A close-up photo of a {}")
 
 
-def evaluation_prompts(given: list[str]) -> list[str]:
-    """The prompts of --eval_prompts, given or the lines of the one text file given, but for the one always evaluated.
+class TargetClass(NamedTuple):
+    """A class as tensors, people and folders know it; made by `select_classes`, the one place that converts."""
 
-    Raises:
-        UserError: no such file, a prompt without exactly one {} for the class phrase, or two that share a folder.
-    """
-    if len(given) == 1 and "{}" not in given[0]:
-        file = find_path(given[0])
-        require(file and file.is_file(), f"eval_prompts: '{given[0]}' is no file, and no prompt either: a prompt has a "
-                                         "{} where the class goes, such as 'A painting of {}'")
-        given = [line.strip() for line in read_text(str(file)).splitlines() if line.strip()]
-        require(given, f"eval_prompts: '{file}' holds no prompt, such as 'A painting of {{}}'")
-    for template in given:
-        require(template.count("{}") == 1 and not set(template.replace("{}", "")) & set("{}"),
-                f"eval_prompts: '{template}' needs one {{}} where the class goes, such as 'A painting of {{}}'")
-    folders = [prompt_folder(template) for template in given]
-    require(len(set(folders)) == len(folders), f"eval_prompts: two of these differ in no letter or digit: {given}")
-    return [template for template in given if template != TEMPLATES[0]]
+    index: int  # in tensors, from 0
+    number: int  # on the command line, in files and messages, from 1
+    name: str  # in prompts: 'tiger cat'
+    label: str  # the classifier's own: 'tiger cat, Felis tigris'
+    title: str  # in messages: '283 (tiger cat, Felis tigris)'
+    folder: str  # '0283_tiger_cat'
 
 
 class PromptDataset(Dataset):
-    """One update's images of a class: item i has its seed and the number of its prompt, i modulo their number."""
+    """One update's images of a class: item i has its seed and the index of its prompt, i modulo their number."""
 
     def __init__(self, phrase: str, templates: tuple[str, ...], seeds: list[int]):
         self.prompts, self.seeds = [template.format(phrase) for template in templates], seeds
@@ -41,6 +33,26 @@ class PromptDataset(Dataset):
 
     def __getitem__(self, i):
         return {"prompt": i % len(self.prompts), "seed": self.seeds[i]}
+
+
+def read_eval_prompts(given: list[str]) -> list[str]:
+    """The prompts of --eval_prompts, given or the lines of the one text file given, without the always evaluated one.
+
+    Raises:
+        UserError: no such file, a prompt without exactly one {} for the class, or two that share a folder.
+    """
+    if len(given) == 1 and "{}" not in given[0]:
+        file = find_path(given[0])
+        require(file and file.is_file(), f"eval_prompts: '{given[0]}' is neither a file nor a prompt, which has a {{}} "
+                                         "where the class goes, such as 'A painting of {}'")
+        given = [line.strip() for line in read_text(str(file)).splitlines() if line.strip()]
+        require(given, f"eval_prompts: '{file}' holds no prompt, such as 'A painting of {{}}'")
+    for template in given:
+        require(template.count("{}") == 1 and not set(template.replace("{}", "")) & set("{}"),
+                f"eval_prompts: '{template}' needs one {{}} where the class goes, such as 'A painting of {{}}'")
+    folders = [prompt_folder(template) for template in given]
+    require(len(set(folders)) == len(folders), f"eval_prompts: two prompts differ in no letter or digit: {given}")
+    return [template for template in given if template != TEMPLATES[0]]
 
 
 def class_name(label: str) -> str:
@@ -55,11 +67,9 @@ def class_names(labels: list[str], overrides: str | None = None) -> list[str]:
         UserError: no such file, or not a mapping of class numbers to names.
     """
     names = [class_name(label) for label in labels]
-    if overrides is None:
-        return names
-    for number, name in read_yaml_mapping(overrides, "135: crane bird").items():
-        right = re.fullmatch("[0-9]{1,9}", number) and 1 <= int(number) <= len(names)
-        require(right and isinstance(name, str) and name.strip() and name.isprintable(),
+    for number, name in (read_yaml(overrides, "135: crane bird") if overrides else {}).items():
+        valid = re.fullmatch("[0-9]{1,9}", number) and 1 <= int(number) <= len(names)
+        require(valid and isinstance(name, str) and name.strip() and name.isprintable(),
                 f"'{overrides}': {number!r}: {name!r} must be a class number from 1 to {len(names)} and a name")
         names[int(number) - 1] = name
     return names
@@ -83,29 +93,39 @@ def class_title(index: int, label: str) -> str:
     return f"{index + 1} ({label})"
 
 
-def select_classes(selection: str, labels: list[str], names: list[str]) -> list[int]:
-    """Class numbers from 0 for '283', '1-12', '1,5,9', 'all', a name or a whole label; the one place that converts.
+def target_class(index: int, name: str, label: str) -> TargetClass:
+    return TargetClass(index, index + 1, name, label, class_title(index, label), class_folder(index, name))
+
+
+def select_classes(selection: str, labels: list[str], names: list[str]) -> list[TargetClass]:
+    """The classes of '283', '1-12', '1,5,9', 'all', a name or a whole label, numbers counted from 1.
 
     Raises:
         UserError: a number outside the classifier's classes, a name it does not know or that several classes share.
     """
     selection = selection.strip()
     if selection == "all":
-        return list(range(len(labels)))
-    if re.fullmatch(r"[\d\s,-]+", selection):
-        return _by_number(selection, len(labels))
+        chosen = range(len(labels))
+    elif re.fullmatch(r"[\d\s,-]+", selection):
+        chosen = _select_numbers(selection, len(labels))
+    else:
+        chosen = _select_name(selection, labels, names)
+    return [target_class(index, names[index], labels[index]) for index in chosen]
+
+
+def _select_name(selection: str, labels: list[str], names: list[str]) -> list[int]:
     wanted = selection.lower()
     by_label = [i for i, label in enumerate(labels) if label.lower() == wanted]
     found = by_label or [i for i, name in enumerate(names) if name.lower() == wanted]
     require(found, f"class_index: the classifier has no class '{selection}'; "
-                   + (did_you_mean(wanted, [*map(str.lower, names), *map(str.lower, labels)])
+                   + (suggest_word(wanted, [*map(str.lower, names), *map(str.lower, labels)])
                       or "--list_classes shows its classes"))
     require(len(found) == 1, f"class_index '{selection}' names {len(found)} classes: give a number, "
                              + " or ".join(class_title(i, labels[i]) for i in found))
     return found
 
 
-def _by_number(selection: str, count: int) -> list[int]:
+def _select_numbers(selection: str, count: int) -> list[int]:
     numbers = []
     for part in selection.split(","):
         match = re.fullmatch(r"\s*(\d{1,1000})\s*(?:-\s*(\d{1,1000})\s*)?", part)

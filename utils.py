@@ -1,4 +1,4 @@
-"""Small things every room needs: one-line errors, files that are never half written, images to and from disk."""
+"""Errors of one line, files that are never half written, images to and from disk."""
 
 import difflib
 import errno
@@ -22,15 +22,14 @@ from safetensors import SafetensorError, safe_open
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # or transformers asks owners of .bin files to convert
 
 ROOT = Path(__file__).parent
-PENDING = 8  # batches of pictures that may wait to be written
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-LARGEST_TEXT = 2**20  # bytes of a YAML file or a list of prompts: what is larger is another kind of file
-CHECKPOINT_KINDS = {".safetensors", ".bin", ".json", ".txt"}
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LARGEST_TEXT = 2**20  # bytes of a YAML file or a list of prompts: a larger one is another kind of file
+CHECKPOINT_SUFFIXES = {".safetensors", ".bin", ".json", ".txt"}
 WITHOUT_GPU_OR_NETWORK = "or try --config configs/miniature.yml, which needs no download, no account and no GPU"
 
 
 class UserError(Exception):
-    """Something the user can mend; `run.py` prints it as one line and exits with code 2."""
+    """A user error: entry points print it as one line and exit with code 2."""
 
 
 def require(condition, message: str):
@@ -39,42 +38,85 @@ def require(condition, message: str):
         raise UserError(message)
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A question where `word` is nearly one of the `known`, else nothing."""
+def suggest_word(word: str, known: Iterable[str]) -> str:
+    """A question where `word` is close to one of `known`, else an empty string."""
     close = difflib.get_close_matches(word, known, 1)
     return f"did you mean '{close[0]}'?" if close else ""
 
 
-def printable(text: str) -> str:
-    """A stranger's words without what moves a terminal's cursor or ends a line."""
+def to_printable(text: str) -> str:
+    """Untrusted text without the characters that move a terminal's cursor or end a line."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
+def join_lines(text) -> str:
+    return " ".join(str(text).split())
+
+
+def error_message(error: UserError | OSError) -> str:
+    """One line for the user: our own message, or the system's about a file."""
+    if isinstance(error, UserError) or error.filename is None:
+        return to_printable(str(error))
+    full = "; free some space: the files on disk are whole, and the same command resumes"
+    return to_printable(f"'{error.filename}': {error.strerror}{full if error.errno in DISK_FULL else ''}")
+
+
+# ---------------------------------------------------------------- paths and functions that the user names
+
 def find_path(name: str) -> Path | None:
-    """`name` as a path from here or from the repository, or None where neither exists (a hub id, say)."""
+    """`name` as a path from here or from the repository; None where neither exists (a hub id, for example)."""
     for path in (Path(os.path.expanduser(name)), ROOT / name):
-        with suppress(OSError, ValueError):  # too long, or a NUL in it: no path
+        with suppress(OSError, ValueError):  # too long, or with a NUL: not a path
             if path.exists():
                 return path
     return None
 
 
-def same_source(name: str, other: str) -> bool:
-    """Whether two names are of one checkpoint: the same hub id, or two paths of one folder."""
-    paths = [find_path(each) for each in (name, other)]
+def is_same_source(name: str, other: str) -> bool:
+    """Whether two names stand for one checkpoint: the same hub id, or two paths of one folder."""
+    paths = [find_path(name), find_path(other)]
     return name == other or all(paths) and paths[0].resolve() == paths[1].resolve()
 
 
+def list_checkpoint_files(source: str) -> dict[str, list[int]]:
+    """{file: [size, time of change]} of a local checkpoint, to notice that it was replaced; {} for a hub id."""
+    folder = find_path(source)
+    files = sorted(path for path in folder.rglob("*") if path.suffix in CHECKPOINT_SUFFIXES) if folder else []
+    return {path.relative_to(folder).as_posix(): [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+
+
+def import_function(reference: str, setting: str):
+    """The function that 'module:function' names; `setting` is the flag that named it.
+
+    Raises:
+        UserError: no such module or function.
+    """
+    module, _, name = reference.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{setting}: no module '{error.name}' for '{reference}'") from error
+    require(callable(function), f"{setting} '{reference}': module '{module}' has no function '{name}'; write it as "
+                                "module:function")
+    return function
+
+
+# ---------------------------------------------------------------- reading
+
+def broken_file_error(path: Path, reason) -> UserError:
+    return UserError(f"'{path}' is broken ({join_lines(reason)}): remove it and run the same command again")
+
+
 def read_text(path: str) -> str:
-    """A small text file that a person wrote.
+    """A small text file in UTF-8 that a person wrote.
 
     Raises:
         UserError: no such file, larger than LARGEST_TEXT, or not UTF-8.
     """
     found = find_path(path)
     require(found and found.is_file(), f"no file '{path}'")
-    require(found.stat().st_size <= LARGEST_TEXT, f"'{path}' has {found.stat().st_size} bytes: that is no text file of "
-                                                  "settings, names or prompts")
+    size = found.stat().st_size
+    require(size <= LARGEST_TEXT, f"'{path}' has {size} bytes: it is not a text file of settings, names or prompts")
     try:
         return found.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -82,17 +124,17 @@ def read_text(path: str) -> str:
 
 
 class WordsLoader(yaml.BaseLoader):
-    """Makes strings, lists and mappings alone; a key that is there twice is an error."""
+    """Makes strings, lists and mappings alone; a repeated key is an error."""
 
     def construct_mapping(self, node, deep=False):
         counts = Counter(str(key.value) for key, _ in node.value)
-        twice = [key for key, count in counts.items() if count > 1]
-        if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"'{twice[0]}' is there twice", node.start_mark)
+        repeated = [key for key, count in counts.items() if count > 1]
+        if repeated:
+            raise yaml.constructor.ConstructorError(None, None, f"'{repeated[0]}' is there twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
-def read_yaml_mapping(path: str, example: str) -> dict[str, str | list[str]]:
+def read_yaml(path: str, example: str) -> dict[str, str | list[str]]:
     """A YAML file of 'key: value' lines, every scalar as it was typed (`no` stays 'no', 1e-3 stays '1e-3').
 
     Raises:
@@ -101,7 +143,7 @@ def read_yaml_mapping(path: str, example: str) -> dict[str, str | list[str]]:
     try:
         values = yaml.load(read_text(path), Loader=WordsLoader) or {}  # nosec B506  # it makes strings alone
     except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"'{path}' is not YAML: {join_lines(error)}") from error
     require(isinstance(values, dict), f"'{path}' must hold lines such as '{example}'")
     for key, value in values.items():
         parts = value if isinstance(value, list) else [value]
@@ -110,84 +152,62 @@ def read_yaml_mapping(path: str, example: str) -> dict[str, str | list[str]]:
     return values
 
 
+def settings_as_words(settings: dict) -> dict[str, str | list[str]]:
+    """Settings as `read_yaml` reads them back from the file that `write_yaml` made of them."""
+    return yaml.load(yaml.safe_dump(settings), Loader=yaml.BaseLoader)  # nosec B506  # it makes strings alone
+
+
 def read_json(path: Path, *keys: str) -> dict:
-    """A JSON object that we wrote, which has these `keys`.
+    """A JSON object of ours that has these `keys`.
 
     Raises:
-        UserError: not whole, or not ours.
+        UserError: truncated, or not ours.
     """
-    value, = parsed(path, lambda text: [text], keys)
-    return value
+    return _parse_json(path, lambda text: [text], keys)[0]
 
 
 def read_json_lines(path: Path, *keys: str) -> list[dict]:
-    """The JSON objects of a file that we wrote, one a line, which have these `keys`.
+    """The JSON objects of a file of ours, one per line, which have these `keys`.
 
     Raises:
-        UserError: not whole, or not ours.
+        UserError: truncated, or not ours.
     """
-    return parsed(path, str.splitlines, keys)
+    return _parse_json(path, str.splitlines, keys)
 
 
-def parsed(path: Path, parts: Callable[[str], list[str]], keys: tuple[str, ...]) -> list[dict]:
-    """The JSON objects, all with these `keys`, of a file whose text `parts` takes apart."""
+def _parse_json(path: Path, split_text: Callable[[str], list[str]], keys: tuple[str, ...]) -> list[dict]:
     try:
-        values = [json.loads(part) for part in parts(path.read_text(encoding="utf-8"))]
+        values = [json.loads(part) for part in split_text(path.read_text(encoding="utf-8"))]
     except (ValueError, RecursionError) as error:
-        raise UserError(broken(path, error)) from error
-    require(all(isinstance(value, dict) for value in values), broken(path, "no JSON object"))
-    lacking = [key for value in values for key in keys if key not in value]
-    require(not lacking, broken(path, f"without {lacking[:1]}"))
+        raise broken_file_error(path, error) from error
+    for value in values:
+        missing = [key for key in keys if not isinstance(value, dict) or key not in value]
+        if missing or not isinstance(value, dict):
+            raise broken_file_error(path, f"without {missing[:1]}")
     return values
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors of a safetensors file that we wrote, and its header.
+    """The tensors of a safetensors file of ours, and its header.
 
     Raises:
-        UserError: not whole, or not ours.
+        UserError: truncated, or not ours.
     """
     try:
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, ValueError) as error:
-        raise UserError(broken(path, error)) from error
+        raise broken_file_error(path, error) from error
 
 
-def broken(path: Path, why) -> str:
-    """What to do about a file of ours that cannot be read."""
-    return f"'{path}' is broken ({' '.join(str(why).split())}): remove it and give the same command again"
-
-
-def imported(reference: str, setting: str):
-    """The function that 'module:function' names.
-
-    Raises:
-        UserError: no such module or function; `setting` is the flag that named it.
-    """
-    module, _, name = reference.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), name, None)
-    except ModuleNotFoundError as error:
-        raise UserError(f"{setting}: no module '{error.name}' for '{reference}'") from error
-    require(callable(function), f"{setting} '{reference}': module '{module}' has no function '{name}'; it is written "
-                                "module:function")
-    return function
-
-
-def files_of(source: str) -> dict[str, list[int]]:
-    """Size and time of change of a local checkpoint's files: another one there, or another scheduler, is told apart."""
-    folder = find_path(source)
-    files = sorted(path for path in folder.rglob("*") if path.suffix in CHECKPOINT_KINDS) if folder else []
-    return {path.relative_to(folder).as_posix(): [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
-
+# ---------------------------------------------------------------- writing
 
 @contextmanager
-def replacing(path: Path):
+def replace_file(path: Path):
     """Yield a temporary path beside `path` that takes its place at the end: a reader never sees half a file.
 
     Raises:
-        OSError: naming `path`: the disk is full, the folder read-only; what was there is as it was.
+        OSError: naming `path`: the disk is full, the folder read-only; the old file is untouched.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")  # two may write one file
     try:
@@ -202,17 +222,17 @@ def replacing(path: Path):
         raise
 
 
-def said(error: UserError | OSError) -> str:
-    """One line for a person: what we say ourselves, or what the system says of a file."""
-    if isinstance(error, UserError) or error.filename is None:
-        return printable(str(error))
-    full = "; make room: what is on the disk is whole, and the same command goes on with it"
-    return printable(f"'{error.filename}': {error.strerror}{full if error.errno in NO_SPACE else ''}")
-
-
 def write_text(path: Path, text: str):
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value):
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_yaml(path: Path, value: dict):
+    write_text(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None):
@@ -221,74 +241,50 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)  # the tensors start at a multiple of eight
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         temporary.write_bytes(len(header).to_bytes(8, "little") + header + data[end:])
 
 
-def write_json(path: Path, value):
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+# ---------------------------------------------------------------- images
 
-
-def save_images(images: torch.Tensor, paths: list[Path]):
-    """Write images [B, 3, H, W] in [0, 1] as 8-bit PNG files, rounded to the nearest level."""
-    save_pixels(pixels_of(images), paths)
-
-
-def pixels_of(images: torch.Tensor) -> np.ndarray:
-    """uint8 [B, H, W, 3]; made where the images are, so that a quarter of the bytes leaves a GPU."""
+def to_pixels(images: torch.Tensor) -> np.ndarray:
+    """Images [B, 3, H, W] in [0, 1] -> uint8 [B, H, W, 3], converted on their device: fewer bytes leave a GPU."""
     return (images.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def save_pixels(pixels: np.ndarray, paths: list[Path]):
-    for array, path in zip(pixels, paths, strict=True):
-        with replacing(path) as temporary:
-            Image.fromarray(array).save(temporary, format="PNG")
+    """Write uint8 [B, H, W, 3] as PNG files, on four threads."""
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda pair: save_image(Image.fromarray(pair[0]), pair[1]), zip(pixels, paths, strict=True)))
+
+
+def save_image(image: Image.Image, path: Path, **options):
+    """Write one image in the format of its suffix, whole or not at all."""
+    with replace_file(path) as temporary:
+        image.save(temporary, format=path.suffix[1:].upper(), **options)
 
 
 def read_image(path: Path) -> Image.Image:
-    """A picture that we drew, as RGB.
+    """An image file as RGB.
 
     Raises:
-        UserError: no picture, or half of one.
+        UserError: not an image, or a truncated one.
     """
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(broken(path, error)) from error
+        raise broken_file_error(path, error) from error
 
 
 def load_images(paths: list[Path]) -> torch.Tensor:
-    """Read RGB images of one size as float [B, 3, H, W] in [0, 1].
+    """Image files of one size as float [B, 3, H, W] in [0, 1].
 
     Raises:
-        UserError: one that is broken, or of another size than the first.
+        UserError: a broken one, or one of another size than the first.
     """
     arrays = [np.asarray(read_image(path)) for path in paths]
     for path, array in zip(paths, arrays, strict=True):
-        require(array.shape == arrays[0].shape, broken(path, f"another size than {paths[0]}"))
+        if array.shape != arrays[0].shape:
+            raise broken_file_error(path, f"another size than {paths[0]}")
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
-
-
-class ImageWriter(ThreadPoolExecutor):
-    """Writes pictures in the background; what goes wrong there is raised by `wait`, or at the end."""
-
-    def __init__(self):
-        super().__init__(max_workers=4)
-        self.pending = []
-
-    def write(self, images: torch.Tensor, paths: list[Path]):
-        if len(self.pending) == PENDING:
-            self.wait()
-        self.pending.append(self.submit(save_pixels, pixels_of(images), paths))
-
-    def wait(self):
-        """Until all that was given is on the disk."""
-        for job in self.pending:
-            job.result()
-        self.pending = []
-
-    def __exit__(self, kind, error, trace):
-        super().__exit__(kind, error, trace)
-        if error is None:
-            self.wait()

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from config import RunConfig
-from diffusion import load_components
+from models.generator import load_generator
 
 LABELS = ["crane, bird", "crane, machine", "tiger cat", "horizontal bar, high bar", "7/8: odd"]
 WORDS = ["a", "photo", "of", "crane", "tiger", "cat", "high", "close", "up", "image", "resolution", "realistic"]
@@ -98,8 +98,8 @@ def tiny_model(tmp_path_factory) -> str:
 
 
 @pytest.fixture
-def components(tiny_model):
-    return load_components(tiny_model, "cpu", torch.float32)
+def generator(tiny_model):
+    return load_generator(tiny_model, "cpu", torch.float32)
 
 
 def save_classifier(folder: Path, labels: list[str]) -> str:

@@ -1,6 +1,10 @@
 """Measurements that can be believed: intervals and paired tests for accuracy, distances between sets of features."""
 
+import math
+import statistics
 import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -10,30 +14,57 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 NEAREST_K = 5  # neighbours that the balls of precision, recall, density and coverage reach to (Naeem et al. 2020)
 ROWS = 2000  # of a matrix of distances at once: a thousand classes' would not fit in memory
-COMPARABLE_FID = 2048  # images a side below which FID's bias dwarfs the differences that papers report
 
 
-class Proportion(NamedTuple):
-    """A share of successes with its Wilson 95 % interval."""
+@dataclass(frozen=True)
+class Proportion:
+    """A share of successes with its 95 % interval (Wilson 1927), which stays within [0, 1] at small counts."""
 
-    value: float
-    low: float
-    high: float
+    successes: int
+    count: int
+    value: float = field(init=False)
+    low: float = field(init=False)
+    high: float = field(init=False)
+
+    def __post_init__(self):
+        interval = binomtest(self.successes, self.count).proportion_ci(0.95, method="wilson")
+        for name, number in (("value", self.successes / self.count), ("low", interval.low), ("high", interval.high)):
+            object.__setattr__(self, name, number)
+
+    def __str__(self):
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
-def wilson(successes: int, count: int) -> Proportion:
-    """The share `successes / count` and its 95 % interval (Wilson 1927), which stays within [0, 1] at small counts."""
-    interval = binomtest(successes, count).proportion_ci(0.95, method="wilson")
-    return Proportion(successes / count, interval.low, interval.high)
+def count_right(right: Iterable[bool]) -> Proportion:
+    right = list(right)
+    return Proportion(sum(right), len(right))
 
 
-def mcnemar(before: torch.Tensor, after: torch.Tensor) -> float:
-    """Exact two-sided p-value that `before` and `after` (right or wrong, bool [N], the same seeds) differ by chance."""
-    gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
-    return binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+def pool_proportions(parts: Iterable[Proportion]) -> Proportion:
+    """All parts' samples together."""
+    parts = list(parts)
+    return Proportion(sum(part.successes for part in parts), sum(part.count for part in parts))
 
 
-class _Features(torch.nn.Module):
+def mcnemar_test(before: Iterable[bool], after: Iterable[bool]) -> tuple[int, int, float]:
+    """How many of the same samples turned right and wrong, and the exact two-sided p-value that this is chance."""
+    pairs = list(zip(before, after, strict=True))
+    gained, lost = sum(new and not old for old, new in pairs), sum(old and not new for old, new in pairs)
+    return gained, lost, binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+
+
+def standard_error(values: list[float]) -> float:
+    """Of the mean of `values`; of one value it is nan."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+def mean_with_error(values: list[float], places: int = 2) -> str:
+    """'0.83 (0.02)', without the error where there is one value."""
+    error = f" ({standard_error(values):.{places}f})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{places}f}{error}"
+
+
+class _GivenFeatures(torch.nn.Module):
     """Hands features through, so that torchmetrics measures features that are computed already."""
 
     def __init__(self, num_features: int):
@@ -48,11 +79,11 @@ def frechet_distance(real: torch.Tensor, generated: torch.Tensor) -> float:
     """FID of features [N, D] and [M, D], in float64.
 
     Raises:
-        ValueError: fewer than two of either; their covariance is not defined.
+        ValueError: fewer than two on a side; their covariance is not defined.
     """
     if min(len(real), len(generated)) < 2:
-        raise ValueError(f"FID needs at least two images a side, not {len(real)} and {len(generated)}")
-    metric = FrechetInceptionDistance(_Features(real.shape[1])).set_dtype(torch.float64)
+        raise ValueError(f"FID needs at least two images on each side, not {len(real)} and {len(generated)}")
+    metric = FrechetInceptionDistance(_GivenFeatures(real.shape[1])).set_dtype(torch.float64)
     metric.update(real.double(), real=True)
     metric.update(generated.double(), real=False)
     return metric.compute().item()
@@ -64,7 +95,7 @@ def kernel_distance(real: torch.Tensor, generated: torch.Tensor, subsets: int = 
     size = min(subset_size, len(real) // 2, len(generated) // 2)  # half of a small side, or no two would differ
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # 'saves all features in buffer': they are there already
-        metric = KernelInceptionDistance(_Features(real.shape[1]), subsets=subsets, subset_size=size)
+        metric = KernelInceptionDistance(_GivenFeatures(real.shape[1]), subsets=subsets, subset_size=size)
     metric.set_dtype(torch.float64)
     metric.update(real.double(), real=True)
     metric.update(generated.double(), real=False)
@@ -83,20 +114,20 @@ class Prdc(NamedTuple):
     coverage: float
 
 
-def prdc(real: torch.Tensor, generated: torch.Tensor, nearest_k: int = NEAREST_K) -> Prdc:
+def measure_prdc(real: torch.Tensor, generated: torch.Tensor, nearest_k: int = NEAREST_K) -> Prdc:
     """How faithful (precision, density) and how diverse (recall, coverage) generated features [M, D] are to [N, D].
 
     A sample's ball reaches to its `nearest_k`-th neighbour of its own kind (eq. 1 to 4 of Naeem et al. 2020).
 
     Raises:
-        ValueError: not more than `nearest_k` of either.
+        ValueError: a side with `nearest_k` images or fewer.
     """
     if min(len(real), len(generated)) <= nearest_k:
-        raise ValueError(f"needs more than {nearest_k} images a side, not {len(real)} and {len(generated)}")
+        raise ValueError(f"needs more than {nearest_k} images on each side, not {len(real)} and {len(generated)}")
     real, generated = real.double(), generated.double()
     real_radius, generated_radius = (torch.cat([torch.cdist(part, x).kthvalue(nearest_k + 1).values
                                                 for part in x.split(ROWS)]) for x in (real, generated))
-    balls = torch.zeros(len(generated))  # in how many real balls each generated one lies
+    balls = torch.zeros(len(generated))  # in how many real balls each generated sample lies
     recalled, covered = [], []
     for part, radius in zip(real.split(ROWS), real_radius.split(ROWS), strict=True):
         distance = torch.cdist(part, generated)  # [ROWS, M]

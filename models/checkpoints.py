@@ -5,6 +5,7 @@ import warnings
 from contextlib import contextmanager
 from urllib.error import URLError
 
+import torch
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -18,11 +19,11 @@ from utils import WITHOUT_GPU_OR_NETWORK, UserError, find_path
 
 
 @contextmanager
-def opening(name: str, source: str | None = None, instead: str = WITHOUT_GPU_OR_NETWORK):
+def opening_checkpoint(name: str, source: str | None = None, instead: str = WITHOUT_GPU_OR_NETWORK):
     """Turn whatever goes wrong while a checkpoint is opened or downloaded into one line that says what to do.
 
-    `source` is the folder or hub id that `name` stands for, `instead` what to do without it; library chatter below a
-    critical error is held back.
+    `source` is the folder or hub id that `name` stands for, `instead` what to do without it. Library messages below
+    critical are held back.
 
     Raises:
         UserError: a gated, private or missing repository, no network, a folder with missing or broken files.
@@ -41,12 +42,12 @@ def opening(name: str, source: str | None = None, instead: str = WITHOUT_GPU_OR_
             cause = cause.__cause__ or cause.__context__
         source = source or name
         called = f"'{name}'" if source in (name, str(find_path(name))) else f"'{name}' ({source})"
-        raise UserError(f"cannot open {called}: {_why(source, causes, instead)}") from error
+        raise UserError(f"cannot open {called}: {_explain_causes(source, causes, instead)}") from error
     finally:
         logging.disable(logging.NOTSET)
 
 
-def _why(source: str, causes: list[BaseException], instead: str) -> str:
+def _explain_causes(source: str, causes: list[BaseException], instead: str) -> str:
     def caused_by(*kinds):
         return any(isinstance(cause, kinds) for cause in causes)
 
@@ -80,3 +81,15 @@ def _why(source: str, causes: list[BaseException], instead: str) -> str:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip(".")
+
+
+def load_part(cls, source: str, part: str, **dtype):
+    """One network of a pipeline: its fp16 files for fp16, else the full ones; the other kind where that is missing."""
+    variants = ("fp16", None) if torch.float16 in dtype.values() else (None, "fp16")
+    errors = []
+    for variant in variants:
+        try:
+            return cls.from_pretrained(source, subfolder=part, variant=variant, **dtype)
+        except (OSError, ValueError) as error:
+            errors.append(error)
+    raise errors[variants.index(None)]

@@ -1,0 +1,74 @@
+"""Pictures for people to look at: labelled sheets, animations, and images inlined into a page."""
+
+import base64
+import io
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from utils import read_image, save_image
+
+INK, PAPER, GAP = (30, 30, 34), (255, 255, 255), 4
+FRAME_MS, LAST_MS = 400, 2000  # of an animation
+
+
+def draw_sheet(rows: list[tuple[str, list[Path | Image.Image]]], path: Path, cell: int = 96, title: str = ""):
+    """Write a PNG of labelled rows of pictures, `cell` pixels high and wide."""
+    font = ImageFont.load_default(15)
+    margin = 16 + max(int(font.getlength(label)) for label, _ in rows)
+    columns = max(len(images) for _, images in rows)
+    top = 34 if title else GAP
+    canvas = Image.new("RGB", (margin + columns * (cell + GAP), top + len(rows) * (cell + GAP)), PAPER)
+    pen = ImageDraw.Draw(canvas)
+    pen.text((8, 8), title, INK, font)
+    for i, (label, images) in enumerate(rows):
+        y = top + i * (cell + GAP)
+        pen.text((8, y + cell / 2), label, INK, font, anchor="lm")
+        for j, image in enumerate(images):
+            picture = image.convert("RGB") if isinstance(image, Image.Image) else read_image(image)
+            canvas.paste(ImageOps.fit(picture, (cell, cell), Image.LANCZOS), (margin + j * (cell + GAP), y))
+    save_image(canvas, path)
+
+
+def shrink_image(path: Path, side: int) -> Image.Image:
+    """An image file at most `side` pixels high and wide."""
+    image = read_image(path)
+    image.thumbnail((side, side), Image.LANCZOS)
+    return image
+
+
+def list_numbered(folder: Path) -> list[Path]:
+    """The PNG files of a folder that are named by numbers, in their order."""
+    return sorted((file for file in folder.glob("*.png") if file.stem.isdecimal()), key=lambda file: int(file.stem))
+
+
+def caption_image(path: Path, text: str) -> Image.Image:
+    """An image with a line of text below."""
+    canvas = Image.new("RGB", (192, 214), PAPER)
+    canvas.paste(read_image(path).resize((192, 192), Image.LANCZOS))
+    ImageDraw.Draw(canvas).text((96, 203), text, INK, ImageFont.load_default(14), anchor="mm")
+    return canvas
+
+
+def save_animation(frames: list[Image.Image], target):
+    """Write a GIF, its last frame held, to a path or an open file."""
+    frames[0].save(target, format="GIF", save_all=True, append_images=frames[1:], loop=0,
+                   duration=[FRAME_MS] * (len(frames) - 1) + [LAST_MS])
+
+
+def data_address(kind: str, data: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def inline_image(path: Path, side: int) -> str:
+    """An image as a data: address, at most `side` pixels high and wide; a small one without loss."""
+    image, data = shrink_image(path, side), io.BytesIO()
+    kind = "png" if max(image.size) <= 128 else "jpeg"
+    image.save(data, format=kind, quality=88)
+    return data_address(kind, data.getvalue())
+
+
+def inline_animation(frames: list[Image.Image]) -> str:
+    data = io.BytesIO()
+    save_animation(frames, data)
+    return data_address("gif", data.getvalue())

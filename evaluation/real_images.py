@@ -1,0 +1,98 @@
+"""Real pictures of a class: one folder per class, or a world that draws its own."""
+
+import hashlib
+import inspect
+import random
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+from tqdm import tqdm
+
+from prompt_datasets import TargetClass, class_folder
+from utils import UserError, find_path, import_function, read_image, require, save_image, suggest_word, to_printable
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+FUNCTION = r"[A-Za-z_]\w*(\.\w+)*:\w+"
+
+
+def find_real_images(source: str, names: list[str], labels: list[str], runs: dict[TargetClass, Path],
+                     count: int) -> dict[TargetClass, list[Path]]:
+    """The readable files in `source`, sorted, of every class in `runs` {class: the run's folder}.
+
+    `source` is a folder with one folder per class ('0283_tiger_cat', '283', or the name or label where no other class
+    shares it), or the module:function that draws one, such as miniature.world:draw: then `count` files under the run's
+    folder, which `draw_missing_images` fills later.
+
+    Raises:
+        UserError: no such folder or function, a folder of no class, or no readable picture of one of these classes.
+    """
+    if ":" in source and find_path(source) is None:
+        require(re.fullmatch(FUNCTION, source), f"real_images '{source}' is neither a folder nor module:function")
+        try:
+            code = inspect.getsource(inspect.getmodule(import_function(source, "real_images")))
+        except (OSError, TypeError) as error:
+            raise UserError(f"real_images '{source}' has no source code to tell its pictures by") from error
+        digest = hashlib.sha256(code.encode()).hexdigest()[:8]  # other code, other pictures
+        return {target: [run / "real" / f"{source.replace(':', '.')}_{digest}" / f"{seed}.png" for seed in range(count)]
+                for target, run in runs.items()}
+    root = find_path(source)
+    require(root and root.is_dir(), f"no real_images folder '{source}'")
+    allowed = allowed_folder_names(names, labels)
+    known = [name for spellings in allowed for name in spellings]
+    present = [folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
+    unknown = sorted(set(present) - set(known))
+    require(not unknown, f"'{source}' has folders that are no class: {', '.join(map(repr, unknown[:5]))}; "
+                         + (suggest_word("".join(unknown[:1]), known) or
+                            f"name them such as '{known[0]}', by the numbers and names of --list_classes"))
+    return {target: find_class_images(root, target, allowed[target.index])
+            for target in tqdm(runs, desc="real pictures", unit="class", delay=2)}
+
+
+def allowed_folder_names(names: list[str], labels: list[str]) -> list[list[str]]:
+    """What every class's folder of real pictures may be called."""
+    spellings = [dict.fromkeys((str(index + 1), name, label))
+                 for index, (name, label) in enumerate(zip(names, labels, strict=True))]
+    owners = Counter(spelling for of_class in spellings for spelling in of_class)
+    return [[class_folder(index, names[index]), *(spelling for spelling in of_class if owners[spelling] == 1)]
+            for index, of_class in enumerate(spellings)]
+
+
+def find_class_images(root: Path, target: TargetClass, allowed: list[str]) -> list[Path]:
+    """The readable pictures in the one folder of `root` that bears an allowed name."""
+    folders = [root / name for name in allowed if "/" not in name and name not in ("", ".", "..")
+               and (root / name).is_dir()]
+    require(len(folders) < 2, f"'{root}' has two folders of class {target.title}: "
+                              + " and ".join(f"'{folder.name}'" for folder in folders))
+    files = [path for path in folders[0].iterdir() if path.suffix.lower() in SUFFIXES] if folders else []
+    files = keep_readable(sorted(files))
+    require(files, f"'{root}' has no readable pictures of class {target.title}: "
+                   + (f"there are none in '{folders[0].name}'" if folders else
+                      "name their folder " + " or ".join(f"'{name}'" for name in allowed)))
+    return files
+
+
+def keep_readable(files: list[Path]) -> list[Path]:
+    """Those files that hold a picture; a warning names the others."""
+    good, broken = [], []
+    for file in files:
+        try:
+            read_image(file)
+            good.append(file)
+        except UserError:
+            broken.append(file)
+    if broken:
+        print(f"warning: skipped {len(broken)} of {len(files)} real pictures, which cannot be read: "
+              + to_printable(", ".join(map(str, broken[:5]))), file=sys.stderr)
+    return good
+
+
+def draw_missing_images(source: str, target: TargetClass, files: list[Path]) -> list[Path]:
+    """`files`; those that are missing are drawn by the function `source` where it is one."""
+    missing = [file for file in files if not file.exists()]
+    if missing:
+        draw_image = import_function(source, "real_images")
+        for file in tqdm(missing, desc="drawing real pictures", unit="image"):
+            save_image(draw_image(target.index, random.Random(f"{target.index} {file.stem}")), file)
+    return files

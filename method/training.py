@@ -1,0 +1,101 @@
+"""Learn class tokens: draw, classify, backpropagate through the final denoising step alone (Sec. 3)."""
+
+import time
+from collections.abc import Iterator
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from method.losses import Loss
+from method.trainer import TrainedToken, Trainer
+from models.batch_size import WITHOUT_GRAPH, default_batch_size, fit_batch_size
+from models.generator import Generator
+from models.sampling import SamplingSettings
+from utils import UserError, to_pixels
+
+AT_ONCE = 40  # images with a graph, at first: more only cost a CPU fresh memory (1.4 times the seconds at 128)
+
+
+class Batch(NamedTuple):
+    """One update's images: P prompts, each with the token of its class, and N images of them."""
+
+    prompts: list[str]  # [P]
+    prompt_of: torch.Tensor  # [N], which prompt an image is of
+    seeds: torch.Tensor  # [N]
+    targets: torch.Tensor  # [N], classes from 0
+    weights: torch.Tensor  # [N], of an image's loss in the sum that is minimised
+
+
+class Measured(NamedTuple):
+    """What one update's images gave."""
+
+    losses: torch.Tensor  # [N]
+    correct: torch.Tensor  # [N], 1 where the image is classified right
+    pixels: np.ndarray  # uint8 [N, H, W, 3]
+
+
+def token_gradient(generator: Generator, loss_fn: Loss, vectors: torch.Tensor, batch: Batch,
+                   sampling: SamplingSettings, batch_size: int) -> Measured:
+    """Accumulate dL/dv over one update's images; vectors [P, K, D] holds the token of each prompt.
+
+    Backwards in stages, so that the graphs of decoder and classifier, of the denoiser and of the text encoder are
+    never in memory together, each of `batch_size` images at a time.
+    """
+    embeds = generator.encode(batch.prompts, vectors)  # v_c enters here
+    leaf = embeds.detach().requires_grad_()  # encoded once for all parts
+    losses, correct = torch.zeros(2, len(batch.seeds), device=leaf.device)
+    pixels = []
+    for part in torch.arange(len(batch.seeds)).split(WITHOUT_GRAPH * batch_size):
+        cond = leaf.index_select(0, batch.prompt_of[part].to(leaf.device))
+        z_0 = generator.sample(cond, batch.seeds[part], sampling, batch_size=batch_size)  # a graph of the last step
+        latents = z_0.detach().requires_grad_()
+        for i, some_latents in zip(part.split(batch_size), latents.split(batch_size), strict=True):
+            images = generator.decode(some_latents)
+            loss, right = loss_fn(images, batch.targets[i])
+            (loss * batch.weights[i]).sum().backward()
+            losses[i], correct[i] = loss.detach(), right.float()
+            pixels.append(to_pixels(images))
+        z_0.backward(latents.grad)  # through the final step ...
+    embeds.backward(leaf.grad)  # ... and the text encoder, on to v_c
+    return Measured(losses, correct, np.concatenate(pixels))
+
+
+def train_tokens(generator: Generator, loss_fn: Loss, trainers: Iterator[Trainer], classes_at_once: int,
+                 sampling: SamplingSettings,
+                 batch_size: int | None) -> Iterator[tuple[Trainer, TrainedToken | UserError]]:
+    """Train every class, `classes_at_once` in the same batches; as one ends, the next takes its place.
+
+    A class's vectors depend on its neighbours by no more than rounding. One that diverges, whose end is a UserError,
+    does not stop them.
+    """
+    running, step = [], None
+    while running := running + list(islice(trainers, classes_at_once - len(running))):
+        if step is None:
+            most = default_batch_size(AT_ONCE, str(generator.device), sampling.height, sampling.width)
+            step = fit_batch_size(token_gradient, batch_size,
+                                  min(running[0].settings.epoch_size * classes_at_once, most))
+        started = time.monotonic()
+        batch, vectors = join_batches(running, generator.device)
+        measured = step(generator, loss_fn, vectors, batch, sampling)
+        seconds = (time.monotonic() - started) / len(running)
+        size = len(batch.seeds) // len(running)
+        ends = [trainer.finish_update(*(part[i * size:(i + 1) * size] for part in measured), seconds)
+                for i, trainer in enumerate(running)]
+        yield from ((trainer, end) for trainer, end in zip(running, ends, strict=True) if end)
+        running = [trainer for trainer, end in zip(running, ends, strict=True) if not end]
+
+
+def join_batches(running: list[Trainer], device: torch.device) -> tuple[Batch, torch.Tensor]:
+    """One update of several classes in one Batch, and the token's vectors [P, K, D] in each of its prompts."""
+    datasets, prompts, prompt_of, seeds = [trainer.next_images() for trainer in running], [], [], []
+    for dataset in datasets:
+        prompt_of += [len(prompts) + item["prompt"] for item in dataset]
+        seeds += dataset.seeds
+        prompts += dataset.prompts
+    size, count = len(datasets[0]), len(datasets[0].prompts)
+    targets = torch.tensor([trainer.target.index for trainer in running], device=device).repeat_interleave(size)
+    weights = torch.cat([trainer.image_weights() for trainer in running])
+    vectors = torch.stack([trainer.vectors for trainer in running]).repeat_interleave(count, 0)
+    return Batch(prompts, torch.tensor(prompt_of), torch.tensor(seeds), targets, weights), vectors

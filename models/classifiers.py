@@ -1,0 +1,152 @@
+"""Frozen differentiable classifiers: images [B, 3, H, W] in [0, 1] -> logits [B, C], and what the classes are called.
+
+    inet, inat, cub, miniature, miniature_evaluator    the registry below
+    <hub id or folder>                                 any transformers image classifier
+    mean:<hub id or folder>                            a ViT-MAE fine-tuning (mean of the patch tokens, see below)
+    timm:<name>                                        any timm model; timm:local-dir:<folder> for one on disk
+"""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import timm
+import torch
+from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_model_data_config
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
+
+from models.checkpoints import opening_checkpoint
+from utils import WITHOUT_GPU_OR_NETWORK, find_path, join_lines, require, suggest_word, to_printable
+
+NO_REMOTE_CODE = {"trust_remote_code": False}  # left open, transformers asks the user
+REGISTRY = {
+    "inet": "google/vit-large-patch16-224",
+    "inat": "mean:vesteinn/vit-mae-inat21",
+    "cub": "mean:vesteinn/vit-mae-cub",
+    "miniature": "miniature/weights/classifier",
+    "miniature_evaluator": "miniature/weights/evaluator",
+}
+
+
+class Classifier(NamedTuple):
+    """A frozen model with the preprocessing of its own library; `name` is fit for a folder."""
+
+    name: str
+    labels: list[str]
+    model: torch.nn.Module
+    preprocess: Callable[[torch.Tensor], torch.Tensor]  # images [B, 3, H, W] in [0, 1] -> [B, 3, h, w], differentiable
+    compute_logits: Callable[[torch.nn.Module, torch.Tensor], torch.Tensor]
+    device: torch.device
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits [B, C], float32, differentiable in `images` [B, 3, H, W] in [0, 1]."""
+        return self.compute_logits(self.model, self.preprocess(images.float())).float()
+
+
+def load_classifier(name: str, device: str) -> Classifier:
+    """The classifier called `name` (see the head of this file), frozen, in float32.
+
+    Raises:
+        UserError: one line that says what is missing or what the checkpoint is not.
+    """
+    kind, source = _resolve_name(name)
+    with opening_checkpoint(name, source, _alternatives(name)):
+        loaded = _load_timm(source) if kind == "timm" else _load_transformers(source, mean_pooled=kind == "mean")
+        classifier = Classifier(folder_name(name), *loaded, torch.device(device))
+        prepared = classifier.preprocess(torch.rand(1, 3, 64, 64).requires_grad_())
+        require(prepared.requires_grad, f"the preprocessing of '{source}' cuts the gradient, so it cannot guide")
+    classifier.model.requires_grad_(False).eval().to(device)
+    return classifier
+
+
+def load_labels(name: str) -> list[str]:
+    """The labels alone, without the weights where the format allows it."""
+    kind, source = _resolve_name(name)
+    if kind == "timm":
+        return load_classifier(name, "cpu").labels
+    with opening_checkpoint(name, source, _alternatives(name)):
+        return _read_labels(AutoConfig.from_pretrained(source, **NO_REMOTE_CODE))
+
+
+def penultimate_features(classifier: Classifier, prepared: torch.Tensor) -> torch.Tensor:
+    """What the last linear layer reads, [B, D], of images that `classifier.preprocess` has prepared.
+
+    Raises:
+        UserError: the model does not end in a linear layer.
+    """
+    heads = [module for module in classifier.model.modules()
+             if isinstance(module, torch.nn.Linear) and module.out_features == len(classifier.labels)]
+    require(heads, f"features: '{classifier.name}' does not end in a linear layer over its classes")
+    features = []
+    hook = heads[-1].register_forward_hook(lambda module, inputs, output: features.append(inputs[0]))
+    classifier.compute_logits(classifier.model, prepared)
+    hook.remove()
+    return features[0].flatten(1)
+
+
+def folder_name(name: str) -> str:
+    """A classifier's name as a folder: 'timm:resnet50' -> 'timm_resnet50', a path -> its last two parts."""
+    return re.sub(r"[^\w.-]+", "_", "/".join(name.rstrip("/").split("/")[-2:])).strip("._")[-80:] or "classifier"
+
+
+def _alternatives(name: str) -> str:
+    known = suggest_word(name, [*REGISTRY, "inception"])
+    return f"{known} or take one of {', '.join(REGISTRY)}, {WITHOUT_GPU_OR_NETWORK}".strip()
+
+
+def _resolve_name(name: str) -> tuple[str, str]:
+    """A name as its kind ('timm', 'mean' or '') and the folder, hub id or timm name that it stands for."""
+    spec = REGISTRY.get(name, name)
+    kind = next((kind for kind in ("timm", "mean") if spec.startswith(f"{kind}:")), "")
+    source = spec.removeprefix(f"{kind}:")
+    return kind, source if kind == "timm" else str(find_path(source) or source)
+
+
+def _read_labels(config) -> list[str]:
+    labels = {int(i): join_lines(to_printable(str(label))) for i, label in config.id2label.items()}
+    require(labels, "its config.json names no classes (id2label)")
+    return [labels[i] for i in range(len(labels))]
+
+
+def _mean_pooled_logits(model, pixel_values):
+    """ViT-MAE's fine-tuning head: patch tokens' mean BEFORE the final layernorm, then that layernorm, then linear."""
+    hidden = model.vit(pixel_values=pixel_values, output_hidden_states=True).hidden_states[-1]  # [B, 1 + patches, D]
+    return model.classifier(model.vit.layernorm(hidden[:, 1:].mean(dim=1)))
+
+
+def _load_transformers(source: str, mean_pooled: bool):
+    loader = ViTForImageClassification if mean_pooled else AutoModelForImageClassification
+    model, report = loader.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **NO_REMOTE_CODE)
+    require(not report["missing_keys"],
+            f"'{source}' is not an image classifier as stored: it lacks {sorted(report['missing_keys'])[:3]}")
+    processor = AutoImageProcessor.from_pretrained(source, **NO_REMOTE_CODE)
+
+    def preprocess(images):
+        return processor(images, do_rescale=False, return_tensors="pt").pixel_values
+
+    def compute_logits(model, pixel_values):
+        return model(pixel_values=pixel_values).logits
+
+    return _read_labels(model.config), model, preprocess, _mean_pooled_logits if mean_pooled else compute_logits
+
+
+def _load_timm(name: str):
+    require(name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) or timm.is_model(name.split(".")[0]),
+            f"timm knows no classifier '{name}'; timm.list_models(pretrained=True) lists them")
+    model = timm.create_model(name, pretrained=True)
+    transform = create_transform(**resolve_model_data_config(model))
+    labels = [join_lines(to_printable(label)) for label in _timm_labels(model)]
+    return labels, model, transform, lambda model, pixels: model(pixels)
+
+
+def _timm_labels(model) -> list[str]:
+    """Labels that the checkpoint carries, else those of the ImageNet with as many classes, else numbers."""
+    names, descriptions = model.pretrained_cfg.get("label_names"), model.pretrained_cfg.get("label_descriptions")
+    subset = infer_imagenet_subset(model)
+    if names:
+        found = [descriptions.get(name, name) for name in names] if isinstance(descriptions, dict) else None
+        return found or list(descriptions or names)
+    if subset:
+        info = ImageNetInfo(subset)
+        return [info.index_to_description(i) for i in range(model.num_classes)]
+    return [f"class {i + 1}" for i in range(model.num_classes)]

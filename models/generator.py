@@ -1,0 +1,81 @@
+"""The frozen text-to-image model: what every family can do, and how one is loaded."""
+
+import logging
+from typing import Protocol
+
+import torch
+import transformers
+from diffusers import DiffusionPipeline
+from huggingface_hub.utils import enable_progress_bars
+
+from models.checkpoints import opening_checkpoint
+from models.sampling import SamplingSettings
+from models.stable_diffusion import load_stable_diffusion
+from utils import find_path, require
+
+transformers.utils.logging.disable_progress_bar()  # weights load in a blink ...
+enable_progress_bars()  # ... but downloads do not
+logging.getLogger("diffusers.configuration_utils").setLevel(logging.ERROR)  # 'expected types' of the safety checker
+
+FAMILIES = {"StableDiffusionPipeline": load_stable_diffusion}  # by the pipeline that model_index.json names
+PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Generator(Protocol):
+    """A family of text-to-image models: one file in this folder, with its diffusers pipeline as the reference.
+
+    `cond` is one tensor that holds whatever the denoiser reads of a prompt; latents and images are batches.
+    """
+
+    networks: tuple[torch.nn.Module, ...]  # all frozen weights
+    token_width: int  # D, numbers per vector of a token
+    device: torch.device
+    dtype: torch.dtype
+
+    def set_placeholder(self, placeholder: str):
+        """Teach the tokenizer the word that stands for the token."""
+
+    def initial_vectors(self, initializer: str) -> torch.Tensor:
+        """The vectors [K, D], float32, that training starts from."""
+
+    def encode(self, prompts: list[str], vectors: torch.Tensor | None = None) -> torch.Tensor:
+        """Prompts [P] and the token's vectors in each [P, K, D] -> cond [P, ...], differentiable in `vectors`."""
+
+    def sample(self, cond: torch.Tensor, seeds, settings: SamplingSettings, grad_steps: int = 1,
+               batch_size: int | None = None) -> torch.Tensor:
+        """cond [B, ...] and seeds [B] -> latents z_0, with a graph through the last `grad_steps` steps."""
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents z_0 -> images [B, 3, H, W] in [0, 1], float32, differentiable."""
+
+    def encode_images(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images [B, 3, H, W] in [0, 1] -> mean and standard deviation of their latents."""
+
+    def denoising_loss(self, latents: torch.Tensor, cond: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """The loss that the family's denoiser was trained with, for the baselines."""
+
+    def compile_networks(self):
+        """Compile what runs in every step or with a graph."""
+
+
+def load_generator(model: str, device: str, dtype: torch.dtype, gradient_checkpointing: bool = False,
+                   compile_networks: bool = False) -> Generator:
+    """The generator in a folder or hub repository of a diffusers pipeline, frozen.
+
+    Raises:
+        UserError: one line that says what is missing (the download, the login, the network or a file), or that the
+            pipeline is of no family in FAMILIES.
+    """
+    source = str(find_path(model) or model)
+    with opening_checkpoint(model, source):
+        index = DiffusionPipeline.load_config(source)
+        name = index.get("_class_name")
+        require(name in FAMILIES, f"'{model}' is for {name}; the generators that can be used are for "
+                                  + ", ".join(FAMILIES))
+        generator = FAMILIES[name](model, source, index, device, dtype)
+    for network in generator.networks:
+        if gradient_checkpointing and hasattr(network, "enable_gradient_checkpointing"):
+            network.enable_gradient_checkpointing()
+    if compile_networks:
+        generator.compile_networks()
+    return generator

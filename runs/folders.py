@@ -1,0 +1,171 @@
+"""Where a class of a run keeps its files, who holds it, and what is finished: the only place that knows a path."""
+
+import platform
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from evaluation.images import choose_frames
+from method.class_token import load_token, save_token
+from method.trainer import TrainedToken
+from models.batch_size import peak_memory_gb
+from models.classifiers import folder_name
+from prompt_datasets import TargetClass
+from utils import (
+    UserError,
+    is_same_source,
+    read_yaml,
+    require,
+    settings_as_words,
+    write_json,
+    write_tensors,
+    write_yaml,
+)
+
+
+class RunFolder:
+    """The files of one class under one exp_id: pipeline_token/<classifier>/<class>/<exp_id> and img/... alike."""
+
+    def __init__(self, output_path: str, classifier: str, target: TargetClass, exp_id: str):
+        self.target = target
+        self.tokens, self.images = (Path(output_path, kind, folder_name(classifier), target.folder, exp_id)
+                                    for kind in ("pipeline_token", "img"))
+        self.token_file = self.tokens / "learned_embeds.safetensors"
+        self.config_file = self.tokens / "config.yml"
+        self.history_file = self.tokens / "history.jsonl"
+        self.cost_file = self.tokens / "cost.json"
+        self.state_file = self.tokens / "training_state.pt"  # until the token is there
+        self.error_file = self.tokens / "error.txt"  # why the last training failed
+        self.train_images = self.images / "train"
+        self.vectors_file = self.train_images / "vectors.safetensors"  # of some updates, for the film
+        self.eval_images = self.images / "eval"
+        self.metrics_file = self.eval_images / "metrics.json"
+        self.report_file = self.images / "report.html"
+        everything = self.images.parent.parent
+        self.summary_file = everything / f"summary_{exp_id}.json"
+        self.summary_report = everything / f"report_{exp_id}.html"
+        self.lock = FileLock(self.tokens.with_name(f".{exp_id}.lock"))
+
+    def try_lock(self) -> bool:
+        """Claim the class, unless another process holds it; the system drops the lock of a process that dies.
+
+        Raises:
+            UserError: the lock cannot be had at all, for example a link lies in its place.
+        """
+        path = Path(self.lock.lock_file)
+        require(not path.is_symlink(), f"'{path}' is a link, and no lock: remove it")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.lock.acquire(blocking=False)
+        except Timeout:
+            return False
+        return True
+
+    def print_line(self, text: str):
+        """A line about the class; several processes may print in turn."""
+        tqdm.write(f"class {self.target.title}: {text}")
+        sys.stdout.flush()
+
+    def results_of_images(self) -> list[Path]:
+        """What tells of evaluation pictures, and is wrong once they are drawn again."""
+        return [self.metrics_file, self.eval_images / "grid.png", self.report_file, self.summary_file,
+                self.summary_report]
+
+    def last_change(self) -> tuple:
+        """Tells whether another process has trained, evaluated or failed the class since; not compared with a clock."""
+        files = (self.token_file, self.metrics_file, self.error_file)
+        return tuple(file.stat().st_mtime_ns if file.exists() else None for file in files)
+
+    def changed_settings(self, settings: dict, names: list[str]) -> list[str]:
+        """What of `names` differs between the training that left config.yml and `settings`, in words.
+
+        Raises:
+            UserError: config.yml is not of a run.
+        """
+        if not self.config_file.exists():
+            return []
+        now, remedy = settings_as_words(settings), f"remove '{self.tokens}' to train the class again"
+        try:
+            before = read_yaml(str(self.config_file), "lr: 0.001")
+        except UserError as error:
+            raise UserError(f"{error}; {remedy}") from error
+        require(all(isinstance(before.get(name), str) for name in ("model", "classifier", "lr")),
+                f"'{self.config_file}' does not hold the settings of a run; {remedy}")
+        return [f"{name} {before[name]}, now {now[name]}" for name in names if before.get(name, now[name]) != now[name]
+                and not (name in ("model", "classifier") and is_same_source(before[name], now[name]))]
+
+    def refuse_other_settings(self, settings: dict, names: list[str]):
+        """Raise UserError where a token, or half of one, was trained with other settings than these."""
+        old_state = self.state_file.with_suffix(".safetensors")
+        require(self.token_file.exists() or not old_state.exists(),
+                f"'{old_state}' is of an earlier version, which cannot be resumed: --skip_exists False starts over")
+        if not (self.token_file.exists() or self.state_file.exists()):
+            return
+        changed = self.changed_settings(settings, names)
+        what = "token" if self.token_file.exists() else "half-trained token"
+        require(not changed, f"the {what} in '{self.tokens}' was trained with {'; '.join(changed)}: another setting is "
+                             "another run, so give a new --exp_id, or --skip_exists False to start over")
+
+    def check_token(self, classifier: str, test_size: int):
+        """Raise UserError unless there is a token of this classifier that has not seen the evaluation's seeds."""
+        header = load_token(self.token_file).header
+        guide, seed = header.get("classifier", classifier), header.get("seed", str(test_size))
+        require(is_same_source(guide, classifier), f"'{self.token_file}' was trained with the classifier '{guide}', "
+                                                   f"not '{classifier}': give it or another --exp_id")
+        require(re.fullmatch("[0-9]{1,12}", seed), f"'{self.token_file}' names {seed[:20]!r} as the seed of its "
+                                                   "training: it is not ours")
+        require(int(seed) >= test_size, f"'{self.token_file}' was trained on seeds from {seed} on, which {test_size} "
+                                        f"evaluation images would use too: give --test_size {seed} or less")
+
+    def delete_leftovers(self):
+        """Remove what a killed process was just writing; only whoever holds the class may."""
+        for folder in (self.tokens, self.images):
+            for half in folder.rglob(".*.tmp"):
+                half.unlink()
+
+    def start_over(self, train: bool):
+        """Remove the class's evaluation, and with `train` its token and training."""
+        if train:
+            for file in (self.token_file, self.state_file):  # first: a kill here leaves nothing that seems whole
+                file.unlink(missing_ok=True)
+            for folder in (self.tokens, self.train_images):
+                shutil.rmtree(folder, ignore_errors=not folder.exists())
+        for file in self.results_of_images():
+            file.unlink(missing_ok=True)
+        if not train:
+            (self.eval_images / "drawn.json").unlink(missing_ok=True)  # so that every picture is drawn again
+
+    def begin_training(self, settings: dict):
+        """Write config.yml, unless a half-trained token is to be resumed."""
+        if self.state_file.exists():
+            self.print_line("resumes its training")
+            return
+        self.start_over(train=True)
+        write_yaml(self.config_file, {**settings, "class_index": str(self.target.number), "skip_exists": True})
+        self.print_line("starts its training")
+
+    def save_training(self, trained: TrainedToken, settings: dict):
+        """Write a token with its story and versions, last of all; then the training's state is no longer needed."""
+        updates = len(trained.every_update)
+        if settings["fresh_noise"]:  # no seed comes back: the film over the updates has to be drawn
+            write_tensors(self.vectors_file, choose_frames(trained.every_update))
+        memory = peak_memory_gb(trained.vectors.device.type)
+        write_json(self.cost_file, {"updates": updates, "seconds": round(trained.seconds, 1),
+                                    "peak_memory_gb": round(memory, 2)})
+        save_token(self.token_file, settings["placeholder_token"], trained.vectors, {
+            "class_index": self.target.number, "class_name": self.target.name, "label": self.target.label,
+            "classifier": settings["classifier"], "base_model": settings["model"], "seed": settings["seed"],
+            "updates": updates, "loss": f"{trained.loss:.4f}", "train_accuracy": f"{trained.accuracy:.4f}",
+            "stopped": trained.stopped, "torch": torch.__version__, "diffusers": diffusers.__version__,
+            "transformers": transformers.__version__, "python": platform.python_version()})
+        self.state_file.unlink(missing_ok=True)
+        self.print_line(f"{updates} updates in {trained.seconds:.0f} s, stopped: {trained.stopped}; peak memory of "
+                        f"this process so far: {memory:.1f} GB")
+        self.print_line(f"token: {self.token_file}")

@@ -1,0 +1,157 @@
+"""Which classes and which GPU this process takes: the same command, started as often as one likes, shares them."""
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from method.losses import Loss
+from method.trainer import Trainer, TrainingSettings
+from method.training import train_tokens
+from models.generator import Generator
+from models.sampling import SamplingSettings
+from runs.folders import RunFolder
+from utils import WITHOUT_GPU_OR_NETWORK, UserError, error_message, require
+
+
+def choose_device(device: str, mixed_precision: str, local_rank: int) -> str:
+    """The device to compute on; `local_rank` is this process's number among a launcher's on this machine, or -1.
+
+    Raises:
+        UserError: the device is not there, or cannot do what is asked.
+    """
+    kind, _, number = device.partition(":")
+    require(kind != "cuda" or torch.cuda.is_available(), "no CUDA GPU here: use --device cpu --mixed_precision no, "
+                                                         f"which is slow, {WITHOUT_GPU_OR_NETWORK}")
+    require(not number or int(number) < torch.cuda.device_count(),
+            f"no GPU {number} here: there are {torch.cuda.device_count()}, counted from 0")
+    require(kind != "mps" or torch.backends.mps.is_available(), f"no Apple GPU here, {WITHOUT_GPU_OR_NETWORK}")
+    require(kind != "cpu" or mixed_precision != "fp16", "a CPU has no fast fp16: use --mixed_precision no")
+    if kind != "cuda" or local_rank < 0:
+        return device
+    require(not number, f"--device {device} would put all processes on one GPU: give --device cuda, for one each")
+    require(local_rank < torch.cuda.device_count(),
+            f"no GPU for process {local_rank + 1} of this machine, which has {torch.cuda.device_count()}: give as many "
+            "--num_processes per machine as it has GPUs")
+    return f"cuda:{local_rank}"
+
+
+class Sweep:
+    """The classes of one command; other processes may work on them at the same time, each class by one of them."""
+
+    def __init__(self, folders: list[RunFolder], is_finished: Callable[[RunFolder], bool], start_over: bool):
+        """`start_over`: what was finished before this command does not count."""
+        self.folders, self.is_finished, self.start_over = folders, is_finished, start_over
+        self.changes_before = {folder: folder.last_change() for folder in folders}
+        self.failed: list[RunFolder] = []  # by this process
+        self.finished: set[RunFolder] = set()
+
+    def needs_work(self, folder: RunFolder) -> bool:
+        """Whether a class is neither finished nor failed in this sweep, by any process."""
+        if folder in self.finished or self.has_failed(folder):
+            return False
+        if self.start_over and folder.last_change() == self.changes_before[folder]:
+            return True
+        if self.is_finished(folder):
+            self.finished.add(folder)
+        return folder not in self.finished
+
+    def has_failed(self, folder: RunFolder) -> bool:
+        *_, before = self.changes_before[folder]
+        *_, now = folder.last_change()
+        return folder in self.failed or now not in (None, before)
+
+    def claim_classes(self) -> Iterator[RunFolder]:
+        """Every class that needs work and that no other process holds, its lock held until `release_class`.
+
+        Takes over what a process that died left. Does not wait for classes that others hold.
+        """
+        claimed = set()
+        while True:
+            for folder in self.folders:
+                if folder not in claimed and self.needs_work(folder) and folder.try_lock():
+                    if self.needs_work(folder):  # not finished by another between look and lock
+                        break
+                    folder.lock.release()
+            else:
+                return
+            claimed.add(folder)
+            folder.delete_leftovers()
+            yield folder
+
+    def release_class(self, folder: RunFolder, error: Exception | None = None):
+        """The class is done with, finished or failed."""
+        if error:
+            self.failed.append(folder)
+            folder.tokens.mkdir(parents=True, exist_ok=True)
+            folder.error_file.write_text(f"{error}\n", encoding="utf-8")
+        else:
+            self.finished.add(folder)
+            folder.error_file.unlink(missing_ok=True)
+        folder.lock.release()
+
+    def left_to_others(self) -> list[RunFolder]:
+        return [folder for folder in self.folders if self.needs_work(folder)]
+
+
+class TrainingJob(NamedTuple):
+    """How the classes of a sweep are trained; models are loaded when the first class is."""
+
+    get_generator: Callable[[], Generator]
+    get_loss: Callable[[], Loss]
+    settings: TrainingSettings
+    sampling: SamplingSettings
+    record: dict  # all settings of the run, for config.yml
+    classes_at_once: int
+    batch_size: int | None
+
+
+def work_on_classes(sweep: Sweep, job: TrainingJob | None, evaluate_class: Callable[[RunFolder], None]):
+    """Train (with a `job`) and evaluate every class that this process can claim; the errors of those that failed."""
+    errors, bar = [], tqdm(total=len(sweep.folders), desc="classes", unit="class", disable=len(sweep.folders) == 1)
+
+    def finish_class(folder: RunFolder, error: UserError | None = None):
+        try:
+            if error:
+                raise error
+            evaluate_class(folder)
+        except UserError as failure:
+            errors.append(error := failure)
+            if len(sweep.folders) > 1:
+                tqdm.write(f"class {folder.target.title} failed: {error_message(failure)}", file=sys.stderr)
+        sweep.release_class(folder, error)
+        bar.n = len(sweep.finished) + len(sweep.failed)
+        bar.refresh()
+
+    def start_trainers() -> Iterator[Trainer]:
+        for folder in sweep.claim_classes():
+            if sweep.start_over and folder.last_change() == sweep.changes_before[folder]:
+                folder.start_over(train=bool(job))
+            if job and not folder.token_file.exists():
+                yield new_trainer(folder, job)
+            else:
+                folder.print_line("has its token already")
+                finish_class(folder)
+
+    trainers = start_trainers()
+    if first := next(trainers, None):  # models are loaded only where a class is to be trained
+        folder_of = {folder.target: folder for folder in sweep.folders}
+        for trainer, end in train_tokens(job.get_generator(), job.get_loss(), itertools.chain([first], trainers),
+                                         job.classes_at_once, job.sampling, job.batch_size):
+            folder = folder_of[trainer.target]
+            if not isinstance(end, UserError):
+                folder.save_training(end, job.record)
+            finish_class(folder, end if isinstance(end, UserError) else None)
+    bar.close()
+    return errors
+
+
+def new_trainer(folder: RunFolder, job: TrainingJob) -> Trainer:
+    """The trainer of a claimed class, at its first update or where it was left."""
+    folder.begin_training(job.record)
+    generator = job.get_generator()
+    return Trainer(folder.target, generator.initial_vectors(job.settings.initializer_token), job.settings,
+                   generator.dtype, folder.history_file, folder.state_file, folder.train_images)

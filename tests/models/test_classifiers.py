@@ -1,0 +1,177 @@
+"""Every kind of classifier against the library it comes from; its preprocessing against the library's 8-bit path."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from timm.data import create_transform, resolve_model_data_config
+from transformers import (
+    AutoImageProcessor,
+    ConvNextImageProcessor,
+    EfficientNetImageProcessor,
+    MobileViTImageProcessor,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
+
+from models.classifiers import folder_name, load_classifier, load_labels, penultimate_features
+from tests.conftest import LABELS
+from utils import UserError
+
+SIZE = {"height": 48, "width": 48}
+PROCESSORS = {  # the last three feed their networks something else than (x / 255 - mean) / std
+    "vit": ViTImageProcessor(size=SIZE, resample=3),
+    "short side and crop": ViTImageProcessor(size={"shortest_edge": 56}, do_center_crop=True, crop_size=SIZE),
+    "convnext": ConvNextImageProcessor(size={"shortest_edge": 48}, crop_pct=0.875),
+    "normalised twice": EfficientNetImageProcessor(size=SIZE, include_top=True),
+    "blue first": MobileViTImageProcessor(size={"shortest_edge": 48}, crop_size=SIZE),
+    "offset": EfficientNetImageProcessor(size=SIZE, rescale_offset=True, rescale_factor=1 / 127.5, include_top=False),
+    "other factor": ViTImageProcessor(size=SIZE, rescale_factor=1 / 127.5, image_mean=[1.0] * 3, image_std=[1.0] * 3),
+    "no factor": ViTImageProcessor(size=SIZE, do_rescale=False, image_mean=[127.5] * 3, image_std=[127.5] * 3),
+}
+
+
+def noise_image(height=96, width=120):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def as_images(pixels):
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+
+
+def check_preprocessing(ours, float_path, eight_bit_path, images, level):
+    """Within 1e-5 of the library on float tensors, within `level`, in the mean, of the library on 8-bit pictures, which
+    rounds after it resizes; and differentiable."""
+    assert ours.shape == float_path.shape == eight_bit_path.shape
+    assert (ours - float_path).abs().max() < 1e-5
+    assert (ours - eight_bit_path).abs().mean() < level
+    gradient, = torch.autograd.grad(ours.square().sum(), images)
+    assert gradient.isfinite().all() and gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", PROCESSORS)
+def test_preprocessing_is_the_processors_own(tiny_classifier, tmp_path, kind):
+    processor, pixels = PROCESSORS[kind], noise_image()
+    shutil.copytree(tiny_classifier, tmp_path / "vit")
+    processor.save_pretrained(tmp_path / "vit")
+    images = as_images(pixels).requires_grad_()
+    ours = load_classifier(str(tmp_path / "vit"), "cpu").preprocess(images)
+    float_path = processor(images.detach() * 255, return_tensors="pt").pixel_values
+    eight_bit_path = processor(Image.fromarray(pixels), return_tensors="pt").pixel_values
+    level = (eight_bit_path.max() - eight_bit_path.min()) / (pixels.max() - pixels.min())
+    check_preprocessing(ours, float_path, eight_bit_path, images, level)
+
+
+def test_transformers_folder(tiny_classifier):
+    classifier = load_classifier(tiny_classifier, "cpu")
+    assert classifier.labels == LABELS == load_labels(tiny_classifier)
+    images = torch.rand(2, 3, 32, 32, requires_grad=True)
+    classifier(images)[:, 0].sum().backward()
+    assert images.grad.abs().sum() > 0
+    assert not any(p.requires_grad for p in classifier.model.parameters())
+    pixels = noise_image(16, 16)
+    inputs = AutoImageProcessor.from_pretrained(tiny_classifier)(Image.fromarray(pixels), return_tensors="pt")
+    theirs = ViTForImageClassification.from_pretrained(tiny_classifier)(**inputs).logits
+    assert torch.allclose(classifier(as_images(pixels)), theirs, atol=1e-4)
+
+
+def test_features_are_what_the_last_linear_layer_reads(tiny_classifier):
+    classifier, images = load_classifier(tiny_classifier, "cpu"), torch.rand(2, 3, 32, 32)
+    prepared = classifier.preprocess(images)
+    head = ViTForImageClassification.from_pretrained(tiny_classifier).classifier
+    assert torch.allclose(head(penultimate_features(classifier, prepared)), classifier(images), atol=1e-5)
+    with pytest.raises(UserError, match="does not end in a linear layer over its classes"):
+        penultimate_features(classifier._replace(labels=["one"]), prepared)
+
+
+def test_checkpoint_that_exists_only_as_bin(tiny_classifier, tmp_path):
+    """The iNat and CUB classifiers on the hub may be such; the file is read as weights only, nothing is unpickled."""
+    old = tmp_path / "old"
+    shutil.copytree(tiny_classifier, old, ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.save(load_file(Path(tiny_classifier) / "model.safetensors"), old / "pytorch_model.bin")
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(load_classifier(str(old), "cpu")(images), load_classifier(tiny_classifier, "cpu")(images))
+
+
+def old_vit_keys(state, depth):
+    """timm's VisionTransformer weights under the key names of transformers 4.26."""
+    old = {"vit.embeddings.cls_token": state["cls_token"], "vit.embeddings.position_embeddings": state["pos_embed"]}
+    for kind in ("weight", "bias"):
+        old[f"vit.embeddings.patch_embeddings.projection.{kind}"] = state[f"patch_embed.proj.{kind}"]
+        old[f"vit.layernorm.{kind}"] = state[f"fc_norm.{kind}"]
+        old[f"classifier.{kind}"] = state[f"head.{kind}"]
+        for i in range(depth):
+            theirs, ours = f"blocks.{i}", f"vit.encoder.layer.{i}"
+            parts = state[f"{theirs}.attn.qkv.{kind}"].chunk(3)
+            for name, part in zip(("query", "key", "value"), parts, strict=True):
+                old[f"{ours}.attention.attention.{name}.{kind}"] = part
+            for name, source in (("attention.output.dense", "attn.proj"), ("layernorm_before", "norm1"),
+                                 ("layernorm_after", "norm2"), ("intermediate.dense", "mlp.fc1"),
+                                 ("output.dense", "mlp.fc2")):
+                old[f"{ours}.{name}.{kind}"] = state[f"{theirs}.{source}.{kind}"]
+    return {key: value.contiguous().clone() for key, value in old.items()}
+
+
+def test_mean_pooled_vit_equals_timm(tmp_path):
+    """iNat and CUB: timm's vit_base_patch16_224 with global_pool='avg', saved under transformers 4.26 key names."""
+    torch.manual_seed(0)
+    reference = timm.create_model("vit_base_patch16_224", global_pool="avg", num_classes=7).eval()
+    torch.nn.init.normal_(reference.head.weight, std=0.1)
+    torch.nn.init.normal_(reference.fc_norm.weight, 1.0, 0.2)
+    save_file(old_vit_keys(reference.state_dict(), 12), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    ViTConfig(num_labels=7, layer_norm_eps=1e-6, architectures=["ViTForImageClassification"]).save_pretrained(tmp_path)
+    ViTImageProcessor().save_pretrained(tmp_path)
+    classifier = load_classifier(f"mean:{tmp_path}", "cpu")
+    images = torch.rand(2, 3, 224, 224)
+    with torch.no_grad():
+        theirs = reference(images * 2 - 1)
+        assert (classifier(images) - theirs).abs().max() < 1e-4
+        assert (load_classifier(str(tmp_path), "cpu")(images) - theirs).abs().max() > 1e-2  # the class token's head
+
+
+def test_timm_model_from_disk_equals_timm(tmp_path):
+    torch.manual_seed(0)
+    reference = timm.create_model("resnet18", num_classes=3).eval()
+    save_file(reference.state_dict(), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text(json.dumps({
+        "architecture": "resnet18", "num_classes": 3, "label_names": ["one", "two", "three"],
+        "pretrained_cfg": {"input_size": [3, 64, 64], "crop_pct": 0.875, "interpolation": "bicubic",
+                           "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "num_classes": 3}}))
+    classifier = load_classifier(f"timm:local-dir:{tmp_path}", "cpu")
+    assert classifier.labels == ["one", "two", "three"] == load_labels(f"timm:local-dir:{tmp_path}")
+    transform = create_transform(**resolve_model_data_config(reference, pretrained_cfg=classifier.model.pretrained_cfg))
+    pixels = noise_image()
+    images = as_images(pixels).requires_grad_()
+    eight_bit_path = transform(Image.fromarray(pixels))[None]
+    check_preprocessing(classifier.preprocess(images), transform(images.detach()), eight_bit_path, images,
+                        level=1 / 255 / 0.25)
+    with torch.no_grad():
+        assert torch.allclose(classifier(images), reference(eight_bit_path), atol=2e-2)
+
+
+def test_timm_says_which_models_it_knows():
+    with pytest.raises(UserError, match=r"timm knows no classifier 'resnet999'"):
+        load_classifier("timm:resnet999", "cpu")
+
+
+def test_checkpoint_without_a_head_is_refused(tiny_classifier, tmp_path):
+    state = {key: value for key, value in load_file(f"{tiny_classifier}/model.safetensors").items()
+             if not key.startswith("classifier")}
+    ViTConfig.from_pretrained(tiny_classifier).save_pretrained(tmp_path)
+    ViTImageProcessor().save_pretrained(tmp_path)
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="not an image classifier as stored"):
+        load_classifier(str(tmp_path), "cpu")
+
+
+@pytest.mark.parametrize("name, folder", [("inet", "inet"), ("timm:resnet50", "timm_resnet50"),
+                                          ("google/vit-base", "google_vit-base"), ("/a/b/my vit/", "b_my_vit")])
+def test_folder_names(name, folder):
+    assert folder_name(name) == folder

@@ -1,0 +1,95 @@
+"""The token in tokenizer and text encoder: its vectors where its word stands, and everything else as it was."""
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from transformers import CLIPTokenizer
+
+from method.class_token import save_token
+from utils import UserError
+
+PROMPTS = ["a photo of a newclas crane", "newclas cat", "a photo of a crane"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_vectors_equal_rows_of_the_table(generator, count):
+    """The same vectors put into the table under existing words give the same prompt_embeds."""
+    generator.set_placeholder("newclas")
+    words = ["cat", "crane", "tiger"][:count]
+    vectors = torch.randn(count, 32)
+    ours = generator.encode(["a photo of a newclas image"], vectors[None])
+    rows = generator.tokenizer(" ".join(words), add_special_tokens=False).input_ids
+    generator.text_encoder.get_input_embeddings().weight[rows] = vectors
+    assert torch.equal(ours, generator.encode([f"a photo of a {' '.join(words)} image"]))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_diffusers_reads_our_file_alike(generator, tiny_model, tmp_path, count):
+    """`pipe.load_textual_inversion` of the saved token gives the prompt_embeds that `encode` gives."""
+    vectors = torch.randn(count, 32)
+    generator.set_placeholder("newclas")
+    ours = generator.encode(PROMPTS, vectors.expand(len(PROMPTS), -1, -1))
+    save_token(tmp_path / "learned_embeds.safetensors", "newclas", vectors, {})
+    tokenizer = CLIPTokenizer.from_pretrained(tiny_model, subfolder="tokenizer")
+    pipeline = StableDiffusionPipeline(generator.vae, generator.text_encoder, tokenizer, generator.unet,
+                                       generator.scheduler, None, None, requires_safety_checker=False)
+    pipeline.load_textual_inversion(str(tmp_path / "learned_embeds.safetensors"))
+    theirs, _ = pipeline.encode_prompt(PROMPTS, "cpu", 1, False)
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_every_prompt_has_its_own_vectors_and_gradient(generator, count):
+    generator.set_placeholder("newclas")
+    vectors = torch.randn(len(PROMPTS), count, 32, requires_grad=True)
+    together = generator.encode(PROMPTS, vectors)
+    for i, prompt in enumerate(PROMPTS):
+        alone = generator.encode([prompt], vectors[i:i + 1])
+        assert (together[i] - alone[0]).abs().max() < 1e-5
+        gradient, = torch.autograd.grad(together[i].square().sum(), vectors, retain_graph=True)
+        touched = gradient.abs().sum(2) > 0  # [P, K]
+        assert touched[i].all() == ("newclas" in prompt) and touched.sum() in (0, count)
+
+
+def test_encoder_is_untouched_by_the_token(generator):
+    before = generator.encode(["a photo of a crane"])
+    generator.set_placeholder("newclas")
+    table = generator.text_encoder.get_input_embeddings().weight.clone()
+    assert torch.equal(generator.encode(["a photo of a crane"], torch.randn(1, 1, 32)), before)
+    assert torch.equal(generator.text_encoder.get_input_embeddings().weight, table)
+    with pytest.raises(IndexError):
+        generator.encode(["a photo of a newclas crane"])
+
+
+def test_hooks_are_gone_after_an_error(generator):
+    generator.set_placeholder("newclas")
+    with pytest.raises(RuntimeError):
+        generator.encode(["a newclas crane"], torch.randn(1, 1, 31))
+    with pytest.raises(IndexError):
+        generator.encode(["a newclas crane"])
+
+
+@pytest.mark.parametrize("placeholder, reason", [("crane", "in the vocabulary already"), ("two words", "one word"),
+                                                 ("", "one word")])
+def test_bad_placeholder(generator, placeholder, reason):
+    with pytest.raises(UserError, match=reason):
+        generator.set_placeholder(placeholder)
+
+
+def test_initialiser_must_be_one_token(generator):
+    vectors = generator.initial_vectors("a")
+    row, = generator.tokenizer("a", add_special_tokens=False).input_ids
+    assert vectors.dtype == torch.float32
+    assert torch.equal(vectors, generator.text_encoder.get_input_embeddings().weight[row:row + 1])
+    with pytest.raises(UserError, match="one token of the vocabulary; 'tiger cat' is 2"):
+        generator.initial_vectors("tiger cat")
+
+
+def test_prompt_that_would_lose_the_token_is_refused(generator):
+    generator.set_placeholder("newclas")
+    with pytest.raises(UserError, match="27 tokens and the model reads 24"):
+        generator.encode(["a " * 24 + "newclas"])
+    fitting = ["a " * 21 + "newclas"]  # 24 tokens with one vector, 25 with two
+    assert generator.encode(fitting, torch.zeros(1, 1, 32)).shape == (1, 24, 32)
+    with pytest.raises(UserError, match="25 tokens and the model reads 24"):
+        generator.encode(fitting, torch.zeros(1, 2, 32))
