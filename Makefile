@@ -14,10 +14,10 @@ demo: $(VENV)/ready miniature/weights/quality.json  ## train and evaluate three 
 test: $(VENV)/ready lint  ## what CI runs
 	$(RUN) -m pytest -q
 
-proof: $(VENV)/ready  ## the slow proof: every class of the miniature reaches the bar
+proof: $(VENV)/ready  ## the slow tests: every class of the miniature reaches the bar, killed processes
 	$(RUN) -m pytest -q -m slow --durations 1
 
-reproduce: $(VENV)/ready miniature/weights/quality.json  ## every claim of the paper on the miniature, into docs/results; what is done is kept in img/results
+reproduce: $(VENV)/ready miniature/weights/quality.json  ## every claim of the paper on the miniature, into docs/results; finished parts are kept in img/results
 	for name in $(EXPERIMENTS); do $(RUN) -m experiments.$$name || exit 1; done
 
 lint: $(VENV)/ready
@@ -33,9 +33,8 @@ teaser: $(VENV)/ready  ## every class of the miniature, and docs/teaser.png from
 	$(RUN) run.py --config configs/miniature.yml --class_index all --train True --evaluate True
 	$(RUN) -m docs.draw_teaser
 
-figures: $(VENV)/ready  ## docs/method.png and docs/world.png
-	$(RUN) -m docs.draw_method
-	$(RUN) -m docs.draw_world
+figures: $(VENV)/ready  ## docs/world.png
+	$(RUN) -m miniature.build --stages world
 
 $(VENV)/ready: requirements.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else "Python 3.10 to 3.12 is needed, this is %d.%d: make PYTHON=python3.11 demo" % v)'

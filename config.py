@@ -7,16 +7,15 @@ import argparse
 import os
 import re
 from collections.abc import Callable
-from dataclasses import Field, asdict, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin
 
-from utils import UserError, read_yaml, require, settings_as_words, suggest_word
+from utils import FUNCTION, UserError, read_yaml, require, suggest_word
 
 Check = tuple[Callable[[Any], bool], str]  # whether a value can work, and the same in words
 TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-FUNCTION = r"[A-Za-z_]\w*(\.\w+)*:\w+"
 
 
 def setting(default, text: str, check: Check | None = None, decides: str = ""):
@@ -170,7 +169,7 @@ def value_reader(each: Field) -> Callable[[str], Any]:
     kind, _ = value_type(each)
 
     def read_value(text: str):
-        if is_optional(each) and text in ("none", "null", "~", ""):
+        if is_optional(each) and text == "none":
             return None
         try:
             return TRUTH[text.lower()] if kind is bool else kind(text)
@@ -184,21 +183,10 @@ def value_reader(each: Field) -> Callable[[str], Any]:
 def check_output_path(path: str):
     """Raise UserError where nothing can be written to `path`, or to the folder that it would be made in."""
     for folder in (Path(path).absolute(), Path(path, "img").absolute(), Path(path, "pipeline_token").absolute()):
-        there = next(parent for parent in (folder, *folder.parents) if path_exists(parent))
+        there = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
         require(there.is_dir(), f"output_path '{path}' cannot be a folder: '{there}' is none")
         require(os.access(there, os.W_OK | os.X_OK), f"output_path '{path}': '{there}' may not be written "
                                                      "to, or is on a read-only file system; give another folder")
-
-
-def path_exists(path: Path) -> bool:
-    """Whether a path is there, even as a link to nowhere; UserError where it can be no path."""
-    try:
-        os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError as error:
-        raise UserError(f"output_path '{path}': {error.strerror}") from error
-    return True
 
 
 def read_settings(path: str) -> dict[str, Any]:
@@ -264,8 +252,3 @@ def parse_settings(argv: list[str], description: str | None = None) -> tuple[Run
     values = {name: options[name] for name in SETTINGS}
     return RunConfig(**{name: None if value == [None] else value for name, value in values.items()}), \
         options["list_classes"]
-
-
-def settings_in_words(config: RunConfig) -> dict[str, str | list[str]]:
-    """The settings as they are read back from a saved config.yml."""
-    return settings_as_words(asdict(config))

@@ -227,13 +227,14 @@ class Run:
         if not self.drawer.draw_arms(arms + film, folder.eval_images, target.title, folder.results_of_images()):
             folder.print_line("the pictures are there already, drawn with this token and these settings")
         drawn = self.drawer.describe_arms(arms)
-        judge_class(self.get_judges(), target, [arm.folder for arm in arms], config.eval_prompts, config.context_judge,
-                    folder.eval_images, config.test_size, pictures=digest_json([drawn[arm] for arm in ARMS]),
-                    evaluation=self.digest_evaluation(arms + film), film=[arm.folder for arm in film],
-                    held_out="seed" in load_token(folder.token_file).header,
-                    settings=asdict(config)).save_metrics(folder.metrics_file)
+        metrics = judge_class(
+            self.get_judges(), target, [arm.folder for arm in arms], config.eval_prompts, config.context_judge,
+            folder.eval_images, config.test_size, pictures=digest_json([drawn[arm] for arm in ARMS]),
+            evaluation=self.digest_evaluation(arms + film), film=[arm.folder for arm in film],
+            held_out="seed" in load_token(folder.token_file).header, settings=asdict(config))
         real = draw_missing_images(config.real_images, target, self.real[target])
         show_side_by_side(folder.eval_images, f"class {target.title}", real)
+        metrics.save_metrics(folder.metrics_file)  # last of all: it says that the class is finished
         folder.print_line(f"pictures: {folder.eval_images / 'grid.png'}")
 
     def summarise_classes(self, done: list[RunFolder]):

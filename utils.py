@@ -7,7 +7,7 @@ import json
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +25,7 @@ ROOT = Path(__file__).parent
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LARGEST_TEXT = 2**20  # bytes of a YAML file or a list of prompts: a larger one is another kind of file
 CHECKPOINT_SUFFIXES = {".safetensors", ".bin", ".json", ".txt"}
+FUNCTION = r"[A-Za-z_]\w*(\.\w+)*:\w+"  # module:function
 WITHOUT_GPU_OR_NETWORK = "or try --config configs/miniature.yml, which needs no download, no account and no GPU"
 
 
@@ -163,27 +164,22 @@ def read_json(path: Path, *keys: str) -> dict:
     Raises:
         UserError: truncated, or not ours.
     """
-    return _parse_json(path, lambda text: [text], keys)[0]
+    return parse_json_objects(path, [path.read_bytes()], keys)[0]
 
 
 def read_json_lines(path: Path, *keys: str) -> list[dict]:
-    """The JSON objects of a file of ours, one per line, which have these `keys`.
-
-    Raises:
-        UserError: truncated, or not ours.
-    """
-    return _parse_json(path, str.splitlines, keys)
+    """The JSON objects of a file of ours, one per line, which have these `keys`; errors as in `read_json`."""
+    return parse_json_objects(path, path.read_bytes().splitlines(), keys)
 
 
-def _parse_json(path: Path, split_text: Callable[[str], list[str]], keys: tuple[str, ...]) -> list[dict]:
+def parse_json_objects(path: Path, parts: list[bytes], keys: tuple[str, ...]) -> list[dict]:
     try:
-        values = [json.loads(part) for part in split_text(path.read_text(encoding="utf-8"))]
+        values = [json.loads(part) for part in parts]
     except (ValueError, RecursionError) as error:
         raise broken_file_error(path, error) from error
     for value in values:
-        missing = [key for key in keys if not isinstance(value, dict) or key not in value]
-        if missing or not isinstance(value, dict):
-            raise broken_file_error(path, f"without {missing[:1]}")
+        if not isinstance(value, dict) or set(keys) - value.keys():
+            raise broken_file_error(path, f"not an object with {', '.join(keys)}")
     return values
 
 

@@ -8,264 +8,211 @@ machine whose speed drifts, only ratios within one run mean something. The plain
 """
 
 import argparse
-import contextlib
-import io
-import json
 import multiprocessing
+import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import diffusers
+import numpy as np
 import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
-import class_token
-import diffusion
-import learner
-import training
-from benchmarks import plain_loop
-from benchmarks.random_weights import sd14
-from classifiers import load_classifier
-from config import RunConfig, parse, to_yaml
-from diffusion import load_components
-from learner import Job
-from memory import peak_memory
-from outputs import save
-from run import DTYPES
-from sweep import hide_progress
-from training import train_tokens
-from utils import ROOT, write_json, write_text
+from benchmarks.plain_loop import train_token
+from benchmarks.random_weights import save_sd14
+from config import RunConfig, parse_settings
+from evaluation.tables import Table
+from method.losses import classifier_loss
+from method.trainer import Trainer, TrainingSettings
+from method.training import join_batches, train_tokens
+from models.batch_size import peak_memory_gb
+from models.classifiers import load_classifier
+from models.generator import PRECISIONS, load_generator
+from models.sampling import SamplingSettings
+from prompt_datasets import target_class
+from runs.folders import RunFolder
+from utils import ROOT, find_path, read_json, write_json, write_text
 
 PAPER = {"train_timesteps": None, "epoch_size": 5, "fresh_noise": False}
 FOREVER = {"target_accuracy": 1.0, "early_stopping": 10**6}
+COLUMNS = ["", "s per update and class", "images/s", "times the plain loop's", "times the paper's plain loop's",
+           "UNet images", "floor s", "floor / s", "peak GB", "bytes per class", "median updates to 0.9", "s to 0.9"]
 
 
 class Row(NamedTuple):
-    """A way to train: its name in the table, the plain loop or ours, what differs from the config, classes at once."""
+    """A way to train: its name in the table, the plain loop or ours, the run's settings, classes at once."""
 
     name: str
     plain: bool
-    changes: dict
+    config: RunConfig
     classes: int
 
 
-def rows_of(config: RunConfig) -> list[Row]:
-    """The paper's trajectory; where the config has one of its own that too, at as many images and at its own number."""
-    settings = {", paper's trajectory, 5 images": PAPER}
-    if config.train_timesteps:
-        settings |= {", short trajectory, 5 images": {"epoch_size": 5},
-                     f", short trajectory, {config.epoch_size} images": {}}
-    rows = [row for name, changes in settings.items()
-            for row in (Row("plain loop" + name, True, changes, 1), Row("ours" + name, False, changes, 1),
-                        Row(f"ours{name}, 8 classes at once", False, changes, 8))]
-    return [*rows, Row("ours, paper's trajectory, 5 images, batches of 1", False, {**PAPER, "batch_size": 1}, 1)]
-
-
-def setting_of(config: RunConfig) -> str:
+def name_setting(config: RunConfig) -> str:
     """What decides how many updates a token takes, whoever makes them."""
     return f"{config.train_timesteps or 'paper'} {config.epoch_size}"
 
 
-def load(config: RunConfig, random_weights: str | None):
-    if random_weights:
-        return sd14(config.device, DTYPES[config.mixed_precision])
-    return (load_components(config.model, config.device, DTYPES[config.mixed_precision]),
-            load_classifier(config.classifier, config.device))
+def new_folder(row: Row, path, index: int = 0) -> RunFolder:
+    return RunFolder(str(path), row.config.classifier, target_class(index, "crane", "crane"), "run")
 
 
-class Enough(Exception):
-    """The updates to be measured are done."""
+def list_rows(config: RunConfig) -> list[Row]:
+    """The paper's trajectory; where the config has another, that too, with as many images and with its own number."""
+    paper = replace(config, **PAPER)
+    settings = {"paper's trajectory, 5 images": paper}
+    if config.train_timesteps:
+        settings |= {"short trajectory, 5 images": replace(config, epoch_size=5),
+                     f"short trajectory, {config.epoch_size} images": config}
+    rows = [row for name, config in settings.items()
+            for row in (Row(f"plain loop, {name}", True, config, 1), Row(f"ours, {name}", False, config, 1),
+                        Row(f"ours, {name}, 8 classes at once", False, config, 8))]
+    return [*rows, Row("ours, paper's trajectory, 5 images, batches of 1", False, replace(paper, batch_size=1), 1)]
 
 
-def run_updates(row: Row, config: RunConfig, components, classifier, updates: int, folder: Path, begin):
-    """Train every class of the row for so many updates, and then, after `begin()`, for as many again."""
-    config = replace(config, **FOREVER, num_train_epochs=10**6, classes_at_once=row.classes)
+def split_settings(config: RunConfig) -> tuple[TrainingSettings, SamplingSettings]:
+    """What the method takes of a config."""
+    timesteps = config.train_timesteps and tuple(config.train_timesteps)
+    return (TrainingSettings(**{name: getattr(config, name) for name in TrainingSettings._fields}),
+            SamplingSettings(config.height, config.width, config.guidance_scale, config.num_inference_steps, timesteps))
+
+
+def load_models(row: Row):
+    """A pipeline of diffusers for the plain loop, a generator for ours; and the classifier."""
+    config, dtype = row.config, PRECISIONS[row.config.mixed_precision]
+    classifier = load_classifier(config.classifier, config.device)
     if row.plain:
-        loop = plain_loop.train(config, components, classifier, 0, "crane", folder=None)
-        for i in range(2 * updates):
-            if i == updates:
-                begin()
-            next(loop)
-        return
-    token_id, done = class_token.add_placeholder(components.tokenizer, config.placeholder_token), []
-
-    def counted(*arguments):
-        learner.update(*arguments)
-        done.append(arguments)
-        if len(done) == updates * row.classes:
-            begin()
-        if len(done) == 2 * updates * row.classes:
-            raise Enough
-
-    training.update = counted
-    with contextlib.suppress(Enough):
-        jobs = (Job(i % len(classifier.labels), "crane", folder / f"{i}", folder / f"{i}/images")
-                for i in range(row.classes))
-        list(train_tokens(config, components, token_id, classifier, jobs))
+        pipeline = StableDiffusionPipeline.from_pretrained(find_path(config.model) or config.model, torch_dtype=dtype,
+                                                           safety_checker=None, feature_extractor=None)
+        return pipeline.to(config.device), classifier
+    generator = load_generator(config.model, config.device, dtype)
+    generator.set_placeholder(config.placeholder_token)
+    return generator, classifier
 
 
-def measure(row: Row, config: RunConfig, random_weights: str | None, updates: int) -> dict:
-    """One row, once; runs in a process of its own."""
-    hide_progress()
-    config = replace(config, **row.changes)
-    components, classifier = load(config, random_weights)
-    calls, started, cuda = [], [], config.device.startswith("cuda")
-    components.unet.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
-    with tempfile.TemporaryDirectory() as folder, in_networks(components, classifier) as networks:
-
-        def begin():
-            synchronize(config.device)
-            if cuda:
-                torch.cuda.reset_peak_memory_stats(config.device)
-            calls.clear()
-            networks.clear()
-            started.append(time.perf_counter())
-
-        run_updates(row, config, components, classifier, updates, Path(folder, "run"), begin)
-        synchronize(config.device)
-        seconds = time.perf_counter() - started[0]
-        peak = peak_memory(config.device)
-        written = bytes_of(row, config, components, classifier, Path(folder, "saved"))
-    return {"seconds_per_update": seconds / updates / row.classes, "unet_images": sum(calls) / updates / row.classes,
-            "images_per_second": config.epoch_size * row.classes * updates / seconds,
-            "share_outside_networks": None if cuda else 1 - sum(networks) / seconds, "peak_memory_gb": peak,
-            "reserved_gb": torch.cuda.max_memory_reserved() / 1e9 if cuda else None, "bytes_a_class": written}
+def new_trainer(row: Row, generator, folder: RunFolder, kind: type[Trainer] = Trainer) -> Trainer:
+    return kind(folder.target, generator.initial_vectors(row.config.initializer_token), split_settings(row.config)[0],
+                generator.dtype, folder.history_file, folder.state_file, folder.train_images)
 
 
-def bytes_of(row: Row, config: RunConfig, components, classifier, folder: Path) -> int:
-    """What a class of as many updates as the config allows leaves on disk without its images.
+def measure_row(row: Row, updates: int) -> dict:
+    """One row, once, after as many updates to warm up; runs in a process of its own."""
+    (models, classifier), config, count, images, marks = load_models(row), row.config, updates * row.classes, [], []
+    settings, sampling = split_settings(config)
+    unet, = (network for network in (models.components.values() if row.plain else models.networks)
+             if isinstance(network, UNet2DConditionModel))
+    unet.register_forward_pre_hook(lambda network, inputs: images.append(len(inputs[0])))
+    cuda = config.device.startswith("cuda")
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(config.device)  # loading does not count
+
+    def mark_update():
+        if cuda:
+            torch.cuda.synchronize(config.device)
+        marks.append((time.perf_counter(), sum(images)))
+
+    class MarkedTrainer(Trainer):
+        def finish_update(self, *measured):
+            super().finish_update(*measured)
+            mark_update()
+            return len(self.history) == 2 * updates  # the end
+
+    with tempfile.TemporaryDirectory() as path:
+        if row.plain:
+            for _ in islice(train_token(models, classifier, new_folder(row, path).target, settings, sampling, None),
+                            2 * updates):
+                mark_update()
+        else:
+            folders = (new_folder(row, f"{path}/{i}", i % len(classifier.labels)) for i in range(row.classes))
+            list(train_tokens(models, classifier_loss(classifier),
+                              (new_trainer(row, models, folder, MarkedTrainer) for folder in folders), row.classes,
+                              sampling, config.batch_size))
+        (begin, before), (end, after) = marks[count - 1], marks[-1]
+        return {"seconds_per_update": (end - begin) / count, "unet_images": (after - before) / count,
+                "images_per_second": config.epoch_size * count / (end - begin),
+                "peak_memory_gb": peak_memory_gb(config.device),
+                "bytes_per_class": count_bytes(row, models, Path(path, "saved"))}
+
+
+def count_bytes(row: Row, models, path: Path) -> int:
+    """What a class of `num_train_epochs` updates leaves on disk without its images.
 
     The plain loop's save, of an improvement, is not timed.
     """
     if row.plain:
-        plain_loop.pipeline(components).save_pretrained(folder)
+        models.save_pretrained(path)
     else:
-        job = Job(0, "crane", folder, folder / "images")
-        state, trained = learner.start(replace(config, **FOREVER), components, job), None
+        folder, trained = new_folder(row, path), None
+        folder.begin_training(asdict(row.config))
+        trainer, pixels = new_trainer(row, models, folder), np.zeros((row.config.epoch_size, 8, 8, 3), np.uint8)
         while not trained:
-            state.vector.grad = torch.randn_like(state.vector)
-            trained = learner.update(replace(config, **FOREVER), state, 1 / (1 + len(state.history)), 0.5)
-        write_text(folder / "config.yml", to_yaml(config))
-        with contextlib.redirect_stdout(io.StringIO()):
-            save(config, job, trained)
-        (folder / learner.STATE_FILE).unlink()
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.suffix != ".png")
+            trainer.vectors.grad, loss = torch.randn_like(trainer.vectors), torch.tensor(1 / (1 + len(trainer.history)))
+            trained = trainer.finish_update(loss, torch.tensor(0.5), pixels, 0.1)
+        folder.save_training(trained, asdict(row.config))
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and file.suffix != ".png")
 
 
-def least_flops(row: Row, config: RunConfig, random_weights: str | None) -> int:
-    """FLOPs of the calls that one update of one class cannot do without, whoever does it: nothing computed anew."""
-    hide_progress()
-    config = replace(config, **{**row.changes, **FOREVER, "num_train_epochs": 1, "batch_size": 4})
-    components, classifier = load(config, random_weights)
-    token_id = class_token.add_placeholder(components.tokenizer, config.placeholder_token)
-    diffusion.checkpoint = lambda function, *arguments, **_: function(*arguments)
-    with tempfile.TemporaryDirectory() as folder, FlopCounterMode(display=False) as counter:
-        list(train_tokens(config, components, token_id, classifier,
-                          iter([Job(0, "crane", Path(folder), Path(folder, "images"))])))
+def count_flops(row: Row) -> int:
+    """FLOPs of the calls that one update of one class cannot do without: nothing is computed twice."""
+    generator, classifier = load_models(row._replace(plain=False))
+    with tempfile.TemporaryDirectory() as path, FlopCounterMode(display=False) as counter:
+        batch, vectors = join_batches([new_trainer(row, generator, new_folder(row, path))], generator.device)
+        embeds = generator.encode(batch.prompts, vectors)
+        leaf = embeds.detach().requires_grad_()
+        for i in torch.arange(len(batch.seeds)).split(4):
+            z_0 = generator.sample(leaf[batch.prompt_of[i]], batch.seeds[i], split_settings(row.config)[1])
+            classifier_loss(classifier)(generator.decode(z_0), batch.targets[i])[0].sum().backward()
+        embeds.backward(leaf.grad)
     return counter.get_total_flops()
 
 
-@contextlib.contextmanager
-def in_networks(components, classifier):
-    """Yields a list of the seconds spent in calls of the networks, forwards and backwards; meaningful on a CPU."""
-    seconds, depth = [], [0, 0.0]
-
-    def enter(*_):
-        depth[0] += 1
-        if depth[0] == 1:
-            depth[1] = time.perf_counter()
-
-    def leave(*_):
-        depth[0] -= 1
-        if depth[0] == 0:
-            seconds.append(time.perf_counter() - depth[1])
-
-    hooks = [hook for module in (components.text_encoder, components.unet, components.vae.decoder, classifier.model)
-             for hook in (module.register_forward_pre_hook(enter), module.register_forward_hook(leave))]
-    backward = torch.autograd.backward
-
-    def timed(*args, **kwargs):
-        enter()
-        level = depth[0]
-        try:
-            backward(*args, **kwargs)
-        finally:
-            depth[0] = level  # what is computed anew on the way back stops early, before its hook
-            leave()
-
-    torch.autograd.backward = timed
-    try:
-        yield seconds
-    finally:
-        torch.autograd.backward = backward
-        for hook in hooks:
-            hook.remove()
-
-
-def synchronize(device: str):
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-
-
-def matmul_rate(device: str, dtype: torch.dtype, size: int, repeats: int = 10) -> float:
-    """FLOPs a second of a square matrix product: what the machine can do at best."""
+def measure_rate(device: str, dtype: torch.dtype) -> float:
+    """FLOPs per second of a square matrix product: what the machine can do at best."""
+    size = 1024 if device == "cpu" else 8192
     a, b = torch.randn(2, size, size, device=device, dtype=dtype)
-    best = float("inf")
-    for _ in range(repeats):
-        started = time.perf_counter()
-        a @ b
-        synchronize(device)
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
+    timer = Timer("a @ b", globals={"a": a, "b": b}, num_threads=torch.get_num_threads())
+    return 2 * size**3 / min(timer.timeit(1).mean for _ in range(10))
 
 
-def measure_rate(config: RunConfig) -> float:
-    return matmul_rate(config.device, DTYPES[config.mixed_precision], 1024 if config.device == "cpu" else 8192)
-
-
-def apart(function, *arguments):
-    """`function(*arguments)` in a process of its own, so that its peak of memory is its own."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+def run_apart(function, *arguments):
+    """`function(*arguments)` in a silent process of its own, so that its peak of memory is its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork"), silence_process) as pool:
         return pool.submit(function, *arguments).result()
 
 
-def median_of(rounds: list[dict]) -> dict:
-    return {key: value if value is None else statistics.median(each[key] for each in rounds)
-            for key, value in rounds[0].items()}
+def silence_process():
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
-def write_table(out: Path) -> list[str]:
+def write_table(out: Path) -> str:
     """docs/cost.md from docs/cost.json, and from docs/updates.json (benchmarks/updates.py) where that is there.
 
     The plain loop's seconds are without its saves.
     """
-    read = [json.loads(file.read_text()) if file.exists() else {}
-            for file in (out.with_suffix(".json"), out.with_name("updates.json"))]
-    measured, updates = read[0], read[1].get("settings", {})
-    rows, about = measured["rows"], {key: value for key, value in measured.items() if key != "rows"}
-    columns = ["", "s an update and class", "images/s", "times the plain loop's", "times the paper's plain loop's",
-               "UNet images", "floor s", "floor / s", "outside the networks", "peak GB", "bytes a class",
-               "median updates to 0.9", "s to 0.9"]
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    about, file = read_json(out.with_suffix(".json")), out.with_name("updates.json")
+    updates = read_json(file)["settings"] if file.exists() else {}
+    rows, table = about.pop("rows"), Table(COLUMNS, [])
     for row in rows:
-        seconds, plain = row["seconds_per_update"], next(each for each in rows if each["setting"] == row["setting"])
-        outside = f"{100 * row['share_outside_networks']:.0f} %" if about["device"].startswith("cpu") else ""
+        seconds, rate, floor = row["seconds_per_update"], row["images_per_second"], row["floor_seconds"]
+        plain = next(other for other in rows if other["setting"] == row["setting"])
         needed = updates.get(row["setting"], {}).get("median", "")
-        cells = [row["name"], f"{seconds:.3g}", f"{row['images_per_second']:.2f}",
-                 f"{row['images_per_second'] / plain['images_per_second']:.2f}",
-                 f"{row['images_per_second'] / rows[0]['images_per_second']:.2f}", f"{row['unet_images']:.0f}",
-                 f"{row['floor_seconds']:.3g}", f"{100 * row['floor_seconds'] / seconds:.0f} %", outside,
-                 f"{row['peak_memory_gb']:.2f}", f"{row['bytes_a_class']:,.0f}", f"{needed}",
-                 f"{needed * seconds:.3g}" if isinstance(needed, (int, float)) else needed]
-        lines.append(f"| {' | '.join(cells)} |")
-    write_text(out.with_suffix(".md"), "\n".join([*lines, "", ", ".join(f"{k} {v}" for k, v in about.items()), ""]))
-    return lines
+        table.rows.append([
+            row["name"], f"{seconds:.3g}", f"{rate:.2f}", f"{rate / plain['images_per_second']:.2f}",
+            f"{rate / rows[0]['images_per_second']:.2f}", f"{row['unet_images']:.0f}", f"{floor:.3g}",
+            f"{100 * floor / seconds:.0f} %", f"{row['peak_memory_gb']:.2f}", f"{row['bytes_per_class']:,.0f}", needed,
+            needed if isinstance(needed, str) else f"{needed * seconds:.3g}"])
+    write_text(out.with_suffix(".md"), f"{table.to_markdown()}\n\n{', '.join(f'{k} {v}' for k, v in about.items())}\n")
+    return table.to_markdown()
 
 
 def main():
@@ -274,37 +221,38 @@ def main():
     parser.add_argument("--random_weights", choices=["sd14"], help="Stable Diffusion 1.4 and ViT-L/16 in the paper's "
                                                                    "setting, instead of a config's weights")
     parser.add_argument("--device", help="cpu, cuda (the config's)")
-    parser.add_argument("--dtype", choices=list(DTYPES), help="no, fp16 or bf16 (the config's)")
-    parser.add_argument("--updates", type=int, default=2, help="measured updates a round (2)")
+    parser.add_argument("--dtype", choices=list(PRECISIONS), help="no, fp16 or bf16 (the config's)")
+    parser.add_argument("--updates", type=int, default=2, help="measured updates per round (2)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds, of which the median counts (3)")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/cost", help="where the .md and .json go (docs/cost)")
-    arguments = parser.parse_args()
-    config = RunConfig() if arguments.random_weights else parse(["--config", arguments.config])[0]
-    config = replace(config, device=arguments.device or config.device,
-                     mixed_precision=arguments.dtype or config.mixed_precision)
-    rows = rows_of(config)
-    changes = [row.changes for row in rows]
-    flops = [apart(least_flops, rows[changes.index(each)], config, arguments.random_weights)
-             if changes.index(each) == i else None for i, each in enumerate(changes)]
-    rates, rounds = [], []
-    for i in range(arguments.rounds):
-        rates.append(apart(measure_rate, config))
-        rounds.append([])
-        for row in rows:
-            rounds[-1].append(apart(measure, row, config, arguments.random_weights, arguments.updates))
-            print(f"round {i + 1}, {row.name}: {rounds[-1][-1]['seconds_per_update']:.3g} s an update and class",
-                  flush=True)
+    options = parser.parse_args()
+    config = RunConfig() if options.random_weights else parse_settings(["--config", options.config])[0]
+    config = replace(config, device=options.device or config.device,
+                     mixed_precision=options.dtype or config.mixed_precision, **FOREVER)
+    with tempfile.TemporaryDirectory() as weights:
+        if options.random_weights:
+            config = replace(config, **run_apart(save_sd14, Path(weights)))
+        rows, flops, rates, rounds = list_rows(config), {}, [], []
+        settings = [name_setting(row.config) for row in rows]
+        for row, setting in zip(rows, settings, strict=True):
+            flops[setting] = flops.get(setting) or run_apart(count_flops, row)
+        for i in range(options.rounds):
+            rates.append(run_apart(measure_rate, config.device, PRECISIONS[config.mixed_precision]))
+            rounds.append([])
+            for row in rows:
+                rounds[i].append(run_apart(measure_row, row, options.updates))
+                print(f"round {i + 1}, {row.name}: {rounds[i][-1]['seconds_per_update']:.3g} s per update and class",
+                      flush=True)
     rate = statistics.median(rates)
-    results = [{**median_of(each), "floor_seconds": flops[changes.index(row.changes)] / rate}
-               for row, each in zip(rows, zip(*rounds, strict=True), strict=True)]
+    results = [{"name": row.name, "setting": setting, "floor_seconds": flops[setting] / rate,
+                **{key: statistics.median(found[key] for found in measured) for key in measured[0]}}
+               for row, setting, measured in zip(rows, settings, zip(*rounds, strict=True), strict=True)]
     device = torch.cuda.get_device_name() if config.device.startswith("cuda") else f"{torch.get_num_threads()} threads"
-    about = {"device": f"{config.device}: {device}", "matmul_flops_per_second": rate, "updates": arguments.updates,
-             "rounds": arguments.rounds, "python": platform.python_version(), "torch": torch.__version__,
-             "diffusers": diffusers.__version__}
-    write_json(arguments.out.with_suffix(".json"), {**about, "rows": [
-        {"name": row.name, "setting": setting_of(replace(config, **row.changes)), **result}
-        for row, result in zip(rows, results, strict=True)]})
-    print("\n".join(write_table(arguments.out)))
+    write_json(options.out.with_suffix(".json"), {
+        "device": f"{config.device}: {device}", "matmul_flops_per_second": rate,
+        "updates": options.updates, "rounds": options.rounds, "python": platform.python_version(),
+        "torch": torch.__version__, "diffusers": diffusers.__version__, "rows": results})
+    print(write_table(options.out))
 
 
 if __name__ == "__main__":

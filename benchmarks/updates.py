@@ -2,112 +2,107 @@
 
     python -m benchmarks.updates            the miniature's classes, in the paper's trajectory and in their own
 
-A plain loop takes the same steps (tests/test_benchmarks.py), so these counts times the seconds an update of
+A plain loop takes the same steps (tests/benchmarks), so these counts times the seconds per update of
 benchmarks/cost.py are the seconds to accuracy of both. Nothing stops a training early here. Finished classes are kept
 in --work: several calls may run beside each other, each for classes of its own, before one for all.
 """
 
 import argparse
-import hashlib
 import json
 import statistics
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from tqdm import tqdm
 
-import class_token
-from benchmarks.cost import FOREVER, PAPER, setting_of, write_table
-from classifiers import load_classifier
-from config import DECISIVE, RunConfig, as_typed, parse
-from diffusion import load_components
-from evaluation import Arm, draw_some, embed
-from learner import Job
-from prompt_datasets import TEMPLATES, class_names, select_classes
-from run import DTYPES
-from training import train_tokens
-from utils import ROOT, files_of, write_json, write_tensors
+from benchmarks.cost import FOREVER, PAPER, name_setting, split_settings, write_table
+from config import RunConfig, names_deciding, parse_settings
+from evaluation.images import digest_json
+from method.losses import classifier_loss
+from method.trainer import Trainer
+from method.training import train_tokens
+from models.classifiers import load_classifier
+from models.generator import PRECISIONS, Generator, load_generator
+from models.sampling import SamplingSettings
+from prompt_datasets import TEMPLATES, TargetClass, class_names, select_classes
+from utils import ROOT, list_checkpoint_files, read_json, read_tensors, write_json, write_tensors
+
+HELD_OUT = 10  # seeds
 
 
-def train(config: RunConfig, models, jobs: list[Job]):
+def train_classes(config: RunConfig, generator: Generator, loss_fn, folders: dict[TargetClass, Path]):
     """Leave the vectors of every update of every class in its folder."""
-    components, token_id, guide, _ = models
-    todo = [job for job in jobs if not (job.tokens / "vectors.safetensors").exists()]
-    for job, trained in train_tokens(config, components, token_id, guide, iter(todo)):
-        write_tensors(job.tokens / "vectors.safetensors", {"vectors": trained.vectors.cpu()})
+    settings, sampling = split_settings(config)
+    trainers = (Trainer(target, generator.initial_vectors(config.initializer_token), settings, generator.dtype,
+                        folder / "history.jsonl", folder / "training_state.pt", folder / "images")
+                for target, folder in folders.items() if not (folder / "vectors.safetensors").exists())
+    for trainer, trained in train_tokens(generator, loss_fn, trainers, 8, sampling, config.batch_size):
+        write_tensors(folders[trainer.target] / "vectors.safetensors", {"vectors": trained.every_update.cpu()})
 
 
-def judge(config: RunConfig, models, job: Job, every: int, bar: tqdm):
-    """Note how many of test_size held-out pictures are right by every so manieth vector, until nine in ten are."""
-    vectors = load_file(job.tokens / "vectors.safetensors")["vectors"]
-    accuracies = {}
+def judge_class(folder: Path, every: int, measure_accuracy: Callable[[torch.Tensor], float]):
+    """Note the accuracy of every so many updates' vectors, until it is 0.9."""
+    vectors, accuracies = read_tensors(folder / "vectors.safetensors")[0]["vectors"], {}
     for update in range(0, len(vectors), every):
-        accuracies[update] = accuracy(config, models, job, vectors[update])
-        bar.set_postfix(update=update, accuracy=accuracies[update])
+        accuracies[update] = measure_accuracy(vectors[update])
         if accuracies[update] >= 0.9:
             break
-    write_json(job.tokens / "accuracy.json", {"updates": len(vectors), "accuracies": accuracies})
+    write_json(folder / "accuracy.json", {"updates": len(vectors), "accuracies": accuracies})
 
 
 @torch.no_grad()
-def accuracy(config: RunConfig, models, job: Job, vector: torch.Tensor) -> float:
-    components, token_id, _, evaluator = models
-    arm = Arm("with", TEMPLATES[0].format(f"{config.placeholder_token} {job.class_name}"), vector, config.test_size)
-    pictures = draw_some(config, components, {"with": embed(components, token_id, arm)},
-                         [("with", seed) for seed in range(config.test_size)])
-    return (evaluator(pictures).argmax(1) == job.class_index).sum().item() / config.test_size
+def measure_accuracy(generator: Generator, evaluator, prompt: str, index: int, count: int, sampling: SamplingSettings,
+                     vectors: torch.Tensor) -> float:
+    """The share of the pictures of seeds 0 to count - 1 that `evaluator` takes for class `index` (from 0)."""
+    cond = generator.encode([prompt], vectors[None].to(generator.device)).repeat_interleave(count, 0)
+    images = generator.decode(generator.sample(cond, range(count), sampling))
+    return (evaluator(images).argmax(1) == index).sum().item() / count
 
 
-def summary(jobs: list[Job]) -> dict:
+def summarise_classes(folders: list[Path]) -> dict:
     """Updates to 0.9 of every class, None where they did not suffice; their median, in words where there is none."""
-    found = [json.loads((job.tokens / "accuracy.json").read_text()) for job in jobs]
-    reached = [next((int(update) for update, share in each["accuracies"].items() if share >= 0.9), None)
-               for each in found]
+    found = [read_json(folder / "accuracy.json") for folder in folders]
+    reached = [next((int(update) for update, share in measured["accuracies"].items() if share >= 0.9), None)
+               for measured in found]
     median = statistics.median([float("inf") if updates is None else updates for updates in reached])
     return {"median": median if median < float("inf") else "not reached", "classes": reached,
-            "updates": [each["updates"] for each in found]}
+            "updates": [measured["updates"] for measured in found]}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/miniature.yml", help="settings of the run (the miniature's)")
     parser.add_argument("--class_index", default="all", help="which classes (all)")
-    parser.add_argument("--every", type=int, default=3, help="judge every so manieth update (3)")
+    parser.add_argument("--every", type=int, default=3, help="judge after every so many updates (3)")
     parser.add_argument("--updates", type=int, default=16, help="updates at most (16)")
     parser.add_argument("--work", type=Path, default=Path("img/updates"), help="for what is finished (img/updates)")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/updates.json", help="(docs/updates.json)")
-    arguments = parser.parse_args()
-    config = replace(parse(["--config", arguments.config])[0], test_size=10, num_train_epochs=arguments.updates,
-                     classes_at_once=8, **FOREVER)
-    guide, evaluator = (load_classifier(name, config.device) for name in (config.classifier, config.evaluator))
-    names = class_names(guide.labels, config.class_names)
-    components = load_components(config.model, config.device, DTYPES[config.mixed_precision])
-    models = components, class_token.add_placeholder(components.tokenizer, config.placeholder_token), guide, evaluator
-    results = {}
-    for each in (config, replace(config, **PAPER)):
-        folder = arguments.work / f"{setting_of(each)} {digest(each)}"
-        jobs = [Job(index, names[index], folder / f"{index + 1}", folder / f"{index + 1}/images")
-                for index in select_classes(arguments.class_index, guide.labels, names)]
-        train(each, models, jobs)
-        with tqdm([job for job in jobs if not (job.tokens / "accuracy.json").exists()], desc="judging",
-                  unit="class") as bar:
-            for job in bar:
-                judge(each, models, job, arguments.every, bar)
-        results[setting_of(each)] = summary(jobs)
-    write_json(arguments.out, {"target": 0.9, "held_out_seeds": config.test_size, "every": arguments.every,
-                               "updates_at_most": arguments.updates, "settings": results})
+    options, results = parser.parse_args(), {}
+    base = replace(parse_settings(["--config", options.config])[0], num_train_epochs=options.updates, **FOREVER)
+    guide, evaluator = (load_classifier(name, base.device) for name in (base.classifier, base.evaluator))
+    targets = select_classes(options.class_index, guide.labels, class_names(guide.labels, base.class_names))
+    generator = load_generator(base.model, base.device, PRECISIONS[base.mixed_precision])
+    generator.set_placeholder(base.placeholder_token)
+    for config in (base, replace(base, **PAPER)):
+        decisive = [getattr(config, name) for name in names_deciding("token")], list_checkpoint_files(config.model)
+        work = options.work / f"{name_setting(config)} {digest_json(decisive)[:8]}"  # other weights, another folder
+        folders = {target: work / str(target.number) for target in targets}
+        train_classes(config, generator, classifier_loss(guide), folders)
+        for target, folder in tqdm(folders.items(), desc="judging", unit="class"):
+            if not (folder / "accuracy.json").exists():
+                prompt = TEMPLATES[0].format(f"{config.placeholder_token} {target.name}")
+                judge_class(folder, options.every, partial(
+                    measure_accuracy, generator, evaluator, prompt, target.index, HELD_OUT,
+                    split_settings(config)[1]._replace(timesteps=None)))
+        results[name_setting(config)] = summarise_classes(list(folders.values()))
+    write_json(options.out, {"target": 0.9, "held_out_seeds": HELD_OUT, "every": options.every,
+                             "updates_at_most": options.updates, "settings": results})
     print(json.dumps(results, indent=2))
-    if arguments.out.with_name("cost.json").exists():
-        print("\n".join(write_table(arguments.out.with_name("cost"))))
-
-
-def digest(config: RunConfig) -> str:
-    """Of what decides the vectors: another setting or other weights are kept apart."""
-    settings = as_typed(config)
-    decisive = {name: settings[name] for name in DECISIVE}
-    return hashlib.sha256(json.dumps([decisive, files_of(config.model)], sort_keys=True).encode()).hexdigest()[:8]
+    if options.out.with_name("cost.json").exists():
+        print(write_table(options.out.with_name("cost")))
 
 
 if __name__ == "__main__":

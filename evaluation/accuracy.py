@@ -2,9 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -19,21 +18,15 @@ from utils import broken_file_error, import_function, load_images, read_image, r
 JUDGED_AT_ONCE = 32
 
 
-class Judgement(NamedTuple):
-    """What a judge sees in one arm's pictures of a class, in the order of their seeds."""
+@dataclass(frozen=True)
+class Judgement:
+    """What a judge sees in one arm's pictures of a class."""
 
-    right: list[bool]
-    in_top5: int
+    accuracy: Proportion
+    top5: Proportion
     mean_target_probability: float
     predicted_instead: dict[str, int]  # class title: pictures, the most frequent first
-
-    @property
-    def top_1(self) -> Proportion:
-        return count_right(self.right)
-
-    @property
-    def top_5(self) -> Proportion:
-        return Proportion(self.in_top5, len(self.right))
+    right: list[bool]  # in the order of the seeds
 
 
 Pair = dict[str, dict[str, Judgement]]  # {arm: {role of the judge: what it sees}}
@@ -41,33 +34,29 @@ Pair = dict[str, dict[str, Judgement]]  # {arm: {role of the judge: what it sees
 
 @dataclass
 class ClassMetrics:
-    """The measurements of one class; `roles` maps a judge's role to its name."""
+    """The measurements of one class, as metrics.json has them."""
 
-    number: int
+    class_index: int  # from 1
     label: str
     classes: int  # that the classifier knows
     images: int  # per arm
-    roles: dict[str, str]
+    judges: dict[str, str]  # {role: name}
     arms: Pair
     contexts: dict[str, Pair]  # by prompt
     context_kept: dict[str, dict[str, Proportion]]  # {prompt: {arm: share of pictures that show what it adds}}
     pictures: str  # digest of how the pictures without and with were drawn
     evaluation: str  # digest of all that decides these measurements
     film: list[str]
-    held_out: bool  # the file says which seeds training used
+    held_out: bool  # the token's file says which seeds training used
     settings: dict
 
     def save_metrics(self, path: Path):
-        """Write metrics.json."""
-        contexts = {prompt: {**pair_to_json(pair), "mcnemar_p": paired_p_values(pair)}
-                    for prompt, pair in self.contexts.items()}
-        for prompt, kept in self.context_kept.items():
-            contexts[prompt]["context_kept"] = {arm: asdict(share) for arm, share in kept.items()}
-        write_json(path, {
-            "class_index": self.number, "label": self.label, "classes": self.classes, "images": self.images,
-            "seeds": [0, self.images - 1], "judges": self.roles, "pictures": self.pictures,
-            "evaluation": self.evaluation, "film": self.film, "held_out": self.held_out, "settings": self.settings,
-            **pair_to_json(self.arms), "mcnemar_p": paired_p_values(self.arms), "contexts": contexts})
+        found = asdict(self)
+        arms, kept = found.pop("arms"), found.pop("context_kept")
+        for prompt, pair in found["contexts"].items():
+            pair |= {"mcnemar_p": paired_p_values(self.contexts[prompt])}
+            pair |= {"context_kept": kept[prompt]} if prompt in kept else {}
+        write_json(path, {**found, **arms, "mcnemar_p": paired_p_values(self.arms), "seeds": [0, self.images - 1]})
 
 
 def load_metrics(path: Path) -> ClassMetrics:
@@ -78,28 +67,23 @@ def load_metrics(path: Path) -> ClassMetrics:
     """
     found = read_json(path, "class_index", "judges", "contexts", *ARMS)
     try:
-        contexts = found["contexts"]
-        return ClassMetrics(
-            found["class_index"], found["label"], found["classes"], found["images"], found["judges"],
-            pair_from_json(found), {prompt: pair_from_json(context) for prompt, context in contexts.items()},
-            {prompt: {arm: Proportion(share["successes"], share["count"])
-                      for arm, share in context["context_kept"].items()}
-             for prompt, context in contexts.items() if "context_kept" in context},
-            found["pictures"], found["evaluation"], found["film"], found["held_out"], found["settings"])
+        found["arms"] = read_pair(found)
+        found["context_kept"] = {
+            prompt: {arm: read_proportion(share) for arm, share in pair["context_kept"].items()}
+            for prompt, pair in found["contexts"].items() if "context_kept" in pair}
+        found["contexts"] = {prompt: read_pair(pair) for prompt, pair in found["contexts"].items()}
+        return ClassMetrics(**{each.name: found[each.name] for each in fields(ClassMetrics)})
     except (KeyError, TypeError, AttributeError) as error:
         raise broken_file_error(path, f"without {error}") from error
 
 
-def pair_to_json(pair: Pair) -> dict:
-    return {arm: {role: {"accuracy": asdict(seen.top_1), "top5": asdict(seen.top_5),
-                         "mean_target_probability": seen.mean_target_probability,
-                         "predicted_instead": seen.predicted_instead, "right": seen.right}
-                  for role, seen in judged.items()} for arm, judged in pair.items()}
+def read_proportion(found: dict) -> Proportion:
+    return Proportion(found["successes"], found["count"])
 
 
-def pair_from_json(found: dict) -> Pair:
-    return {arm: {role: Judgement(seen["right"], seen["top5"]["successes"], seen["mean_target_probability"],
-                                  seen["predicted_instead"]) for role, seen in found[arm].items()}
+def read_pair(found: dict) -> Pair:
+    return {arm: {role: Judgement(**{**seen, "accuracy": read_proportion(seen["accuracy"]),
+                                     "top5": read_proportion(seen["top5"])}) for role, seen in found[arm].items()}
             for arm in (*ARMS, *CONTROLS) if arm in found}
 
 
@@ -122,8 +106,8 @@ def judge_images(classifier: Classifier, paths: list[Path], index: int) -> Judge
     likeliest = probabilities.topk(min(5, probabilities.shape[1])).indices
     right = likeliest[:, 0] == index
     others = Counter(class_title(i, classifier.labels[i]) for i in likeliest[~right, 0].tolist())
-    return Judgement(right.tolist(), int((likeliest == index).any(1).sum()), probabilities[:, index].mean().item(),
-                     dict(others.most_common()))
+    return Judgement(count_right(right.tolist()), count_right((likeliest == index).any(1).tolist()),
+                     probabilities[:, index].mean().item(), dict(others.most_common()), right.tolist())
 
 
 def measure_context(context_judge: str, template: str, files: list[Path]) -> Proportion:
@@ -156,7 +140,7 @@ def judge_class(judges: dict[str, Classifier], target: TargetClass, arms: list[s
 
 def pool_accuracy(judged: Iterable[dict[str, Judgement]], role: str, top5: bool = False) -> Proportion:
     """All classes' pictures of one arm together."""
-    return pool_proportions(by_role[role].top_5 if top5 else by_role[role].top_1 for by_role in judged)
+    return pool_proportions(by_role[role].top5 if top5 else by_role[role].accuracy for by_role in judged)
 
 
 def before_and_after(pairs: list[Pair], role: str, top5: bool = False) -> str:
@@ -172,13 +156,13 @@ def describe_change(metrics: list[ClassMetrics], role: str) -> str:
 
 def accuracy_table(metrics: list[ClassMetrics]) -> Table:
     """One row per class, accuracy without -> with by every judge, and all images together last."""
-    roles = list(metrics[0].roles)
+    roles = list(metrics[0].judges)
     table = Table(["", "class", *(f"by the {role}" for role in roles),
                    f"without the token also seen as (by the {roles[-1]})"], [], "Accuracy by class")
     for one in metrics:
         instead = list(one.arms["without"][roles[-1]].predicted_instead.items())[:2]
-        shares = [" -> ".join(f"{one.arms[arm][role].top_1.value:.2f}" for arm in ARMS) for role in roles]
-        table.rows.append([one.number, one.label, *shares, ", ".join(f"{title}: {n}" for title, n in instead)])
+        shares = [" -> ".join(f"{one.arms[arm][role].accuracy.value:.2f}" for arm in ARMS) for role in roles]
+        table.rows.append([one.class_index, one.label, *shares, ", ".join(f"{title}: {n}" for title, n in instead)])
     pairs = [one.arms for one in metrics]
     table.rows.append(["", "all", *(before_and_after(pairs, role) for role in roles), ""])
     if metrics[0].classes > 5:
@@ -194,7 +178,7 @@ def accuracy_table(metrics: list[ClassMetrics]) -> Table:
 
 def contexts_table(metrics: list[ClassMetrics]) -> Table:
     """One row per prompt: accuracy of all classes together, and how often the picture shows what the prompt adds."""
-    roles = list(metrics[0].roles)
+    roles = list(metrics[0].judges)
     table = Table(["prompt", *(f"by the {role}" for role in roles), "context kept"], [], "In other prompts")
     for prompt in metrics[0].contexts:
         kept = [str(pool_proportions(one.context_kept[prompt][arm] for one in metrics)) for arm in ARMS

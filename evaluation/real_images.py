@@ -11,10 +11,19 @@ from pathlib import Path
 from tqdm import tqdm
 
 from prompt_datasets import TargetClass, class_folder
-from utils import UserError, find_path, import_function, read_image, require, save_image, suggest_word, to_printable
+from utils import (
+    FUNCTION,
+    UserError,
+    find_path,
+    import_function,
+    read_image,
+    require,
+    save_image,
+    suggest_word,
+    to_printable,
+)
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
-FUNCTION = r"[A-Za-z_]\w*(\.\w+)*:\w+"
 
 
 def find_real_images(source: str, names: list[str], labels: list[str], runs: dict[TargetClass, Path],

@@ -25,7 +25,6 @@ from evaluation.images import ARMS, CONTROLS, FRAMES
 from evaluation.pictures import caption_image, draw_sheet, inline_animation, inline_image, list_numbered, shrink_image
 from method.class_token import load_token
 from method.trainer import HISTORY_KEYS
-from prompt_datasets import class_title
 from utils import UserError, error_message, read_json, read_json_lines, read_yaml, require, save_image, write_text
 
 matplotlib.use("Agg")
@@ -96,16 +95,17 @@ def animate_updates(run: Path, film: list[str]) -> str | None:
 def describe_class(run: Path, metrics: ClassMetrics, briefly: bool) -> dict:
     """What the page shows of one class, from its run folder img/<classifier>/<class>/<run>; `briefly`: in few kB."""
     shown, side = (4, 96) if briefly else (SHOWN, 192)
-    judge = list(metrics.roles)[-1]
+    judge = list(metrics.judges)[-1]
     rows = [{"name": name, "pictures": [inline_image(run / "eval" / arm / f"{seed}.png", side) for seed in range(
         min(shown, metrics.images))]} for arm, name in (("without", "without"), ("with", "with token"))]
     real = list_numbered(run / "eval" / "real")[:shown]
     if real:
         rows.append({"name": "real", "pictures": [inline_image(file, side) for file in real]})
-    taken_for = {arm: [(class_title(metrics.number - 1, metrics.label), metrics.arms[arm][judge].top_1.successes),
-                       *metrics.arms[arm][judge].predicted_instead.items()][:6] for arm in ARMS}
+    own_title, judged = f"{metrics.class_index} ({metrics.label})", {arm: metrics.arms[arm][judge] for arm in ARMS}
+    taken_for = {arm: [(own_title, seen.accuracy.successes), *seen.predicted_instead.items()][:6]
+                 for arm, seen in judged.items()}
     token = (run.resolve() / "../../../../pipeline_token").resolve().joinpath(*run.resolve().parts[-3:])
-    return {"number": metrics.number, "label": metrics.label, "rows": rows, "taken_for": taken_for, "judge": judge,
+    return {"number": metrics.class_index, "label": metrics.label, "rows": rows, "taken_for": taken_for, "judge": judge,
             "curves": None if briefly else plot_curves(token / "history.jsonl"),
             "gif": None if briefly else animate_updates(run, metrics.film),
             "settings": describe_settings(token, metrics.settings)}
@@ -132,12 +132,12 @@ def load_comparable_metrics(runs: list[Path]) -> list[ClassMetrics]:
                 f"'{run}' holds no evaluation: give folders such as img/inet/0283_tiger_cat/demo after "
                 "`python run.py ... --evaluate True`")
     metrics = [load_metrics(run / "eval" / "metrics.json") for run in runs]
-    ways = [{"test_size": one.images, "classifier or evaluator": one.roles, "eval_prompts": list(one.contexts),
+    ways = [{"test_size": one.images, "classifier or evaluator": one.judges, "eval_prompts": list(one.contexts),
              "controls": [arm in one.arms for arm in CONTROLS], **{name: one.settings.get(name) for name in ALIKE}}
             for one in metrics]
     others = [name for name in ways[0] if any(way[name] != ways[0][name] for way in ways)]
     require(not others, f"these classes were evaluated with another {', '.join(others)}: evaluate them alike")
-    repeated = [number for number, count in Counter(one.number for one in metrics).items() if count > 1]
+    repeated = [number for number, count in Counter(one.class_index for one in metrics).items() if count > 1]
     require(not repeated, f"class {repeated and repeated[0]} is there twice: give one of its folders")
     return metrics
 
@@ -154,11 +154,11 @@ def write_report(runs: list[Path], out: Path):
     first = metrics[0]
     headline = [{"role": f"accuracy, by the {role} ({name})",
                  **{arm: pool_accuracy((one.arms[arm] for one in metrics), role) for arm in ARMS}}
-                for role, name in first.roles.items()]
+                for role, name in first.judges.items()]
     tables = [accuracy_table(metrics)] + [contexts_table(metrics)] * bool(first.contexts)
     summary = runs[0].parent.parent / f"summary_{runs[0].name}.json"
     distances = read_json(summary, "distribution")["distribution"] if summary.exists() else None
-    if distances and distances.get("pictures") == {str(one.number): one.pictures for one in metrics}:
+    if distances and distances.get("pictures") == {str(one.class_index): one.pictures for one in metrics}:
         tables.append(fidelity_table(distances))
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
                               lstrip_blocks=True)

@@ -64,15 +64,11 @@ def mean_with_error(values: list[float], places: int = 2) -> str:
     return f"{statistics.mean(values):.{places}f}{error}"
 
 
-class _GivenFeatures(torch.nn.Module):
+def given_features(count: int) -> torch.nn.Module:
     """Hands features through, so that torchmetrics measures features that are computed already."""
-
-    def __init__(self, num_features: int):
-        super().__init__()
-        self.num_features = num_features
-
-    def forward(self, features):
-        return features
+    network = torch.nn.Identity()
+    network.num_features = count
+    return network
 
 
 def frechet_distance(real: torch.Tensor, generated: torch.Tensor) -> float:
@@ -83,7 +79,7 @@ def frechet_distance(real: torch.Tensor, generated: torch.Tensor) -> float:
     """
     if min(len(real), len(generated)) < 2:
         raise ValueError(f"FID needs at least two images on each side, not {len(real)} and {len(generated)}")
-    metric = FrechetInceptionDistance(_GivenFeatures(real.shape[1])).set_dtype(torch.float64)
+    metric = FrechetInceptionDistance(given_features(real.shape[1])).set_dtype(torch.float64)
     metric.update(real.double(), real=True)
     metric.update(generated.double(), real=False)
     return metric.compute().item()
@@ -95,7 +91,7 @@ def kernel_distance(real: torch.Tensor, generated: torch.Tensor, subsets: int = 
     size = min(subset_size, len(real) // 2, len(generated) // 2)  # half of a small side, or no two would differ
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # 'saves all features in buffer': they are there already
-        metric = KernelInceptionDistance(_GivenFeatures(real.shape[1]), subsets=subsets, subset_size=size)
+        metric = KernelInceptionDistance(given_features(real.shape[1]), subsets=subsets, subset_size=size)
     metric.set_dtype(torch.float64)
     metric.update(real.double(), real=True)
     metric.update(generated.double(), real=False)

@@ -1,4 +1,4 @@
-"""What every experiment shares: its arguments, tokens by run.py itself, pictures that are drawn once, its page."""
+"""What every experiment shares: its arguments, tokens and pictures that are made once, and the page of its result."""
 
 import argparse
 import functools
@@ -6,136 +6,170 @@ import json
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import torch
+from matplotlib.figure import Figure
 
-import class_token
-import run
-from classifiers import Classifier, load_classifier, load_labels
-from config import RunConfig, as_typed, parse, to_yaml
-from diffusion import Components
-from evaluation import Arm, drawing, generate, judge_images
-from metrics import Proportion, wilson
-from outputs import COST_FILE, is_trained, output_folders
-from prompt_datasets import TEMPLATES, class_folder, class_names, class_title, select_classes
-from real import drawn, real_pictures
-from utils import ROOT, UserError, replacing, require, write_json, write_text
+from config import RunConfig, names_deciding, parse_settings
+from evaluation.accuracy import judge_images
+from evaluation.images import Arm, Drawer
+from evaluation.real_images import draw_missing_images, find_real_images
+from evaluation.statistics import Proportion, count_right
+from evaluation.tables import Table
+from method.class_token import load_token
+from method.losses import classifier_loss
+from method.trainer import TrainingSettings
+from models.classifiers import Classifier, load_classifier, load_labels
+from models.generator import PRECISIONS, Generator, load_generator
+from models.sampling import SamplingSettings
+from prompt_datasets import TEMPLATES, TargetClass, class_names, select_classes
+from runs.folders import RunFolder
+from runs.workers import Sweep, TrainingJob, choose_device, work_on_classes
+from utils import (
+    ROOT,
+    UserError,
+    error_message,
+    list_checkpoint_files,
+    read_json,
+    read_json_lines,
+    replace_file,
+    require,
+    write_json,
+    write_text,
+)
 
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
-
-MINIATURE = "configs/miniature.yml"
+Sets = dict[TargetClass, list[Path]]
+MINIATURE, WORLD = "configs/miniature.yml", "miniature.world:draw"  # its settings, and its source of real pictures
 
 
 class Lab(NamedTuple):
-    """The models of an experiment, loaded when first needed, and where it works and writes its results."""
+    """An experiment's settings and classes, its models, loaded when first needed, and its folders."""
 
     config: RunConfig
     labels: list[str]
     names: list[str]
-    classes: list[int]  # from 0
-    work: Path
-    out: Path
-    generator: Callable[[], tuple[Components, int]]
-    guide: Callable[[], Classifier]
-    judge: Callable[[], Classifier]  # the evaluator, or the guide where the config has none
-    draw_batch: Callable
-
-    def title(self, index: int) -> str:
-        return class_title(index, self.labels[index])
-
-    @property
-    def judged(self) -> str:
-        """Who says what is right, for the notes under a table."""
-        judge = self.judge().name
-        return f"the evaluator '{judge}'" if self.config.evaluator else f"'{judge}', which also guided the training"
+    targets: list[TargetClass]
+    work: Path  # tokens and pictures
+    out: Path  # results
+    get_generator: Callable[[], Generator]
+    get_guide: Callable[[], Classifier]
+    get_judge: Callable[[], Classifier]  # the evaluator, or the guide where the config has none
+    drawer: Drawer
+    flags: list[str]  # of the command, but for the folders
 
 
-def parser(doc: str, class_index: str) -> argparse.ArgumentParser:
-    """Arguments of every experiment; `class_index` is what it is about on the miniature where nothing is said."""
-    arguments = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--config", default=MINIATURE, help="settings of the run (the miniature's); "
-                                                               "configs/imagenet.yml, inat.yml, cub.yml")
-    arguments.add_argument("--class_index", help=f"which classes, as for run.py (of the miniature: {class_index})")
-    arguments.add_argument("--work", type=Path, help="keeps tokens and pictures, so that a killed experiment goes on "
-                                                     "(img/results/<config>)")
-    arguments.add_argument("--out", type=Path, help="(docs/results; of another config its own folder in there)")
-    arguments.set_defaults(of_the_miniature=class_index)
-    return arguments
+def build_parser(doc: str, class_index: str) -> argparse.ArgumentParser:
+    """The arguments of every experiment; `class_index` names the classes of the miniature that it takes by default."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default=MINIATURE, help="settings, such as configs/imagenet.yml (the miniature's)")
+    parser.add_argument("--class_index", help=f"which classes, as for run.py (of the miniature: {class_index})")
+    parser.add_argument("--work", type=Path, help="keeps tokens and pictures for the next call (img/results/<config>)")
+    parser.add_argument("--out", type=Path, help="(docs/results; of another config its own folder in there)")
+    parser.set_defaults(classes_of_miniature=class_index, parser=parser)
+    return parser
 
 
 def open_lab(arguments: argparse.Namespace, **changes) -> Lab:
-    """The lab of `arguments`; `changes` to the settings are of the experiment.
+    """The lab of `arguments`; `changes` are settings that the experiment itself decides.
 
-    Raises:
-        UserError: settings that cannot work, or `arguments.images` that training may have seen.
+    A UserError where settings cannot work, or training may have seen the seeds of `arguments.images`.
     """
-    name = Path(arguments.config).stem
-    out = ROOT / "docs/results" / ("" if arguments.config == MINIATURE else name)
-    chosen = arguments.class_index or (arguments.of_the_miniature if arguments.config == MINIATURE else "")
+    name, is_miniature = Path(arguments.config).stem, arguments.config == MINIATURE
+    classes = arguments.class_index or (arguments.classes_of_miniature if is_miniature else "")
     work = arguments.work or Path("img/results", name)
-    flags = [part for key, value in changes.items() for part in (f"--{key}", str(value))]
-    config, _ = parse(["--config", arguments.config, "--class_index", chosen, "--train", "True",
-                       "--output_path", str(work), *flags])
-    config.validate()
+    config, _ = parse_settings(["--config", arguments.config])
+    config = replace(config, **{"class_index": classes, "train": True, "output_path": str(work), **changes})
+    config.validate_settings()
     images = getattr(arguments, "images", 0)
     require(images <= config.seed, f"--images {images} would judge seeds that training uses, from {config.seed} on: "
                                    f"give {config.seed} or less")
-    run.check_device(config.device, config.mixed_precision)
+    device = choose_device(config.device, config.mixed_precision, local_rank=-1)
     labels = load_labels(config.classifier)
     names = class_names(labels, config.class_names)
-    classes = select_classes(config.class_index, labels, names)
-    return Lab(config, labels, names, classes, work, arguments.out or out,
-               functools.cache(lambda: run.load_generator(config, [names[index] for index in classes])),
-               functools.cache(lambda: load_classifier(config.classifier, config.device)),
-               functools.cache(lambda: load_classifier(config.evaluator or config.classifier, config.device)),
-               drawing(config))
+    get_generator = functools.cache(lambda: open_generator(config, device))
+    drawn_by = {"weights": list_checkpoint_files(config.model),
+                **{name: getattr(config, name) for name in names_deciding("pictures")}}
+    flags = [word for name, value in vars(arguments).items()
+             if name not in ("work", "out") and value != arguments.parser.get_default(name)
+             for word in (f"--{name}", *map(str, value if isinstance(value, list) else [value]))]
+    return Lab(config, labels, names, select_classes(config.class_index, labels, names), work,
+               arguments.out or ROOT / "docs/results" / ("" if is_miniature else name), get_generator,
+               functools.cache(lambda: load_classifier(config.classifier, device)),
+               functools.cache(lambda: load_classifier(config.evaluator or config.classifier, device)),
+               Drawer(get_generator, sampling_settings(config), drawn_by, device, config.batch_size), flags)
 
 
-def tokens(lab: Lab, exp_id: str, classes: list[int] | None = None, **changes) -> dict[int, Path]:
-    """The run folders pipeline_token/... of these classes, trained by run.py where they are not yet.
+def open_generator(config: RunConfig, device: str) -> Generator:
+    generator = load_generator(config.model, device, PRECISIONS[config.mixed_precision],
+                               config.gradient_checkpointing, config.torch_compile)
+    generator.set_placeholder(config.placeholder_token)
+    return generator
 
-    Raises:
-        UserError: run.py failed, or there are tokens of other settings.
+
+def sampling_settings(config: RunConfig, timesteps: list[int] | None = None) -> SamplingSettings:
+    return SamplingSettings(config.height, config.width, config.guidance_scale, config.num_inference_steps,
+                            timesteps and tuple(timesteps))
+
+
+def judge_name(lab: Lab) -> str:
+    """Who says what is right, for the notes under a table."""
+    judge = lab.get_judge().name
+    return f"the evaluator '{judge}'" if lab.config.evaluator else f"'{judge}', which also guided the training"
+
+
+def choose_shown(lab: Lab) -> list[TargetClass]:
+    """Four classes at most, for a figure."""
+    return lab.targets[::max(1, len(lab.targets) // 4)][:4]
+
+
+def learn_tokens(lab: Lab, exp_id: str, targets: list[TargetClass] | None = None,
+                 **changes) -> dict[TargetClass, RunFolder]:
+    """The run folders of these classes (of all), trained where they are not yet; `changes` to the lab's settings.
+
+    A UserError where there are tokens of other settings, a class fails, or other processes are training some.
     """
-    classes = lab.classes if classes is None else classes
-    settings = lab.work / f"{exp_id}.yml"
-    write_text(settings, to_yaml(lab.config))
-    command = ["--config", str(settings), "--class_index", ",".join(str(index + 1) for index in classes),
-               "--train", "True", "--evaluate", "False", "--skip_exists", "True", "--exp_id", exp_id,
-               "--classes_at_once", "8", *(part for key, value in changes.items() for part in (f"--{key}", str(value)))]
-    config, _ = parse(command)
-    folders = {index: output_folders(config, index, lab.names[index])[0] for index in classes}
-    try:
-        there = sum(is_trained(config, folder) for folder in folders.values())
-    except UserError as error:
-        raise UserError(f"{error}; or another --work") from error
-    if there < len(folders):
-        require(run.main(command) == 0, f"run.py {shlex.join(command)} failed")
+    config = replace(lab.config, exp_id=exp_id, classes_at_once=8, **changes)
+    config.validate_settings()
+    folders = {target: RunFolder(config.output_path, config.classifier, target, exp_id)
+               for target in targets or lab.targets}
+    for folder in folders.values():
+        try:
+            folder.refuse_other_settings(asdict(config), names_deciding("token"))
+        except UserError as error:
+            raise UserError(f"{error} (here: another --work)") from error
+    is_same = config.classifier == lab.config.classifier
+    sweep = Sweep(list(folders.values()), lambda folder: folder.token_file.exists(), start_over=False)
+    errors = work_on_classes(sweep, TrainingJob(
+        lab.get_generator,
+        lambda: classifier_loss(lab.get_guide() if is_same else load_classifier(config.classifier, config.device)),
+        TrainingSettings(**{name: getattr(config, name) for name in TrainingSettings._fields}),
+        sampling_settings(config, config.train_timesteps), asdict(config), config.classes_at_once, config.batch_size),
+        evaluate_class=lambda folder: None)
+    if errors:
+        raise errors[0]
+    others = [folder.target.title for folder in sweep.left_to_others()]
+    require(not others, f"other processes are training class {', '.join(others)}: run this again when they are done")
     return folders
 
 
-def seconds_of(folder: Path) -> float:
-    """What the training of one class took."""
-    return json.loads((folder / COST_FILE).read_text(encoding="utf-8"))["seconds"]
+def load_vectors(folder: RunFolder) -> torch.Tensor:
+    return load_token(folder.token_file).vectors
 
 
-def vector_of(folder: Path) -> torch.Tensor:
-    return class_token.load(folder / class_token.TOKEN_FILE)[1]
+def read_updates(folder: RunFolder) -> list[dict]:
+    return read_json_lines(folder.history_file)
 
 
-def updates_of(folder: Path) -> list[dict]:
-    """The training's history, a line an update."""
-    return [json.loads(line) for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+def read_seconds(folder: RunFolder) -> float:
+    return read_json(folder.cost_file, "seconds")["seconds"]
 
 
-def kept(file: Path, settings: dict, make: Callable[[], object]):
-    """What `make` gave in an earlier call with the same settings (of JSON's kinds), or gives now."""
-    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+def cached_result(file: Path, settings: dict, make: Callable[[], object]):
+    """What `make` returned in an earlier call with the same settings (as JSON stores it), or returns now."""
+    found = read_json(file) if file.exists() else {}
     settings = json.loads(json.dumps(settings))
     if found.get("settings") != settings:
         found = {"settings": settings, "value": make()}
@@ -143,93 +177,88 @@ def kept(file: Path, settings: dict, make: Callable[[], object]):
     return found["value"]
 
 
-def settings_of(lab: Lab, **more) -> dict:
-    """All that decides what is learned in a lab, and what an experiment adds to it."""
-    unimportant = ("class_index", "exp_id", "output_path", "train", "evaluate", "skip_exists", "test_size",
-                   "batch_size", "classes_at_once", "torch_compile", "gradient_checkpointing")
-    return {**{name: value for name, value in as_typed(lab.config).items() if name not in unimportant}, **more}
+def list_settings(lab: Lab, **more) -> dict:
+    """All settings that decide what is learned in a lab, and what an experiment adds to them."""
+    return {**{name: getattr(lab.config, name) for name in (*names_deciding("token"), "real_images")}, **more}
 
 
-def pictures(lab: Lab, index: int, name: str, vector: torch.Tensor | None, images: int,
-             template: str = TEMPLATES[0], phrase: str | None = None) -> list[Path]:
-    """Seeds 0 to images - 1 of a class without a token (None) or with one, drawn unless they are there, called `name`.
+def draw_class(lab: Lab, target: TargetClass, name: str, vectors: torch.Tensor | None, images: int,
+               template: str = TEMPLATES[0], phrase: str | None = None) -> list[Path]:
+    """Seeds 0 to images - 1 of a class with vectors [K, D] or without (None), drawn where missing, in folder `name`.
 
     `phrase` takes the place of '<placeholder> <class name>' in the template.
     """
-    prompt = template.format(phrase or (lab.names[index] if vector is None else
-                                        f"{lab.config.placeholder_token} {lab.names[index]}"))
-    folder = lab.work / "pictures" / class_folder(index, lab.names[index])
-    generate(lab.config, lab.generator, lab.title(index), [Arm(name, prompt, vector, images)], folder, lab.draw_batch)
+    phrase = phrase or (target.name if vectors is None else f"{lab.config.placeholder_token} {target.name}")
+    folder = lab.work / "pictures" / target.folder
+    lab.drawer.draw_arms([Arm(name, template.format(phrase), vectors, images)], folder, target.title)
     return [folder / name / f"{seed}.png" for seed in range(images)]
 
 
-def real_pictures_of(lab: Lab, count: int) -> dict[int, list[Path]]:
-    """At least `count` real pictures of every class, from --real_images; a world draws them.
+def load_real_images(lab: Lab, count: int) -> Sets:
+    """`count` real pictures or more of every class, from the setting real_images, a folder or a world that draws them.
 
-    Raises:
-        UserError: none are given, or a class has fewer.
+    A UserError where a class has fewer.
     """
     source = lab.config.real_images
-    require(source, "this experiment needs real pictures: give --real_images a folder with a folder a class")
-    runs = {index: lab.work / "real" / class_folder(index, lab.names[index]) for index in lab.classes}
-    found = {index: drawn(source, index, files)
-             for index, files in real_pictures(source, lab.names, lab.labels, runs, count).items()}
-    few = [f"{lab.title(index)} {len(files)}" for index, files in found.items() if len(files) < count]
-    require(not few, f"{count} real pictures a class are needed, and there are of class {', '.join(few)}")
-    return found
+    require(source, "this experiment needs real pictures: give --real_images a folder with one folder per class")
+    found = find_real_images(source, lab.names, lab.labels,
+                             {target: lab.work / "real" / target.folder for target in lab.targets}, count)
+    few = [f"{target.title} {len(files)}" for target, files in found.items() if len(files) < count]
+    require(not few, f"{count} real pictures per class are needed, and there are of class {', '.join(few)}")
+    return {target: draw_missing_images(source, target, files) for target, files in found.items()}
 
 
-def share_right(lab: Lab, sets: dict[int, list[Path]]) -> Proportion:
-    """Over all classes {index: pictures}, how many are what they should be, by the judge."""
-    right = [each for index, files in sets.items() for each in judge_images(lab.judge(), files, index)["right"]]
-    return wilson(sum(right), len(right))
+def measure_accuracy(lab: Lab, sets: Sets) -> Proportion:
+    """The share of all classes' pictures that the judge takes for their class."""
+    return count_right(right for target, files in sets.items()
+                       for right in judge_images(lab.get_judge(), files, target.index).right)
 
 
-def markdown(header: list[str], rows: list[list]) -> list[str]:
-    return [f"| {' | '.join(map(str, line))} |" for line in (header, ["---"] * len(header), *rows)]
+def publish_result(lab: Lab, name: str, claim: str, sentence: str, table: Table, data: dict, figure: str | None = None):
+    """Write <name>.md and <name>.json, list all results in README.md beside them, and print the table and `sentence`.
+
+    `data` goes into the JSON file and may hold Proportions.
+    """
+    command = shlex.join(["python", "-m", f"experiments.{name}", *lab.flags])
+    paragraphs = (f"# {claim}", sentence, table.to_markdown(), table.note, f"![{claim}]({figure})" if figure else "",
+                  f"`{command}`")
+    write_text(lab.out / f"{name}.md", "\n\n".join(filter(None, paragraphs)) + "\n")
+    result = {"claim": claim, "command": command, "found": sentence, "figure": figure, **data,
+              "config": {**asdict(lab.config), "output_path": "."}}
+    write_json(lab.out / f"{name}.json", json.loads(json.dumps(result, default=asdict)))
+    index = Table(["claim", "command", "figure", "what we found", "paper"], [])
+    for path in sorted(lab.out.glob("*.json")):
+        found = read_json(path, "claim", "command", "figure", "found")
+        index.rows.append([found["claim"], f"`{found['command']}`",
+                           f"[{path.stem}]({found['figure'] or path.stem + '.md'})",
+                           f"{found['found']} [more]({path.stem}.md)", ""])
+    write_text(lab.out / "README.md", "# Results\n\nEach row is written by its command, with a page of its own beside "
+               "it. 'Right' is by an evaluator that did not guide. The paper's column is empty: its tables are not at "
+               f"hand.\n\n{index.to_markdown()}\n")
+    print(table.to_markdown(), f"\n{sentence}")
 
 
-def publish(lab: Lab, name: str, claim: str, sentence: str, header: list[str], rows: list[list], data: dict,
-            notes: str = "", figure: str | None = None):
-    """Write <name>.md and <name>.json and list it in README.md under the results' folder; print the finding."""
-    command = " ".join(["python -m", f"experiments.{name}", *asked()])
-    lines = [f"# {claim}", "", sentence, "", *markdown(header, rows), "", notes, "",
-             *([f"![{claim}]({figure})", ""] if figure else []), f"`{command}`", ""]
-    write_text(lab.out / f"{name}.md", "\n".join(lines))
-    write_json(lab.out / f"{name}.json", {"claim": claim, "command": command, "found": sentence, "figure": figure,
-                                          **data, "config": {**asdict(lab.config), "output_path": "."}})
-    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(lab.out.glob("*.json"))}
-    table = markdown(["claim", "command", "figure", "what we found", "paper"],
-                     [[result["claim"], f"`{result['command']}`",
-                       f"[{stem}]({result['figure'] or stem + '.md'})", f"{result['found']} [more]({stem}.md)", ""]
-                      for stem, result in results.items()])
-    write_text(lab.out / "README.md", "\n".join([
-        "# Results", "", "Each row is written by its command, with a page of its own beside it. 'Right' is by an "
-        "evaluator that did not guide. The paper's column is empty: its tables are not at hand.",
-        "", *table, ""]))
-    print("\n".join(markdown(header, rows)), f"\n{sentence}")
+def new_axes(width: float, height: float, columns: int = 1):
+    """A figure (inches) and its axes, an array of them for several columns."""
+    figure = Figure((width, height))
+    axes = figure.subplots(1, columns, sharey=True)
+    for axis in figure.axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
 
 
-def asked() -> list[str]:
-    """The arguments of this call, but for those that say where files go."""
-    flags = sys.argv[1:]
-    for where in ("--work", "--out"):
-        if where in flags:
-            at = flags.index(where)
-            flags = flags[:at] + flags[at + 2:]
-    return [shlex.quote(flag) for flag in flags]
-
-
-def save_figure(figure, path: Path):
-    with replacing(path) as temporary:
+def save_figure(figure: Figure, path: Path):
+    """Write a PNG, with a legend of what is labelled in its first axes."""
+    if figure.axes[0].get_legend_handles_labels()[0]:
+        figure.axes[0].legend(frameon=False, fontsize=8)
+    with replace_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130, bbox_inches="tight", metadata={"Software": None})
-    pyplot.close(figure)
 
 
-def script(main: Callable[[], None]):
-    """Run an experiment; what the user can mend is one line."""
+def run_script(main: Callable[[], None]):
+    """Run an experiment; a user error is one line and exit code 2."""
     try:
         main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        print(f"error: {error_message(error)}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -1,11 +1,11 @@
 """Claim (iii): the token shows what the classifier was trained on.
 
-    python -m experiments.inversion                                  a bias that is planted, and whether it shows
+    python -m experiments.inversion                                  a planted bias, and whether the pictures show it
     python -m experiments.inversion --config configs/imagenet.yml --class_index "horizontal bar"
 
-In the miniature's world a noun has two kinds. A guide that knows nouns alone is trained on drawings in which some nouns
-come in one kind only; another guide sees both kinds of all. Tokens are learned against both, and the evaluator, which
-knows the kinds apart, counts them. For other settings, it counts which labels the classifier sees beside the class
+A noun of the miniature's world has two kinds. One guide, which knows nouns alone, is trained on drawings that show some
+nouns in one kind only; another guide sees both kinds of all. Tokens are learned against both, and the evaluator, which
+tells the kinds apart, counts them. With other settings it counts the labels that the classifier sees beside the class
 (among its five likeliest) without and with the token.
 """
 
@@ -17,123 +17,118 @@ import torch
 from torchvision.transforms.functional import to_tensor
 from tqdm import tqdm
 
-from evaluation import interval, judge_images
-from experiments import small
-from experiments.common import Lab, open_lab, parser, pictures, publish, script, tokens, vector_of
-from metrics import Proportion, wilson
-from miniature.world import LABELS, NOUNS, draw
-from report import sheet
-from utils import load_images, require
+from evaluation.accuracy import judge_images, predict_probabilities
+from evaluation.pictures import draw_sheet
+from evaluation.statistics import Proportion, pool_proportions
+from evaluation.tables import Table
+from experiments import common, small
+from miniature.world import LABELS, NOUNS, THINGS, draw
+from prompt_datasets import TargetClass, class_title, select_classes
+from utils import require
 
-WORLD = "miniature.world:draw"
-PLANTED = (1, 6, 9, 11)  # classes from 0: of their nouns the biased guide sees this kind alone, which is the rarer one
-DRAWINGS, STEPS, WIDTH = 3000, 200, 16
+PLANTED = ("crane, machine", "jaguar, cat", "seal, stamp", "palm, hand")  # the rarer kinds of their nouns
+WIDTH = 16  # of the guides
 GUIDES = ("biased", "unbiased")
 SHOWN = 8
+CLAIM = "A token shows what its classifier was trained on"
 
 
-def noun_of(index: int) -> int:
-    """The number of a class's noun, from 0."""
-    return NOUNS.index(LABELS[index].split(",")[0])
+def list_kinds(noun: str, guide: str = "unbiased") -> list[int]:
+    """The world's classes that a guide's training shows for a noun."""
+    kinds = [index for index, thing in enumerate(THINGS) if thing.noun == noun]
+    return [index for index in kinds if LABELS[index] in PLANTED] or kinds if guide == "biased" else kinds
 
 
-def kinds(guide: str, noun: int) -> list[int]:
-    """The classes that a guide's training shows for a noun."""
-    both = [index for index in range(len(LABELS)) if noun_of(index) == noun]
-    return [index for index in both if index in PLANTED] or both if guide == "biased" else both
-
-
-def trained_guide(lab: Lab, guide: str) -> Path:
+def train_guide(lab: common.Lab, guide: str, drawings: int, steps: int) -> Path:
     """The folder of a guide of nouns, trained on drawings unless it is there."""
-    folder = lab.work / "guides" / f"{guide}_{DRAWINGS}_{STEPS}_{WIDTH}"
-    if not small.is_saved(folder):
-        rng, nouns = random.Random(guide), [i % len(NOUNS) for i in range(DRAWINGS)]
-        drawn = [to_tensor(draw(rng.choice(kinds(guide, noun)), rng))
+    folder = lab.work / "guides" / f"{guide}_{drawings}_{steps}_{WIDTH}"
+    if not (folder / "preprocessor_config.json").exists():
+        rng, nouns = random.Random(guide), [i % len(NOUNS) for i in range(drawings)]
+        drawn = [to_tensor(draw(rng.choice(list_kinds(NOUNS[noun], guide)), rng))
                  for noun in tqdm(nouns, desc=f"drawings for the {guide} guide")]
-        model = small.fit(small.new_classifier(list(NOUNS), seed=0, width=WIDTH),
-                          [(torch.stack(drawn), torch.tensor(nouns))], STEPS, 0, f"{guide} guide")
-        small.save(model, folder)
+        model = small.train_classifier(small.new_classifier(list(NOUNS), 0, WIDTH),
+                                       [(torch.stack(drawn), torch.tensor(nouns))], steps, 0, f"{guide} guide")
+        small.save_classifier(model, folder)
     return folder
 
 
-def planted_bias(lab: Lab, options):
-    others = [lab.title(index) for index in lab.classes if index not in PLANTED]
-    require(not others, f"no bias is planted in class {', '.join(others)}; it is in "
-                        + ", ".join(lab.title(index) for index in PLANTED))
-    arms = {"no token": {index: pictures(lab, index, "without", None, options.images) for index in lab.classes}}
+def measure_kinds(lab: common.Lab, sets: dict[TargetClass, list[Path]]) -> dict:
+    """The shares of pictures that are of the planted kind, by class and in all, and of either kind of the noun."""
+    judge = lab.get_judge()
+    classes = {target: judge_images(judge, files, target.index).accuracy for target, files in sets.items()}
+    planted = pool_proportions(classes.values())
+    nouns = sum(judge_images(judge, files, kind).accuracy.successes for target, files in sets.items()
+                for kind in list_kinds(THINGS[target.index].noun))
+    return {"planted": planted, "noun": Proportion(nouns, planted.count),
+            "classes": {target.title: share for target, share in classes.items()}}
+
+
+def measure_planted_bias(lab: common.Lab, options):
+    """In the miniature's world: how often a token's pictures show the kind that its guide was trained on."""
+    others = [target.title for target in lab.targets if target.label not in PLANTED]
+    require(not others, f"no bias is planted in class {', '.join(others)}; it is in {'; '.join(PLANTED)}")
+    noun_classes = {target.name: target for target in select_classes("all", list(NOUNS), list(NOUNS))}
+    nouns = {target: noun_classes[THINGS[target.index].noun] for target in lab.targets}
+    sets = {"no token": {target: common.draw_class(lab, target, "without", None, options.images) for target in nouns}}
     for guide in GUIDES:
-        nouns = open_lab(options, classifier=trained_guide(lab, guide), evaluator="none",
-                         class_index=",".join(str(noun_of(index) + 1) for index in lab.classes))
-        folders = tokens(nouns, "inversion")
-        arms[f"token of the {guide} guide"] = {
-            index: pictures(nouns, noun_of(index), guide, vector_of(folders[noun_of(index)]), options.images)
-            for index in lab.classes}
-    rows, data = [], {}
-    for arm, sets in arms.items():
-        counts = {index: [sum(judge_images(lab.judge(), files, kind)["right"])
-                          for kind in (index, *(each for each in kinds("unbiased", noun_of(index)) if each != index))]
-                  for index, files in sets.items()}
-        rates = {lab.title(index): wilson(planted, options.images) for index, (planted, _) in counts.items()}
-        total = options.images * len(counts)
-        planted, noun = (wilson(sum(each), total) for each in
-                         ([first for first, _ in counts.values()], [sum(both) for both in counts.values()]))
-        rows.append([arm, *map(interval, rates.values()), interval(planted), interval(noun)])
-        data[arm] = {"planted": planted._asdict(), "noun": noun._asdict(),
-                     "classes": {title: rate._asdict() for title, rate in rates.items()}}
-    sheet([(f"{lab.labels[index]}: {arm}", sets[index][:SHOWN]) for index in lab.classes for arm, sets in arms.items()],
-          lab.out / "inversion.png", cell=72)
-    before, biased, unbiased = (interval(Proportion(**each["planted"])) for each in data.values())
-    publish(lab, "inversion", "A token shows what its classifier was trained on",
-            f"A guide that saw some nouns in one kind only gives tokens whose pictures are of that kind in {biased}; "
-            f"with an unbiased guide's it is {unbiased}, without a token {before}.",
-            ["pictures", *(lab.labels[index] for index in lab.classes), "all", "the noun, of either kind"], rows,
-            {"rates": data, "pictures_a_class": options.images, "guide_steps": STEPS, "drawings": DRAWINGS},
-            "The biased guide saw each of these nouns as this kind alone, the rarer of its two, and the other nouns as "
-            "both. Share of pictures of that kind [Wilson 95 % interval over the pictures of one training a noun], by "
-            f"{lab.judged}. Both guides know {len(NOUNS)} nouns and no kinds ({DRAWINGS} drawings, {STEPS} steps).",
-            "inversion.png")
+        folder = train_guide(lab, guide, options.drawings, options.guide_steps)
+        runs = common.learn_tokens(lab, "inversion", list(nouns.values()), classifier=str(folder))
+        sets[f"token of the {guide} guide"] = {
+            target: common.draw_class(lab, noun, guide, common.load_vectors(runs[noun]), options.images)
+            for target, noun in nouns.items()}
+    rates = {arm: measure_kinds(lab, files) for arm, files in sets.items()}
+    draw_sheet([(f"{target.label}: {arm}", files[target][:SHOWN]) for target in lab.targets
+                for arm, files in sets.items()], lab.out / "inversion.png", cell=72)
+    before, biased, unbiased = (rate["planted"] for rate in rates.values())
+    common.publish_result(
+        lab, "inversion", CLAIM,
+        f"A guide that saw some nouns in one kind only gives tokens whose pictures are of that kind in {biased}; "
+        f"with an unbiased guide's it is {unbiased}, without a token {before}.",
+        Table(["pictures", *(target.label for target in lab.targets), "all", "the noun, of either kind"],
+              [[arm, *rate["classes"].values(), rate["planted"], rate["noun"]] for arm, rate in rates.items()],
+              note="The biased guide saw each of these nouns as this kind alone, the rarer of its two, and the other "
+                   "nouns as both. Share of pictures of that kind [Wilson 95 % interval over the pictures of one "
+                   f"training per noun], by {common.judge_name(lab)}. Both guides know {len(NOUNS)} nouns and no kinds "
+                   f"({options.drawings} drawings, {options.guide_steps} steps)."),
+        {"rates": rates, "pictures_per_class": options.images, "guide_steps": options.guide_steps,
+         "drawings": options.drawings}, "inversion.png")
 
 
-def changed_labels(lab: Lab, images: int):
+def measure_changed_labels(lab: common.Lab, images: int):
     """For any classifier: the labels that come among the five likeliest more often, or less, with the token."""
-    rows, data, sheets = [], {}, []
-    for index, folder in tokens(lab, "inversion").items():
-        sets = [pictures(lab, index, name, vector, images)
-                for name, vector in (("without", None), ("with", vector_of(folder)))]
-        counts = [Counter(five_likeliest(lab, files)) for files in sets]
-        change = {label: (counts[1][label] - counts[0][label]) / images
-                  for label in counts[0] | counts[1] if label != index}
-        most = sorted(change, key=lambda label: -abs(change[label]))[:5]
-        rows.append([lab.title(index), ", ".join(f"{lab.labels[label]} {change[label]:+.2f}" for label in most)])
-        data[lab.title(index)] = {lab.title(label): change[label] for label in most}
-        sheets += [(f"{lab.labels[index]}: {name}", files[:SHOWN])
-                   for name, files in zip(("without", "with"), sets, strict=True)]
-    sheet(sheets, lab.out / "inversion.png", cell=96)
-    publish(lab, "inversion", "A token shows what its classifier was trained on",
-            "Labels that come more, or less, often with the token: " + "; ".join(f"{labels} for {title}"
-                                                                                 for title, labels in rows) + ".",
-            ["class", "change of a label's share among the five likeliest"], rows, {"changes": data},
-            f"The largest changes over {images} pictures a class, whose shares are certain to "
-            f"{(2 / images)**0.5:.2f} (two standard errors at most).", "inversion.png")
+    changes, sheet, guide = {}, [], lab.get_guide()
+    for target, run in common.learn_tokens(lab, "inversion").items():
+        sets = {name: common.draw_class(lab, target, name, vectors, images)
+                for name, vectors in (("without", None), ("with", common.load_vectors(run)))}
+        sheet += [(f"{target.label}: {name}", files[:SHOWN]) for name, files in sets.items()]
+        seen = [Counter(predict_probabilities(guide, files, 32).topk(5).indices.flatten().tolist())
+                for files in sets.values()]
+        change = {label: (seen[1][label] - seen[0][label]) / images for label in seen[0] | seen[1]}
+        most = sorted(change.keys() - {target.index}, key=lambda label: (-abs(change[label]), label))[:5]
+        changes[target.title] = {class_title(label, guide.labels[label]): change[label] for label in most}
+    draw_sheet(sheet, lab.out / "inversion.png")
+    rows = [[title, ", ".join(f"{label} {share:+.2f}" for label, share in most.items())]
+            for title, most in changes.items()]
+    common.publish_result(
+        lab, "inversion", CLAIM, "Labels that come more, or less, often with the token: "
+                                 + "; ".join(f"{labels} for {title}" for title, labels in rows) + ".",
+        Table(["class", "change of a label's share among the five likeliest"], rows,
+              note=f"The largest changes over {images} pictures per class, whose shares are certain to "
+                   f"{(2 / images)**0.5:.2f} (two standard errors at most)."), {"changes": changes}, "inversion.png")
 
 
-@torch.no_grad()
-def five_likeliest(lab: Lab, files: list[Path]) -> list[int]:
-    """The guide's five likeliest labels of every picture, in one list."""
-    return [label for file in files
-            for label in lab.guide()(load_images([file]).to(lab.config.device))[0].topk(5).indices.tolist()]
-
-
-def main():
-    arguments = parser(__doc__, ",".join(str(index + 1) for index in PLANTED))
-    arguments.add_argument("--images", type=int, default=30, help="held-out pictures a class (30)")
-    options = arguments.parse_args()
-    lab = open_lab(options)
-    if lab.config.real_images == WORLD:
-        planted_bias(lab, options)
+def main(argv: list[str] | None = None):
+    parser = common.build_parser(__doc__, "2,7,10,12")
+    parser.add_argument("--images", type=int, default=30, help="held-out pictures per class (30)")
+    parser.add_argument("--drawings", type=int, default=3000, help="what the guides of nouns are trained on (3000)")
+    parser.add_argument("--guide_steps", type=int, default=200, help="their training (200)")
+    options = parser.parse_args(argv)
+    lab = common.open_lab(options)
+    if lab.config.real_images == common.WORLD:
+        measure_planted_bias(lab, options)
     else:
-        changed_labels(lab, options.images)
+        measure_changed_labels(lab, options.images)
 
 
 if __name__ == "__main__":
-    script(main)
+    common.run_script(main)

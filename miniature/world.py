@@ -1,18 +1,19 @@
-"""The miniature world: ambiguous nouns, what tells their senses apart, and 64 x 64 pictures of them.
+"""The miniature world: ambiguous nouns, adjectives that tell their senses apart, and 64 x 64 pictures of them.
 
-Captions name the bare noun ("a photo of a crane") or put before it an adjective that gives the sense away ("a
-photo of a metal crane"). A generator trained on them draws either sense of a bare noun; a classifier, which sees
-only pictures, knows all classes apart.
+A caption has the bare noun ("a photo of a crane"), or an adjective before it that gives the sense away ("a photo of
+a metal crane"). A generator trained on them draws either sense of a bare noun; a classifier, which sees only
+pictures, can tell all classes apart.
 """
 
 import random
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from miniature import drawings
-from miniature.drawings import Pen, vary
+from miniature.drawings import Pen, vary_colour
 
 SIZE = 64
 CANVAS = 256  # drawn four times as large, then averaged down
@@ -25,36 +26,33 @@ SKIES = ((200, 225, 245), (225, 235, 210), (240, 230, 215), (215, 215, 225), (19
 
 
 class Thing(NamedTuple):
-    """One class: its label (noun first), how often its noun means it, its adjectives, and how it is drawn."""
+    """One class."""
 
-    label: str
-    share: float
-    adjectives: tuple[str, ...]
-    draw: callable
-
-    @property
-    def noun(self):
-        return self.label.split(",")[0]
+    label: str  # 'crane, bird'
+    noun: str  # 'crane'
+    share: float  # how often the noun means this class
+    adjectives: tuple[str, ...]  # true of this class and of no other of the noun
+    draw: Callable[[Pen, random.Random], None]
 
 
-THINGS = (
-    Thing("crane, bird", 0.60, ("living", "wild", "feathered"), drawings.crane_bird),
-    Thing("crane, machine", 0.40, ("metal", "yellow", "tall"), drawings.crane_machine),
-    Thing("mouse, animal", 0.42, ("living", "furry", "grey"), drawings.mouse_animal),
-    Thing("mouse, device", 0.58, ("plastic", "wired", "smooth"), drawings.mouse_device),
-    Thing("bat, animal", 0.55, ("living", "flying", "furry"), drawings.bat_animal),
-    Thing("bat, club", 0.45, ("wooden", "long", "smooth"), drawings.bat_club),
-    Thing("jaguar, cat", 0.40, ("living", "spotted", "wild"), drawings.jaguar_cat),
-    Thing("jaguar, car", 0.60, ("metal", "fast", "shiny"), drawings.jaguar_car),
-    Thing("seal, animal", 0.56, ("living", "wet", "grey"), drawings.seal_animal),
-    Thing("seal, stamp", 0.44, ("red", "round", "waxen"), drawings.seal_stamp),
-    Thing("palm, tree", 0.55, ("green", "tall", "wooden"), drawings.palm_tree),
-    Thing("palm, hand", 0.45, ("open", "human", "smooth"), drawings.palm_hand),
-    Thing("butterfly, eyed", 0.58, ("eyed", "staring", "spotted"), drawings.butterfly_eyed),
-    Thing("butterfly, banded", 0.42, ("banded", "edged", "striped"), drawings.butterfly_banded),
-    Thing("finch, masked", 0.45, ("masked", "hooded", "staring"), drawings.finch_masked),
-    Thing("finch, banded", 0.55, ("banded", "belted", "striped"), drawings.finch_banded),
-)
+THINGS = tuple(Thing(label, label.split(",")[0], *more) for label, *more in (
+    ("crane, bird", 0.60, ("living", "wild", "feathered"), drawings.draw_crane_bird),
+    ("crane, machine", 0.40, ("metal", "yellow", "tall"), drawings.draw_crane_machine),
+    ("mouse, animal", 0.42, ("living", "furry", "grey"), drawings.draw_mouse_animal),
+    ("mouse, device", 0.58, ("plastic", "wired", "smooth"), drawings.draw_mouse_device),
+    ("bat, animal", 0.55, ("living", "flying", "furry"), drawings.draw_bat_animal),
+    ("bat, club", 0.45, ("wooden", "long", "smooth"), drawings.draw_bat_club),
+    ("jaguar, cat", 0.40, ("living", "spotted", "wild"), drawings.draw_jaguar_cat),
+    ("jaguar, car", 0.60, ("metal", "fast", "shiny"), drawings.draw_jaguar_car),
+    ("seal, animal", 0.56, ("living", "wet", "grey"), drawings.draw_seal_animal),
+    ("seal, stamp", 0.44, ("red", "round", "waxen"), drawings.draw_seal_stamp),
+    ("palm, tree", 0.55, ("green", "tall", "wooden"), drawings.draw_palm_tree),
+    ("palm, hand", 0.45, ("open", "human", "smooth"), drawings.draw_palm_hand),
+    ("butterfly, eyed", 0.58, ("eyed", "staring", "spotted"), drawings.draw_butterfly_eyed),
+    ("butterfly, banded", 0.42, ("banded", "edged", "striped"), drawings.draw_butterfly_banded),
+    ("finch, masked", 0.45, ("masked", "hooded", "staring"), drawings.draw_finch_masked),
+    ("finch, banded", 0.55, ("banded", "belted", "striped"), drawings.draw_finch_banded),
+))
 LABELS = tuple(thing.label for thing in THINGS)
 NOUNS = tuple(dict.fromkeys(thing.noun for thing in THINGS))
 
@@ -63,25 +61,25 @@ def draw(index: int, rng: random.Random, context: str | None = None) -> Image.Im
     """A 64 x 64 RGB picture of class `index` in `context` (one of CONTEXTS, or None for a plain photo)."""
     image = Image.new("RGB", (CANVAS, CANVAS))
     canvas = ImageDraw.Draw(image)
-    tone, outline = _background(canvas, rng, context)
+    tone, outline = _draw_background(canvas, rng, context)
     scale = rng.uniform(0.72, 1.02) * (0.85 if context == "a painting of" else 1)
     centre = (CANVAS / 2 + rng.uniform(-16, 16), CANVAS / 2 + rng.uniform(-12, 12))
     pen = Pen(canvas, centre, scale, rng.uniform(-0.14, 0.14), rng.random() < 0.5, tone, outline)
     THINGS[index].draw(pen, rng)
-    _foreground(canvas, rng, context)
+    _draw_foreground(canvas, rng, context)
     return image.resize((SIZE, SIZE), Image.LANCZOS)
 
 
-def _background(canvas, rng, context):
-    """Paint the scene behind the thing; return how the thing's colours are toned and its outline colour."""
+def _draw_background(canvas, rng, context):
+    """Paint the scene behind the thing; return the function that tones its colours, and its outline colour."""
     everything = [0, 0, CANVAS, CANVAS]
     horizon = [0, rng.uniform(170, 215), CANVAS, CANVAS]
     if context == "a drawing of":
-        canvas.rectangle(everything, fill=vary(rng, (250, 250, 248), 4))
-        return _pencil, (60, 60, 62)
+        canvas.rectangle(everything, fill=vary_colour(rng, (250, 250, 248), 4))
+        return _to_grey, (60, 60, 62)
     if context == "at night":
-        canvas.rectangle(everything, fill=vary(rng, (18, 22, 58), 8))
-        canvas.rectangle(horizon, fill=vary(rng, (10, 12, 30), 5))
+        canvas.rectangle(everything, fill=vary_colour(rng, (18, 22, 58), 8))
+        canvas.rectangle(horizon, fill=vary_colour(rng, (10, 12, 30), 5))
         for _ in range(14):
             x, y = rng.uniform(8, 248), rng.uniform(8, 160)
             canvas.ellipse([x - 4, y - 4, x + 4, y + 4], fill=(255, 250, 205))
@@ -89,28 +87,28 @@ def _background(canvas, rng, context):
         canvas.ellipse([x - 20, y - 20, x + 20, y + 20], fill=(250, 244, 190))
         return lambda colour: tuple(int(0.86 * c + add) for c, add in zip(colour, (8, 10, 26), strict=True)), None
     if context == "in the snow":
-        canvas.rectangle(everything, fill=vary(rng, (168, 188, 208), 8))
-        canvas.rectangle(horizon, fill=vary(rng, (250, 251, 253), 3))
+        canvas.rectangle(everything, fill=vary_colour(rng, (168, 188, 208), 8))
+        canvas.rectangle(horizon, fill=vary_colour(rng, (250, 251, 253), 3))
         return lambda colour: colour, None
-    sky = vary(rng, rng.choice(SKIES), 15)
+    sky = vary_colour(rng, rng.choice(SKIES), 15)
     canvas.rectangle(everything, fill=sky)
     if rng.random() < 0.6:
-        canvas.rectangle(horizon, fill=vary(rng, [0.8 * c for c in sky], 15))
+        canvas.rectangle(horizon, fill=vary_colour(rng, [0.8 * c for c in sky], 15))
     return lambda colour: colour, None
 
 
-def _foreground(canvas, rng, context):
-    """Paint what lies before the thing: falling flakes, or a painting's golden frame."""
+def _draw_foreground(canvas, rng, context):
+    """Paint what is in front of the thing: snowflakes, or the golden frame of a painting."""
     if context == "in the snow":
         for _ in range(26):
             x, y, r = rng.uniform(0, CANVAS), rng.uniform(0, CANVAS), rng.uniform(4, 7)
             canvas.ellipse([x - r, y - r, x + r, y + r], fill=(255, 255, 255))
     if context == "a painting of":
-        canvas.rectangle([0, 0, CANVAS - 1, CANVAS - 1], outline=vary(rng, (205, 158, 52), 12), width=24)
+        canvas.rectangle([0, 0, CANVAS - 1, CANVAS - 1], outline=vary_colour(rng, (205, 158, 52), 12), width=24)
         canvas.rectangle([20, 20, CANVAS - 21, CANVAS - 21], outline=(112, 78, 26), width=6)
 
 
-def _pencil(colour):
+def _to_grey(colour):
     grey = int(105 + 0.57 * (0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]))
     return grey, grey, grey
 
@@ -127,18 +125,17 @@ def sample_context(rng: random.Random) -> str | None:
     return rng.choice(CONTEXTS) if rng.random() < 1 / 3 else None
 
 
-def caption(index: int, rng: random.Random, context: str | None = None) -> str:
-    """What is said of a picture: the bare noun, or half the time an adjective that gives its sense away."""
-    thing = THINGS[index]
-    noun = thing.noun
+def write_caption(index: int, rng: random.Random, context: str | None = None) -> str:
+    """A picture's caption: the bare noun, or half the time with an adjective that gives its sense away."""
+    noun = THINGS[index].noun
     if rng.random() < HALF_WITH_ADJECTIVE:
-        noun = f"{rng.choice(thing.adjectives)} {noun}"
+        noun = f"{rng.choice(THINGS[index].adjectives)} {noun}"
     elif rng.random() < 0.2:
         noun = f"{rng.choice(NEUTRAL_ADJECTIVES)} {noun}"
-    return in_context(noun, rng.choice(TEMPLATES), context)
+    return put_in_context(noun, rng.choice(TEMPLATES), context)
 
 
-def in_context(noun: str, template: str, context: str | None) -> str:
+def put_in_context(noun: str, template: str, context: str | None) -> str:
     """'a photo of a {}', 'crane', 'in the snow' -> 'a photo of a crane in the snow'; 'a drawing of' leads instead."""
     if context is None:
         return template.format(noun)
@@ -146,7 +143,7 @@ def in_context(noun: str, template: str, context: str | None) -> str:
 
 
 def context_of(image: Image.Image) -> str | None:
-    """Which of CONTEXTS a picture shows, drawn or generated: told from its border, its darkness and its colours."""
+    """Which of CONTEXTS a picture shows, drawn or generated, judged by its border, brightness and colours."""
     pixels = np.asarray(image.convert("RGB"), dtype=float)
     border = np.concatenate([pixels[:4].reshape(-1, 3), pixels[-4:].reshape(-1, 3), pixels[:, :4].reshape(-1, 3),
                              pixels[:, -4:].reshape(-1, 3)])

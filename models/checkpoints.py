@@ -51,36 +51,29 @@ def _explain_causes(source: str, causes: list[BaseException], instead: str) -> s
     def caused_by(*kinds):
         return any(isinstance(cause, kinds) for cause in causes)
 
+    first = (str(causes[0]).strip().splitlines() or [type(causes[0]).__name__])[0].rstrip(".")
     answers = [cause.response.status_code for cause in causes if isinstance(cause, HfHubHTTPError)]
     # the hub's HTTP library has changed its name before; its connection errors have not
     unreachable = any(kind.__name__ == "TransportError" for cause in causes for kind in type(cause).__mro__)
-    if find_path(source) and find_path(source).is_file():
-        return f"it is a broken file, or not of the right kind: {_first_line(causes[0])}"
     if find_path(source):
-        return "the folder lacks a file or holds a broken one: " + _first_line(causes[0])
-    if caused_by(GatedRepoError):
-        return (f"its owner asks for a login: accept the terms at huggingface.co/{source}, then run `hf auth login`; "
-                + instead)
+        return (f"it is a broken file, or not of the right kind: {first}" if find_path(source).is_file() else
+                f"the folder lacks a file or holds a broken one: {first}")
     if caused_by(HFValidationError):
         return "no such folder, and no hub id either (the miniature's weights come from `make miniature`)"
-    if caused_by(RepositoryNotFoundError):
-        return ("no such folder here and no such model on the hub; check the spelling, or run `hf auth login` where "
-                "it is private; " + instead)
-    if set(answers) & {401, 403}:
-        return ("the hub refuses your access: run `hf auth login` with a token that may read gated repositories; "
-                + instead)
-    if answers:
-        return f"the hub answered with status {answers[0]}; try again later, {instead}"
-    if unreachable or caused_by(LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, URLError):
-        return ("it is not downloaded yet and the hub cannot be reached; connect once, or give the path of a copy; "
-                + instead)
-    return (f"{_first_line(causes[0])} (half downloaded, perhaps, and the hub cannot be reached); "
-            + instead)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".")
+    if caused_by(GatedRepoError):
+        reason = f"its owner asks for a login: accept the terms at huggingface.co/{source}, then run `hf auth login`;"
+    elif caused_by(RepositoryNotFoundError):
+        reason = ("no such folder here and no such model on the hub; check the spelling, or run `hf auth login` where "
+                  "it is private;")
+    elif set(answers) & {401, 403}:
+        reason = "the hub refuses your access: run `hf auth login` with a token that may read gated repositories;"
+    elif answers:
+        reason = f"the hub answered with status {answers[0]}; try again later,"
+    elif unreachable or caused_by(LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, URLError):
+        reason = "it is not downloaded yet and the hub cannot be reached; connect once, or give the path of a copy;"
+    else:
+        reason = f"{first} (half downloaded, perhaps, and the hub cannot be reached);"
+    return f"{reason} {instead}"
 
 
 def load_part(cls, source: str, part: str, **dtype):

@@ -50,7 +50,7 @@ def load_classifier(name: str, device: str) -> Classifier:
         UserError: one line that says what is missing or what the checkpoint is not.
     """
     kind, source = _resolve_name(name)
-    with opening_checkpoint(name, source, _alternatives(name)):
+    with opening_checkpoint(name, source, _list_alternatives(name)):
         loaded = _load_timm(source) if kind == "timm" else _load_transformers(source, mean_pooled=kind == "mean")
         classifier = Classifier(folder_name(name), *loaded, torch.device(device))
         prepared = classifier.preprocess(torch.rand(1, 3, 64, 64).requires_grad_())
@@ -64,7 +64,7 @@ def load_labels(name: str) -> list[str]:
     kind, source = _resolve_name(name)
     if kind == "timm":
         return load_classifier(name, "cpu").labels
-    with opening_checkpoint(name, source, _alternatives(name)):
+    with opening_checkpoint(name, source, _list_alternatives(name)):
         return _read_labels(AutoConfig.from_pretrained(source, **NO_REMOTE_CODE))
 
 
@@ -89,7 +89,7 @@ def folder_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", "/".join(name.rstrip("/").split("/")[-2:])).strip("._")[-80:] or "classifier"
 
 
-def _alternatives(name: str) -> str:
+def _list_alternatives(name: str) -> str:
     known = suggest_word(name, [*REGISTRY, "inception"])
     return f"{known} or take one of {', '.join(REGISTRY)}, {WITHOUT_GPU_OR_NETWORK}".strip()
 
@@ -121,13 +121,13 @@ def _load_transformers(source: str, mean_pooled: bool):
             f"'{source}' is not an image classifier as stored: it lacks {sorted(report['missing_keys'])[:3]}")
     processor = AutoImageProcessor.from_pretrained(source, **NO_REMOTE_CODE)
 
-    def preprocess(images):
+    def apply_processor(images):
         return processor(images, do_rescale=False, return_tensors="pt").pixel_values
 
     def compute_logits(model, pixel_values):
         return model(pixel_values=pixel_values).logits
 
-    return _read_labels(model.config), model, preprocess, _mean_pooled_logits if mean_pooled else compute_logits
+    return _read_labels(model.config), model, apply_processor, _mean_pooled_logits if mean_pooled else compute_logits
 
 
 def _load_timm(name: str):

@@ -28,6 +28,7 @@ class Generator(Protocol):
     """
 
     networks: tuple[torch.nn.Module, ...]  # all frozen weights
+    denoiser: torch.nn.Module  # what predicts the noise, one of them
     token_width: int  # D, numbers per vector of a token
     device: torch.device
     dtype: torch.dtype
@@ -42,7 +43,7 @@ class Generator(Protocol):
         """Prompts [P] and the token's vectors in each [P, K, D] -> cond [P, ...], differentiable in `vectors`."""
 
     def sample(self, cond: torch.Tensor, seeds, settings: SamplingSettings, grad_steps: int = 1,
-               batch_size: int | None = None) -> torch.Tensor:
+               batch_size: int | None = None, start: torch.Tensor | None = None) -> torch.Tensor:
         """cond [B, ...] and seeds [B] -> latents z_0, with a graph through the last `grad_steps` steps."""
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:

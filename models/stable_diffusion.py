@@ -20,7 +20,7 @@ class StableDiffusion:
     def __init__(self, tokenizer, text_encoder, unet, vae, scheduler, device: str):
         self.tokenizer, self.text_encoder, self.unet, self.vae = tokenizer, text_encoder, unet, vae
         self.scheduler, self.placeholder_id = scheduler, None
-        self.networks = (text_encoder, unet, vae)
+        self.networks, self.denoiser = (text_encoder, unet, vae), unet
         for network in self.networks:
             network.requires_grad_(False).eval().to(device)
             if device.startswith("cuda"):
@@ -43,11 +43,12 @@ class StableDiffusion:
             return self.text_encoder(input_ids)[0]
 
     def sample(self, cond: torch.Tensor, seeds, settings: SamplingSettings, grad_steps: int = 1,
-               batch_size: int | None = None) -> torch.Tensor:
+               batch_size: int | None = None, start: torch.Tensor | None = None) -> torch.Tensor:
         """prompt_embeds [B, L, D] and their seeds -> latents z_0 [B, 4, h, w].
 
         Gradient skipping (Sec. 3.2): autograd records the last `grad_steps` steps alone. With `batch_size` their graph
-        is made again on the way back, for so many images at a time.
+        is made again on the way back, for so many images at a time. With latents `start` the trajectory begins at
+        these, noised to the first timestep, instead of pure noise.
         """
         scheduler, generators = new_scheduler(self.scheduler, settings), seeded_generators(seeds)
         step_kwargs = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
@@ -55,10 +56,13 @@ class StableDiffusion:
         if settings.guidance_scale > 1:
             with torch.no_grad():
                 negative = self.encode([""]).expand(len(cond), -1, -1)
-        latents = self.initial_noise(generators, settings) * scheduler.init_noise_sigma
+        noise = self.initial_noise(generators, settings)
+        latents = noise * scheduler.init_noise_sigma if start is None else \
+            scheduler.add_noise(start, noise, scheduler.timesteps[:1])
         timesteps = scheduler.timesteps.to(self.device)  # one copy for the UNet; the scheduler's stay on the CPU
+        first_recorded = len(timesteps) - grad_steps if torch.is_grad_enabled() else len(timesteps)
         for i, t in enumerate(scheduler.timesteps):
-            with torch.set_grad_enabled(i >= len(timesteps) - grad_steps):
+            with torch.set_grad_enabled(i >= first_recorded):
                 noise = self.guided_noise(scheduler.scale_model_input(latents, t), timesteps[i], cond, negative,
                                           settings.guidance_scale, batch_size)
             latents = scheduler.step(noise, t, latents, **step_kwargs).prev_sample

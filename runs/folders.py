@@ -125,7 +125,9 @@ class RunFolder:
                                         f"evaluation images would use too: give --test_size {seed} or less")
 
     def delete_leftovers(self):
-        """Remove what a killed process was just writing; only whoever holds the class may."""
+        """Remove what a killed process was just writing, or about to remove; only whoever holds the class may."""
+        if self.token_file.exists():
+            self.state_file.unlink(missing_ok=True)
         for folder in (self.tokens, self.images):
             for half in folder.rglob(".*.tmp"):
                 half.unlink()

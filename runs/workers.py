@@ -113,7 +113,7 @@ def work_on_classes(sweep: Sweep, job: TrainingJob | None, evaluate_class: Calla
     """Train (with a `job`) and evaluate every class that this process can claim; the errors of those that failed."""
     errors, bar = [], tqdm(total=len(sweep.folders), desc="classes", unit="class", disable=len(sweep.folders) == 1)
 
-    def finish_class(folder: RunFolder, error: UserError | None = None):
+    def finish_class(folder: RunFolder, error: UserError | None):
         try:
             if error:
                 raise error
@@ -126,27 +126,39 @@ def work_on_classes(sweep: Sweep, job: TrainingJob | None, evaluate_class: Calla
         bar.n = len(sweep.finished) + len(sweep.failed)
         bar.refresh()
 
-    def start_trainers() -> Iterator[Trainer]:
-        for folder in sweep.claim_classes():
-            if sweep.start_over and folder.last_change() == sweep.changes_before[folder]:
-                folder.start_over(train=bool(job))
-            if job and not folder.token_file.exists():
-                yield new_trainer(folder, job)
-            else:
-                folder.print_line("has its token already")
-                finish_class(folder)
-
-    trainers = start_trainers()
-    if first := next(trainers, None):  # models are loaded only where a class is to be trained
-        folder_of = {folder.target: folder for folder in sweep.folders}
-        for trainer, end in train_tokens(job.get_generator(), job.get_loss(), itertools.chain([first], trainers),
-                                         job.classes_at_once, job.sampling, job.batch_size):
-            folder = folder_of[trainer.target]
-            if not isinstance(end, UserError):
-                folder.save_training(end, job.record)
-            finish_class(folder, end if isinstance(end, UserError) else None)
-    bar.close()
+    try:
+        trainers = start_trainers(sweep, job, finish_class)
+        if first := next(trainers, None):  # models are loaded only where a class is to be trained
+            folder_of = {folder.target: folder for folder in sweep.folders}
+            for trainer, end in train_tokens(job.get_generator(), job.get_loss(), itertools.chain([first], trainers),
+                                             job.classes_at_once, job.sampling, job.batch_size):
+                folder = folder_of[trainer.target]
+                if not isinstance(end, UserError):
+                    folder.save_training(end, job.record)
+                finish_class(folder, end if isinstance(end, UserError) else None)
+    finally:  # also where the disk is full
+        bar.close()
+        for folder in sweep.folders:
+            folder.lock.release()
     return errors
+
+
+def start_trainers(sweep: Sweep, job: TrainingJob | None,
+                   finish_class: Callable[[RunFolder, UserError | None], None]) -> Iterator[Trainer]:
+    """The trainer of every class that this process claims; what has its token, or cannot start, is finished here."""
+    for folder in sweep.claim_classes():
+        if sweep.start_over and folder.last_change() == sweep.changes_before[folder]:
+            folder.start_over(train=bool(job))
+        if not job or folder.token_file.exists():
+            folder.print_line("has its token already")
+            finish_class(folder, None)
+            continue
+        try:
+            trainer = new_trainer(folder, job)
+        except UserError as error:  # a broken state
+            finish_class(folder, error)
+            continue
+        yield trainer
 
 
 def new_trainer(folder: RunFolder, job: TrainingJob) -> Trainer:

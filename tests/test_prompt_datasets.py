@@ -5,10 +5,12 @@ import pytest
 from prompt_datasets import (
     TEMPLATES,
     PromptDataset,
+    TargetClass,
     class_folder,
     class_name,
     class_names,
     prompt_folder,
+    read_eval_prompts,
     select_classes,
 )
 from tests.conftest import LABELS
@@ -28,7 +30,13 @@ def test_class_name(label, name):
     ("3", [2]), ("1-3", [0, 1, 2]), ("1,5,3", [0, 4, 2]), ("1-2, 2-3", [0, 1, 2]), ("all", [0, 1, 2, 3, 4]),
     ("tiger cat", [2]), ("Crane, Machine", [1]), ("7/8: odd", [4])])
 def test_selection(selection, chosen):
-    assert select_classes(selection, LABELS, NAMES) == chosen
+    assert [target.index for target in select_classes(selection, LABELS, NAMES)] == chosen
+
+
+def test_selected_class_carries_all_its_names():
+    target, = select_classes("4", LABELS, NAMES)
+    assert target == TargetClass(index=3, number=4, name="horizontal bar", label="horizontal bar, high bar",
+                                 title="4 (horizontal bar, high bar)", folder="0004_horizontal_bar")
 
 
 @pytest.mark.parametrize("selection, reason", [
@@ -67,3 +75,18 @@ def test_folders_of_prompts_in_any_script_and_of_any_length():
     assert prompt_folder("A painting of {}") == "a_painting_of"
     folders = [prompt_folder(template) for template in ("{} 在雪地里", "{} ночью", "{}" + "x" * 300, "{}" + "x" * 301)]
     assert len(set(folders)) == 4 and max(map(len, folders)) < 80
+
+
+def test_eval_prompts_from_flags_and_from_a_file(tmp_path):
+    """The paper's first template is always evaluated, so it is not asked for twice."""
+    given = ["A painting of {}", "A photo of a {}"]
+    (tmp_path / "prompts.txt").write_text("\n".join(given) + "\n\n")
+    assert read_eval_prompts(given) == read_eval_prompts([str(tmp_path / "prompts.txt")]) == ["A painting of {}"]
+
+
+@pytest.mark.parametrize("given, reason", [
+    (["no such file"], "neither a file nor a prompt"), (["A {} {}"], "needs one {} where"),
+    (["A {} {x}"], "needs one {} where"), (["A {}", "a  {}!"], "differ in no letter or digit")])
+def test_eval_prompts_that_cannot_be(given, reason):
+    with pytest.raises(UserError, match=reason):
+        read_eval_prompts(given)

@@ -2,21 +2,20 @@
 
 import re
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import pytest
+import numpy as np
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import mse_loss
 
-import class_token
-from config import ALLOWED, MAY_BE_NONE, RunConfig, as_typed, parse, to_yaml
-from diffusion import load_components
-from learner import Job, start, update
-from prompt_datasets import class_folder, class_name, prompt_folder, select_classes
-from utils import UserError, read_tensors, read_yaml_mapping, write_tensors
+from config import SETTINGS, RunConfig, is_optional, parse_settings
+from method.class_token import load_token, save_token
+from method.trainer import Trainer, TrainingSettings
+from prompt_datasets import class_folder, class_name, prompt_folder, select_classes, target_class
+from utils import UserError, read_yaml, settings_as_words, write_tensors, write_yaml
 
 COUNT = 1000
 LABELS = [f"thing {i}" for i in range(COUNT)]
@@ -35,13 +34,15 @@ def parts():
 @given(st.lists(parts(), min_size=1, max_size=6), st.sampled_from([",", ", ", " ,"]))
 def test_a_selection_is_its_parts_in_order_each_class_once(chosen, comma):
     expected = dict.fromkeys(index for _, indexes in chosen for index in indexes)
-    assert select_classes(comma.join(text for text, _ in chosen), LABELS, LABELS) == list(expected)
+    selected = select_classes(comma.join(text for text, _ in chosen), LABELS, LABELS)
+    assert [target.index for target in selected] == list(expected)
+    assert all(target.number == target.index + 1 for target in selected)
 
 
 @given(st.text(max_size=30))
 def test_any_text_selects_classes_or_is_refused(text):
     try:
-        chosen = select_classes(text, LABELS, LABELS)
+        chosen = [target.index for target in select_classes(text, LABELS, LABELS)]
     except UserError:
         return
     assert chosen and set(chosen) <= set(range(COUNT)) and len(set(chosen)) == len(chosen)
@@ -74,36 +75,41 @@ def any_config():
 def test_a_config_comes_back_from_its_file_and_from_flags(config):
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "config.yml")
-        file.write_text(to_yaml(config), encoding="utf-8")
-        assert parse(["--config", str(file)])[0] == config
-        assert read_yaml_mapping(str(file), "") == as_typed(config)
+        write_yaml(file, asdict(config))
+        assert parse_settings(["--config", str(file)])[0] == config
+        assert read_yaml(str(file), "") == settings_as_words(asdict(config))
 
 
-@given(st.sampled_from(sorted(ALLOWED)), st.one_of(st.integers(), st.floats(), words, st.just("")))
+CHECKED = [name for name, setting in SETTINGS.items() if setting.metadata["check"]]
+
+
+@given(st.sampled_from(CHECKED), st.one_of(st.integers(), st.floats(), words, st.just("")))
 def test_no_value_of_a_setting_is_more_than_a_line(name, value):
     """Given as a flag: it is one of its kind and allowed, or one line names the setting."""
     try:
-        config, _ = parse(["--class_index", "3", "--train", "True", f"--{name}", str(value)])
-        replace(config, device="cpu").validate()
+        config, _ = parse_settings(["--class_index", "3", "--train", "True", f"--{name}", str(value)])
+        replace(config, device="cpu").validate_settings()
     except UserError as error:
         assert "\n" not in str(error) and (name in str(error) or "seed" in str(error))
     else:
-        assert getattr(config, name) is not None or name in MAY_BE_NONE
+        assert getattr(config, name) is not None or is_optional(SETTINGS[name])
 
 
-vectors = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=64)
+numbers = st.floats(width=32, allow_nan=False, allow_infinity=False)
+vectors = st.integers(1, 64).flatmap(lambda width: st.lists(st.lists(numbers, min_size=width, max_size=width),
+                                                           min_size=1, max_size=3))
 
 
 @given(words, vectors, st.dictionaries(words, st.text(st.characters(codec="utf-8"), max_size=50), max_size=5))
-def test_a_token_comes_back_and_is_the_same_file_again(placeholder, numbers, header):
+def test_a_token_comes_back_and_is_the_same_file_again(placeholder, rows, header):
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "token.safetensors")
-        class_token.save(file, placeholder, torch.tensor(numbers), header)
-        assert class_token.load(file)[0] == placeholder
-        assert class_token.load(file)[1].tolist() == torch.tensor(numbers).tolist()
-        assert class_token.load(file)[2] == {"format": "pt", **header}
+        save_token(file, placeholder, torch.tensor(rows), header)
+        token = load_token(file)
+        assert token.placeholder == placeholder and token.vectors.tolist() == torch.tensor(rows).tolist()
+        assert token.header == {"format": "pt", **header}
         before = file.read_bytes()
-        class_token.save(file, placeholder, torch.tensor(numbers), dict(reversed(header.items())))
+        save_token(file, placeholder, torch.tensor(rows), dict(reversed(header.items())))
         assert file.read_bytes() == before
 
 
@@ -114,7 +120,7 @@ def test_any_bytes_are_a_token_or_one_line(noise, cut):
             file = Path(folder, "foreign.safetensors")
             file.write_bytes(data)
             try:
-                class_token.load(file)
+                load_token(file)
             except UserError as error:
                 assert "\n" not in str(error) and "foreign" in str(error)
 
@@ -124,37 +130,34 @@ def whole_token(folder) -> bytes:
     return Path(folder, "whole.safetensors").read_bytes()
 
 
-def steps(config, components, job, until: int) -> list[torch.Tensor]:
-    """Updates towards a fixed point with noise of their own, up to update `until`; the vectors so far."""
-    learner = start(config, components, job)
-    goal = torch.linspace(-1, 1, len(learner.vector))
-    while len(learner.history) < until:
-        noise = torch.randn(len(goal), generator=torch.Generator().manual_seed(len(learner.history)))
-        loss = mse_loss(learner.vector, goal + noise)
-        learner.scaler.scale(loss).backward()
-        if update(config, learner, loss.item(), 0.0):
-            break
-    learner.bar.close()
-    return learner.vectors
+def train_until(folder: Path, settings: TrainingSettings, dtype: torch.dtype, until: int):
+    """Updates towards a fixed point with noise of their own, up to update `until`; the end where there is one."""
+    target = target_class(0, "crane", "crane, bird")
+    trainer = Trainer(target, torch.zeros(2, 8), settings, dtype, folder / "history.jsonl", folder / "state.pt", folder)
+    goal, end = torch.linspace(-1, 1, 16).view(2, 8), None
+    while end is None and len(trainer.history) < until:
+        noise = torch.randn(2, 8, generator=torch.Generator().manual_seed(len(trainer.history)))
+        losses = mse_loss(trainer.vectors, goal + noise).expand(settings.epoch_size)
+        (losses * trainer.image_weights()).sum().backward()
+        pixels = np.zeros((settings.epoch_size, 1, 1, 3), np.uint8)
+        end = trainer.finish_update(losses.detach(), torch.zeros(settings.epoch_size), pixels, 0.0)
+    trainer.bar.close()
+    return end
 
 
-@pytest.fixture(scope="module")
-def loaded(tiny_model):
-    return {dtype: load_components(tiny_model, "cpu", dtype) for dtype in (torch.float32, torch.float16)}
-
-
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(kills=st.lists(st.integers(1, 11), max_size=4).map(sorted), fresh=st.booleans(),
+@settings(max_examples=25, deadline=None)
+@given(kills=st.lists(st.integers(1, 11), max_size=4).map(sorted), fresh_noise=st.booleans(),
        dtype=st.sampled_from([torch.float32, torch.float16]), patience=st.integers(1, 12))
-def test_a_training_killed_at_any_updates_ends_the_same(loaded, kills, fresh, dtype, patience):
-    config = RunConfig(num_train_epochs=12, lr=0.05, fresh_noise=fresh, early_stopping=patience, device="cpu")
+def test_a_training_killed_at_any_updates_ends_the_same(kills, fresh_noise, dtype, patience):
+    config = RunConfig(num_train_epochs=12, epoch_size=1, lr=0.05, fresh_noise=fresh_noise, early_stopping=patience)
+    training = TrainingSettings(**{name: getattr(config, name) for name in TrainingSettings._fields})
     with tempfile.TemporaryDirectory() as folder:
-        jobs = [Job(0, "crane", Path(folder, name), Path(folder, name)) for name in ("whole", "killed")]
-        expected = steps(config, loaded[dtype], jobs[0], 12)
+        whole, killed = Path(folder, "whole"), Path(folder, "killed")
+        expected = train_until(whole, training, dtype, until=12)
         for until in [*kills, 12]:
-            found = steps(config, loaded[dtype], jobs[1], until)
-        assert torch.equal(torch.stack(found), torch.stack(expected))
-        histories = [(job.tokens / "history.jsonl").read_text() for job in jobs]
-        assert histories[0] == histories[1]
-        states = [read_tensors(job.tokens / "training_state.safetensors")[0] for job in jobs]
-        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+            found = train_until(killed, training, dtype, until)
+        assert torch.equal(found.every_update, expected.every_update) and torch.equal(found.vectors, expected.vectors)
+        assert (found.loss, found.accuracy, found.stopped) == (expected.loss, expected.accuracy, expected.stopped)
+        assert (whole / "history.jsonl").read_text() == (killed / "history.jsonl").read_text()
+        states = [torch.load(file, weights_only=True) for file in Path(folder).glob("*/state.pt")]
+        assert all(torch.equal(states[0][key], states[1][key]) for key in ("vectors", "past") if states)

@@ -1,4 +1,4 @@
-"""The real command line: help, settings, errors, and a whole run on the tiny checkpoint."""
+"""The real command line: help, errors before any work, a whole run on the tiny checkpoint, and the same run again."""
 
 import json
 import re
@@ -8,9 +8,10 @@ import pytest
 import torch
 import yaml
 
-import class_token
-from config import RunConfig, parse, to_yaml
-from run import main
+from config import RunConfig
+from method.class_token import load_token, save_token
+from run import Run, main
+from utils import write_json
 
 
 def flags(config: RunConfig, *more):
@@ -28,40 +29,10 @@ def error_of(capsys, *argv) -> str:
     return lines[0]
 
 
-def test_reference_setting():
-    """DESIGN: the paper's numbers are the defaults."""
-    config, _ = parse(["--class_index", "283", "--train", "True"])
-    config.validate()
-    assert (config.lr, config.epoch_size, config.num_train_epochs, config.seed) == (1.25e-3, 5, 50, 35)
-    assert (config.guidance_scale, config.num_inference_steps, config.mixed_precision) == (7.0, 30, "fp16")
-    assert config.train is True and config.evaluate is False and config.train_timesteps is None
-
-
-def test_flags_beat_the_file(tmp_path):
-    file = tmp_path / "settings.yml"
-    file.write_text("lr: 1e-2\nseed: 77\ntrain_timesteps: [999, 600]\nevaluator: none\nfresh_noise: true\n")
-    config, _ = parse(["--config", str(file), "--seed", "78"])
-    assert (config.lr, config.seed, config.train_timesteps, config.fresh_noise) == (0.01, 78, [999, 600], True)
-    for unset in (["--train_timesteps", "none"], ["--train_timesteps=none"]):
-        assert parse([*unset, "--config", str(file)])[0].train_timesteps is None
-
-
-def test_a_saved_config_repeats_the_run(tmp_path, tiny_config):
-    (tmp_path / "config.yml").write_text(to_yaml(tiny_config))
-    assert parse(["--config", str(tmp_path / "config.yml")])[0] == tiny_config
-
-
-def test_yaml_words_mean_what_they_say(tmp_path):
-    file = tmp_path / "settings.yml"
-    file.write_text("mixed_precision: no\ntrain: yes\nexp_id: 007\n")
-    config, _ = parse(["--config", str(file)])
-    assert (config.mixed_precision, config.train, config.exp_id) == ("no", True, "007")
-
-
-@pytest.mark.parametrize("name", sorted(path.name for path in Path("configs").glob("*.yml")))
-def test_shipped_configs_are_valid(name):
-    config, _ = parse(["--config", f"configs/{name}", "--class_index", "1", "--train", "True"])
-    config.validate()
+def file_times(folder: Path) -> dict[Path, int]:
+    """When tokens, what training left and all pictures were written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()
+            and (path.suffix == ".png" or "pipeline_token" in path.parts) and path.suffix != ".lock"}
 
 
 @pytest.mark.parametrize("argv, reason", [
@@ -72,12 +43,12 @@ def test_shipped_configs_are_valid(name):
     (["--class_index", "1", "--learning_rate", "1"], "unrecognized arguments: --learning_rate"),
     (["--clas_index", "1"], "unrecognized arguments: --clas_index 1; did you mean '--class_index'?"),
     (["--class_index", "1", "--train", "True", "--test_size", "50"], "give --seed 50 or more"),
-    (["--class_index", "1", "--train", "True", "--train_timesteps", "600", "800"], "that fall, from noise to image"),
+    (["--class_index", "1", "--train", "True", "--train_timesteps", "600", "800"], "falling numbers from 999 to 0"),
     (["--class_index", "1", "--train", "True", "--betas", "0.9"], "betas must be two numbers"),
     (["--class_index", "1", "--train", "True", "--device", "tpu"], "device must be"),
     (["--class_index", "1", "--train", "True", "--device", "cpu:x"], "device must be"),
     (["--class_index", "1", "--train", "True", "--exp_id", "a/b"], "a folder's name"),
-    (["--class_index", "1", "--evaluate", "True", "--eval_prompts", "in snow"], "is no file, and no prompt either"),
+    (["--class_index", "1", "--evaluate", "True", "--eval_prompts", "in snow"], "is neither a file nor a prompt"),
     (["--class_index", "1", "--evaluate", "True", "--eval_prompts", "{}", "on the moon"], "'on the moon' needs one {}"),
     (["--class_index", "1", "--evaluate", "True", "--eval_prompts", "A {}", "a {}!"], "differ in no letter"),
     (["--config", "nowhere.yml"], "no file 'nowhere.yml'"),
@@ -93,15 +64,14 @@ def test_unknown_key_in_a_file(capsys, tmp_path):
     assert "did you mean 'guidance_scale'" in error_of(capsys, "--config", tmp_path / "s.yml")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is said without a GPU")
-def test_without_cuda_the_way_out_is_named(capsys):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
+def test_without_cuda_the_error_names_the_way_out(capsys):
     line = error_of(capsys, "--class_index", "283", "--train", "True")
     assert "no CUDA GPU" in line and "--config configs/miniature.yml" in line
 
 
 @pytest.mark.parametrize("flag", ["--model", "--classifier"])
-def test_no_network_is_one_line(capsys, tiny_config, flag, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+def test_no_network_is_one_line(capsys, tiny_config, flag):
     argv = flags(tiny_config, flag, "nobody/no-such-model", "--class_index", "1", "--train", "True")
     line = error_of(capsys, *argv)
     assert "cannot open 'nobody/no-such-model'" in line and "--config configs/miniature.yml" in line
@@ -109,13 +79,26 @@ def test_no_network_is_one_line(capsys, tiny_config, flag, monkeypatch):
 
 @pytest.mark.parametrize("more, reason", [
     (["--class_index", "6"], "classes are 1 to 5"), (["--class_index", "tiger"], "did you mean"),
+    (["--class_index", "1", "--placeholder_token", "crane"], "is part of 'crane'"),
     (["--class_index", "3", "--placeholder_token", "crane"], "in the vocabulary already"),
     (["--class_index", "1", "--initializer_token", "tigercat"], "one token of the vocabulary"),
     (["--class_index", "1", "--evaluate", "True", "--real_images", "nowhere"], "no real_images folder"),
-    (["--class_index", "1", "--train_timesteps", "2000", "600"], "from 999 to 0")])
+    (["--class_index", "1", "--train_timesteps", "999", "-1"], "from 999 to 0")])
 def test_nothing_is_written_for_a_run_that_cannot_work(capsys, tiny_config, more, reason):
     assert reason in error_of(capsys, *flags(tiny_config, "--train", "True", *more))
     assert not list(Path(tiny_config.output_path).iterdir())
+
+
+def test_timesteps_beyond_the_model_s_are_refused_before_anything_is_written(capsys, tiny_config, tmp_path):
+    scheduler = Path(tiny_config.model, "scheduler", "scheduler_config.json")
+    before = scheduler.read_text()
+    write_json(scheduler, {**json.loads(before), "num_train_timesteps": 500})
+    argv = flags(tiny_config, "--class_index", "1", "--train", "True", "--train_timesteps", "600")
+    try:
+        line = error_of(capsys, *argv)
+    finally:
+        scheduler.write_text(before)
+    assert "train_timesteps start at 600, the model's go from 499 to 0" in line and not list(tmp_path.iterdir())
 
 
 def test_evaluate_without_a_token(capsys, tiny_config):
@@ -146,12 +129,13 @@ def test_train_and_evaluate(capsys, tiny_config, tmp_path):
                                                         "cost.json"}
     cost = json.loads((tokens / "cost.json").read_text())
     assert cost["updates"] == 2 and cost["seconds"] > 0 and 0.1 < cost["peak_memory_gb"] < 10
-    placeholder, vector, header = class_token.load(tokens / "learned_embeds.safetensors")
-    assert placeholder == "newclas" and len(vector) == 32
+    placeholder, vectors, header = load_token(tokens / "learned_embeds.safetensors")
+    assert placeholder == "newclas" and vectors.shape == (1, 32)
     assert (header["class_index"], header["class_name"], header["base_model"]) == ("3", "tiger cat", tiny_config.model)
     assert yaml.safe_load((tokens / "config.yml").read_text())["num_train_epochs"] == 2
     assert len((tokens / "history.jsonl").read_text().splitlines()) == 2
     assert {p.name for p in (images / "eval" / "with").iterdir()} == {"0.png", "1.png"}
+    assert {p.name for p in (images / "train" / "001").iterdir()} == {f"{seed}.png" for seed in range(35, 40)}
     metrics = json.loads((images / "eval" / "metrics.json").read_text())
     assert metrics["class_index"] == 3 and set(metrics["with"]) == {"classifier", "evaluator"}
     judged = metrics["with"]["classifier"]
@@ -169,7 +153,7 @@ def test_evaluation_never_uses_training_seeds(capsys, tiny_config):
     line = error_of(capsys, *argv, "--evaluate", "True", "--test_size", "50")
     assert "trained on seeds from 35 on" in line and "--test_size 35" in line
     line = error_of(capsys, *flags(tiny_config, "--class_index", "2-3", "--train", "True", "--evaluate", "True",
-                                   "--skip_exists", "True", "--seed", "60", "--test_size", "50"))
+                                   "--num_train_epochs", "1", "--seed", "60", "--test_size", "50"))
     assert "seed 35, now 60" in line
     assert not list(Path(tiny_config.output_path).rglob("0002*"))  # found before class 2 cost hours
 
@@ -182,25 +166,73 @@ def test_summary_gathers_the_classes_of_a_shell_loop(tiny_config, tmp_path):
     assert [metrics["class_index"] for metrics in summary["classes"]] == [2, 3]
 
 
-def test_skip_exists_trains_nothing(tiny_config, tmp_path):
-    argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--num_train_epochs", "1")
+def test_the_same_command_again_repeats_nothing(tiny_config, tmp_path, capsys):
+    """Neither a file of a token nor a picture changes, no model of the generator is loaded, the results are shown."""
+    tiny_config.class_index, tiny_config.evaluate, tiny_config.num_train_epochs = "2-3", True, 2
+    tiny_config.output_path = str(tmp_path)
+    Run(tiny_config).run_sweep()
+    before, first = file_times(tmp_path), capsys.readouterr().out
+    again = Run(tiny_config)
+    again.run_sweep()
+    out = capsys.readouterr().out
+    assert file_times(tmp_path) == before and len(before) > 20
+    assert again.get_generator.cache_info().currsize == again.get_judges.cache_info().currsize == 0
+    assert "training" not in out and out.count("accuracy without -> with") == first.count("accuracy without -> with")
+
+
+def test_the_same_command_again_does_what_is_missing(tiny_config, tmp_path, capsys):
+    argv = flags(tiny_config, "--class_index", "2-3", "--num_train_epochs", "1", "--train", "True", "--evaluate",
+                 "True")
     assert main(argv) == 0
-    file = next((tmp_path / "pipeline_token").rglob("*.safetensors"))
-    before = file.stat().st_mtime_ns
-    assert main([*argv, "--skip_exists", "True"]) == 0 and file.stat().st_mtime_ns == before
+    folder, = tmp_path.rglob("0003_tiger_cat/demo/eval")
+    (folder / "with" / "1.png").unlink()
+    next(tmp_path.rglob("0002_crane/demo/eval/metrics.json")).unlink()
+    before = file_times(tmp_path)
+    capsys.readouterr()
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    after = file_times(tmp_path)
+    changed = {path for path in after if after[path] != before.get(path) and path.name != "grid.png"}
+    assert changed == {folder / "with" / "1.png"} and len(list(tmp_path.rglob("metrics.json"))) == 2
+    assert out.count("has its token already") == 2 and out.count("the pictures are there already") == 1
 
 
-def test_the_config_of_a_skipping_run_trains_again(tiny_config, tmp_path):
-    assert main(flags(tiny_config, "--class_index", "3", "--train", "True", "--num_train_epochs", "1", "--skip_exists",
-                      "True")) == 0
-    file = next((tmp_path / "pipeline_token").rglob("*.safetensors"))
-    before = file.stat().st_mtime_ns
-    assert main(["--config", str(file.with_name("config.yml"))]) == 0 and file.stat().st_mtime_ns > before
+def test_the_config_of_a_run_is_that_run(tiny_config, tmp_path):
+    assert main(flags(tiny_config, "--class_index", "3", "--train", "True", "--num_train_epochs", "1")) == 0
+    before = file_times(tmp_path)
+    config = next((tmp_path / "pipeline_token").rglob("config.yml"))
+    assert main(["--config", str(config)]) == 0 and file_times(tmp_path) == before
+    assert main(["--config", str(config), "--skip_exists", "False"]) == 0
+    token = config.with_name("learned_embeds.safetensors")
+    assert token.stat().st_mtime_ns > before[token]
+
+
+def test_starting_over_removes_what_the_old_token_gave(tiny_config, tmp_path):
+    argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--num_train_epochs")
+    assert main([*argv, "3", "--evaluate", "True"]) == 0
+    assert main([*argv, "1", "--skip_exists", "False"]) == 0
+    assert not list(tmp_path.rglob("metrics.json")) and not list(tmp_path.rglob("summary_demo.json"))
+    assert [path.name for path in next((tmp_path / "img").rglob("train")).iterdir()] == ["000"]
+
+
+def test_another_setting_is_another_run(tiny_config, tmp_path, capsys):
+    argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--num_train_epochs", "2")
+    assert main(argv) == 0
+    before = file_times(tmp_path)
+    assert main([*argv, "--device", "cpu", "--batch_size", "2"]) == 0  # what changes no result
+    line = error_of(capsys, *argv, "--lr", "0.1")
+    assert "was trained with lr 0.00125, now 0.1: another setting is another run" in line
+    assert "--exp_id" in line and "--skip_exists False" in line
+    assert file_times(tmp_path) == before
+    assert main([*argv, "--lr", "0.1", "--skip_exists", "False"]) == 0
+    config = yaml.safe_load(next(tmp_path.rglob("config.yml")).read_text())
+    assert config["lr"] == 0.1
+    assert main([*argv, "--lr", "0.1"]) == 0  # the new settings are the run's from here on
 
 
 def test_token_of_another_model(capsys, tiny_config, tmp_path):
     assert main(flags(tiny_config, "--class_index", "3", "--train", "True", "--num_train_epochs", "1")) == 0
     file = next((tmp_path / "pipeline_token").rglob("*.safetensors"))
-    class_token.save(file, "newclas", torch.zeros(768), {})
+    save_token(file, "newclas", torch.zeros(1, 768), {})
     assert "trained for another --model" in error_of(capsys, *flags(tiny_config, "--class_index", "3", "--evaluate",
                                                                   "True"))

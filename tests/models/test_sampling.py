@@ -2,7 +2,13 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    EulerAncestralDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+)
 
 from models.generator import load_generator
 from models.sampling import SamplingSettings, new_scheduler, seeded_generators
@@ -89,6 +95,19 @@ def test_more_steps_with_a_graph_change_the_gradient_alone(generator):
     images = [draw_images(generator, ["a newclas crane"], [0], PAPER, vectors, grad_steps=steps) for steps in (1, 2)]
     one, two = (torch.autograd.grad(drawn[0, 0, :8].sum(), vectors)[0] for drawn in images)
     assert (images[0] - images[1]).abs().max() < 1e-5 and (one - two).norm() / one.norm() > 1e-2
+
+
+@pytest.mark.parametrize("settings, first", [(PAPER, 801), (SHORT, 999)])
+def test_trajectory_from_given_latents_starts_at_their_noised_version(generator, settings, first):
+    """What the UNet reads first is z_0 noised to the first timestep as in DDPM."""
+    start = torch.randn(2, 4, 4, 4)
+    noise = generator.initial_noise(seeded_generators([1, 2]), settings)
+    expected = DDPMScheduler.from_config(generator.scheduler.config).add_noise(start, noise, torch.tensor([first] * 2))
+    inputs = []
+    generator.unet.register_forward_pre_hook(lambda module, positional: inputs.append(positional))
+    generator.sample(generator.encode(PROMPTS[:2]), [1, 2], settings, start=start)
+    latents, t = inputs[0][:2]
+    assert t == first and (latents.chunk(2)[0] - expected).abs().max() < 1e-4
 
 
 def test_gradient_checkpointing_changes_nothing(tiny_model):

@@ -1,26 +1,27 @@
-"""The miniature: its world, its resumable build, and, where its weights are, the method proved on them."""
+"""The miniature: its world, its resumable build, the quality of its weights, and the method proved on them."""
 
 import json
 import multiprocessing
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from PIL import ImageFilter
+from PIL import Image, ImageFilter
 from safetensors.torch import load_file
+from torchvision.transforms.functional import to_tensor
 
-import class_token
-from diffusion import encode_prompts, generate_images, load_components, noise_sources
-from miniature import build, world
-from miniature.quality import fingerprints, verdict
-from miniature.workers import shared
+from method.class_token import save_token
+from miniature import world
+from miniature.build import WEIGHTS, train_modules
+from miniature.quality import compare_with_bars, hash_weights, measure_quality, read_sampling
+from miniature.workers import share_jobs
+from models.generator import load_generator
+from models.sampling import seeded_generators
 from run import main
-
-WEIGHTS = Path("miniature/weights")
-SETTINGS = ["--config", "configs/miniature.yml"]
 
 
 def test_labels_are_ambiguous_nouns_with_two_senses():
@@ -32,7 +33,7 @@ def test_labels_are_ambiguous_nouns_with_two_senses():
 
 
 @pytest.mark.parametrize("context", [None, *world.CONTEXTS])
-def test_every_drawing_is_its_seed_s_alone(context):
+def test_a_drawing_depends_on_its_seed_alone(context):
     for i in range(len(world.THINGS)):
         first, again, other = (np.asarray(world.draw(i, random.Random(seed), context)) for seed in (5, 5, 6))
         assert first.shape == (64, 64, 3) and np.array_equal(first, again) and not np.array_equal(first, other)
@@ -50,47 +51,45 @@ def test_contexts_show():
 
 
 @pytest.mark.parametrize("context", [None, *world.CONTEXTS])
-def test_a_picture_s_context_is_told_though_blurred(context):
+def test_the_context_of_a_blurred_picture_is_recognised(context):
     for i in range(len(world.THINGS)):
         picture = world.draw(i, random.Random(i), context)
         assert world.context_of(picture) == world.context_of(picture.filter(ImageFilter.GaussianBlur(2))) == context
 
 
-def test_captions_name_the_noun_and_half_give_it_away():
+def test_captions_name_the_noun_and_half_give_its_sense_away():
     rng = random.Random(0)
-    captions = [world.caption(1, rng) for _ in range(2000)]
+    captions = [world.write_caption(1, rng) for _ in range(2000)]
     assert all("crane" in caption and "machine" not in caption for caption in captions)
     told = sum(any(word in caption.split() for word in world.THINGS[1].adjectives) for caption in captions)
     assert 0.45 < told / len(captions) < 0.55
-    assert world.caption(0, rng, "in the snow").endswith("in the snow")
-    assert world.caption(0, rng, "a drawing of").startswith("a drawing of a ")
+    assert world.write_caption(0, rng, "in the snow").endswith("in the snow")
+    assert world.write_caption(0, rng, "a drawing of").startswith("a drawing of a ")
 
 
-def test_a_resumed_build_is_the_uninterrupted_one(tmp_path, monkeypatch):
-    """Killed after step 250 and started again, the weights are those of one go, bit for bit."""
-    def train(folder, killed_at=None):
-        monkeypatch.setattr(build, "CACHE", folder)
+def test_a_resumed_build_equals_an_uninterrupted_one(tmp_path):
+    """Killed after step 250, resumed from the checkpoint of step 200: the same weights bit for bit."""
+    def train_toy(cache, killed_at=None):
         torch.manual_seed(0)
-        model = torch.nn.Linear(4, 8)
+        model, calls = torch.nn.Linear(4, 8), []
 
-        def loss_at(generator):
-            if killed_at is not None and loss_at.calls == killed_at:
+        def compute_loss(generator):
+            if len(calls) == killed_at:
                 raise KeyboardInterrupt
-            loss_at.calls += 1
+            calls.append(1)
             return model(torch.randn(8, 4, generator=generator)).pow(2).mean()
 
-        loss_at.calls = 0
-        build.fit("toy", torch.nn.ModuleDict({"model": model}), loss_at, 400, 1e-2, 0.01, ema=True)
-        return model.weight
+        train_modules("toy", torch.nn.ModuleDict({"model": model}), compute_loss, steps=400, lr=1e-2,
+                      weight_decay=0.01, ema=True, cache=cache)
+        return model.weight, len(calls)
 
-    (tmp_path / "once").mkdir()
-    (tmp_path / "twice").mkdir()
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "twice", killed_at=300)
-    assert torch.equal(train(tmp_path / "once"), train(tmp_path / "twice"))
+        train_toy(tmp_path / "twice", killed_at=250)
+    (once, all_steps), (twice, remaining_steps) = train_toy(tmp_path / "once"), train_toy(tmp_path / "twice")
+    assert torch.equal(once, twice) and (all_steps, remaining_steps) == (400, 200)
 
 
-def together(work, workers: int, folder: Path):
+def run_workers(work, workers: int, folder: Path):
     """Run work(rank, workers, folder) in as many processes."""
     processes = [multiprocessing.get_context("fork").Process(target=work, args=(rank, workers, folder))
                  for rank in range(workers)]
@@ -105,12 +104,12 @@ def train_on_a_share(rank: int, workers: int, folder: Path):
     """A toy model trained on this worker's share of eight samples."""
     torch.set_num_threads(1)
     if workers > 1:
-        torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=workers)
-    build.CACHE = folder
+        torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=workers)
     torch.manual_seed(0)
     model, samples = torch.nn.Linear(4, 8), torch.linspace(0, 1, 32).view(8, 4)
-    build.fit("toy", torch.nn.ModuleDict({"model": model}), lambda generator: model(samples[rank::workers]).square()
-              .mean(), 20, 1e-2, 0.01)
+    train_modules("toy", torch.nn.ModuleDict({"model": model}),
+                  lambda generator: model(samples[rank::workers]).square().mean(), steps=20, lr=1e-2,
+                  weight_decay=0.01, cache=folder)
 
 
 def test_two_workers_train_as_one_on_their_shares_of_a_batch(tmp_path):
@@ -119,22 +118,22 @@ def test_two_workers_train_as_one_on_their_shares_of_a_batch(tmp_path):
     for workers in (1, 2):
         folder = tmp_path / str(workers)
         folder.mkdir()
-        together(train_on_a_share, workers, folder)
+        run_workers(train_on_a_share, workers, folder)
         weights.append(torch.load(next(folder.glob("toy*.pt")), weights_only=True)["modules"]["model.weight"])
     torch.manual_seed(0)
     assert torch.allclose(*weights, atol=1e-6) and not torch.allclose(weights[0], torch.nn.Linear(4, 8).weight)
 
 
-def worker_s_squares(rank: int, workers: int, folder: Path):
-    """Squares of 0 to 4, shared among workers, as this one got them."""
-    torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=workers)
-    (folder / str(rank)).write_text(str(shared(range(5), lambda i: i * i)))
+def write_squares(rank: int, workers: int, folder: Path):
+    """Squares of 0 to 4, computed by all workers, as this worker got them."""
+    torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=workers)
+    (folder / str(rank)).write_text(str(share_jobs(range(5), lambda i: i * i, "squares")))
 
 
 def test_shared_work_comes_back_whole_and_in_order(tmp_path):
-    together(worker_s_squares, 2, tmp_path)
+    run_workers(write_squares, 2, tmp_path)
     assert [(tmp_path / rank).read_text() for rank in "01"] == [str([0, 1, 4, 9, 16])] * 2
-    assert shared(range(5), lambda i: i * i) == [0, 1, 4, 9, 16]
+    assert share_jobs(range(5), lambda i: i * i, "squares") == [0, 1, 4, 9, 16]
 
 
 def test_quality_passes_at_the_bars_and_fails_below():
@@ -148,11 +147,12 @@ def test_quality_passes_at_the_bars_and_fails_below():
                         for i, thing in enumerate(world.THINGS) for adjective in thing.adjectives}
 
     drawings = {"classifier": 0.99, "evaluator": 0.99}
-    assert verdict(drawings, predicted(0.85, 0.10))["passed"] is True
-    assert verdict(drawings, predicted(0.84, 0.10))["passed"] is False
-    assert verdict(drawings, predicted(0.85, 0.09))["passed"] is False
-    assert verdict({**drawings, "evaluator": 0.98}, predicted(0.9, 0.5))["passed"] is False
-    assert verdict(drawings, predicted(0.9, 0.3))["bare_nouns"]["crane"]["crane, machine"] == pytest.approx(0.7)
+    assert compare_with_bars(drawings, predicted(0.85, 0.10))["passed"] is True
+    assert compare_with_bars(drawings, predicted(0.84, 0.10))["passed"] is False
+    assert compare_with_bars(drawings, predicted(0.85, 0.09))["passed"] is False
+    assert compare_with_bars({**drawings, "evaluator": 0.98}, predicted(0.9, 0.5))["passed"] is False
+    nouns = compare_with_bars(drawings, predicted(0.9, 0.3))["bare_nouns"]
+    assert nouns["crane"]["crane, machine"] == pytest.approx(0.7)
 
 
 def test_weights_are_small_and_of_half_precision():
@@ -165,31 +165,46 @@ def test_weights_are_small_and_of_half_precision():
 def test_the_miniature_passes_its_bars():
     quality = json.loads((WEIGHTS / "quality.json").read_text())
     assert quality["passed"] is True
-    assert quality["weights"] == fingerprints(WEIGHTS)  # measured on what is shipped
+    assert quality["weights"] == hash_weights(WEIGHTS)  # measured on what is shipped
+
+
+def test_quality_is_measured_and_drawn(tmp_path):
+    """The whole measurement on few pictures of one step each, without guidance."""
+    shutil.copytree(WEIGHTS, tmp_path / "weights")
+    drawings = torch.stack([to_tensor(world.draw(i, random.Random(i))) for i in range(16)])
+    measure_quality(tmp_path / "weights", tmp_path / "sheet.png", drawings, torch.arange(16),
+                    read_sampling()._replace(guidance_scale=1.0, num_inference_steps=1), per_noun=2, per_adjective=1)
+    quality = json.loads((tmp_path / "weights/quality.json").read_text())
+    shipped = json.loads((WEIGHTS / "quality.json").read_text())
+    assert quality.keys() == shipped.keys() and quality["weights"] == shipped["weights"]
+    assert quality["accuracy_on_fresh_drawings"] == {"classifier": 1, "evaluator": 1}
+    assert quality["bare_nouns"].keys() == set(world.NOUNS) and quality["own_adjectives"].keys() == set(world.LABELS)
+    assert Image.open(tmp_path / "sheet.png").height == 34 + 16 * 84
 
 
 def test_sampler_and_token_file_equal_diffusers_on_the_miniature(tmp_path):
     """The same pictures as StableDiffusionPipeline with our file through `load_textual_inversion`."""
     pipeline = StableDiffusionPipeline.from_pretrained(WEIGHTS / "generator", torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    vector = torch.randn(64, generator=torch.Generator().manual_seed(0)) * 0.02
-    class_token.save(tmp_path / "learned_embeds.safetensors", "newclas", vector, {})
+    vectors = torch.randn(1, 64, generator=torch.Generator().manual_seed(0)) * 0.02
+    save_token(tmp_path / "learned_embeds.safetensors", "newclas", vectors, {})
     pipeline.load_textual_inversion(str(tmp_path / "learned_embeds.safetensors"))
     prompts = ["A photo of a newclas crane", "A photo of a crane"]
     theirs = pipeline(prompts, height=64, width=64, num_inference_steps=30, guidance_scale=3.0, output_type="pt",
-                      generator=noise_sources([0, 1])).images
-    components = load_components(str(WEIGHTS / "generator"), "cpu", torch.float32)
-    token_id = class_token.add_placeholder(components.tokenizer, "newclas")
-    with torch.no_grad(), class_token.spliced(components.text_encoder, token_id, vector):
-        ours = generate_images(components, encode_prompts(components, prompts), [0, 1], 64, 64, 3.0, 30)
+                      generator=seeded_generators([0, 1])).images
+    generator = load_generator(str(WEIGHTS / "generator"), "cpu", torch.float32)
+    generator.set_placeholder("newclas")
+    with torch.no_grad():
+        cond = generator.encode(prompts, vectors.expand(2, 1, 64))
+        ours = generator.decode(generator.sample(cond, [0, 1], read_sampling()))
     assert (ours - theirs).abs().max() < 1e-4
 
 
 @pytest.mark.slow
 def test_every_class_reaches_the_bar(tmp_path):
-    """The evaluator, 50 held-out seeds a class: at most 0.60 without the token; with it 0.90, no class under 0.70."""
-    assert main([*SETTINGS, "--class_index", "all", "--train", "True", "--evaluate", "True", "--output_path",
-                 str(tmp_path)]) == 0
+    """The evaluator, 50 held-out seeds per class: at most 0.60 without the token; with it 0.90, no class under 0.70."""
+    assert main(["--config", "configs/miniature.yml", "--class_index", "all", "--train", "True", "--evaluate", "True",
+                 "--output_path", str(tmp_path)]) == 0
     summary = json.loads((tmp_path / "img" / "miniature" / "summary_demo.json").read_text())["classes"]
     before, after = ([metrics[arm]["evaluator"]["accuracy"]["value"] for metrics in summary]
                      for arm in ("without", "with"))

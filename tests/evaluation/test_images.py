@@ -1,0 +1,156 @@
+"""Which pictures are drawn, with what, and which are drawn again."""
+
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from evaluation.images import Arm, Drawer, choose_frames, list_arms, list_film_arms
+from method.class_token import save_token
+from models.sampling import SamplingSettings
+from prompt_datasets import target_class
+from run import main
+from tests.test_run import flags
+from utils import UserError, load_images
+
+SAMPLING = SamplingSettings(height=32, width=32, guidance_scale=7.0, num_inference_steps=3)
+TIGER_CAT = target_class(2, "tiger cat", "tiger cat")
+
+
+def test_a_smaller_evaluation_judges_its_own_images_alone(tiny_config, tmp_path):
+    argv = flags(tiny_config, "--class_index", "3", "--evaluate", "True", "--train", "True", "--num_train_epochs", "1")
+    assert main([*argv, "--test_size", "4"]) == 0
+    assert main([*argv, "--test_size", "3"]) == 0
+    metrics = json.loads(next((tmp_path / "img").rglob("metrics.json")).read_text())
+    assert metrics["images"] == 3
+    assert len(metrics["with"]["classifier"]["right"]) == 3
+
+
+def test_evaluating_again_draws_only_what_is_missing(capsys, tiny_config, tmp_path):
+    argv = flags(tiny_config, "--class_index", "3", "--evaluate", "True")
+    assert main([*argv, "--train", "True", "--num_train_epochs", "1"]) == 0
+    folder, warnings = next((tmp_path / "img").rglob("eval")), []
+
+    def list_drawn(*more):
+        before = {path: path.stat().st_mtime_ns for path in folder.rglob("*/*.png")}
+        capsys.readouterr()
+        assert main([*argv, *more]) == 0
+        warnings.append(capsys.readouterr().err)
+        return {f"{path.parent.name}/{path.stem}" for path in folder.rglob("*/*.png")
+                if path.stat().st_mtime_ns != before.get(path)}
+
+    assert not list_drawn()
+    (folder / "with" / "1.png").unlink()
+    assert list_drawn() == {"with/1"}
+    assert list_drawn("--test_size", "3") == {"without/2", "with/2"}
+    token = next((tmp_path / "pipeline_token").rglob("*.safetensors"))
+    save_token(token, "newclas", torch.ones(1, 32), {})
+    assert list_drawn() == {"with/0", "with/1"}
+    everything = {"without/0", "without/1", "with/0", "with/1"}
+    assert list_drawn("--guidance_scale", "2") == everything
+    assert "warning: the token was trained with guidance_scale 7.0, now 2.0" in warnings[-1]
+    os.utime(next(Path(tiny_config.model).rglob("*.safetensors")))  # another checkpoint in the same place
+    assert list_drawn("--guidance_scale", "2") == everything
+    os.utime(Path(tiny_config.model, "scheduler", "scheduler_config.json"))  # another sampler
+    assert list_drawn("--guidance_scale", "2") == everything
+    assert list_drawn("--guidance_scale", "2", "--skip_exists", "False") == everything
+
+
+def test_the_generator_is_loaded_only_where_a_picture_is_missing(generator, tmp_path):
+    arms, loads = [Arm("without", "A photo of a crane", None, 2)], []
+    drawer = Drawer(lambda: loads.append(1) or generator, SAMPLING, {"model": "tiny"}, "cpu")
+    assert drawer.draw_arms(arms, tmp_path, "crane") == 2 and drawer.draw_arms(arms, tmp_path, "crane") == 0
+    assert len(loads) == 1
+    assert Drawer(lambda: generator, SAMPLING, {"model": "other"}, "cpu").draw_arms(arms, tmp_path, "crane") == 2
+
+
+def test_pictures_do_not_depend_on_their_batches(generator, tmp_path):
+    """Neither do those of a killed run that a second one completes, bit for bit."""
+    arms = [Arm("without", "A photo of a crane", None, 5), Arm("with", "A photo of a tiger cat", None, 5)]
+    folders = [tmp_path / name for name in ("whole", "resumed", "single")]
+    for folder, batch_size in zip(folders, (1, 1, None), strict=True):  # four at once, without a graph
+        Drawer(lambda: generator, SAMPLING, {}, "cpu", batch_size).draw_arms(arms, folder, "crane")
+    for path in ("without/2.png", "without/4.png", "with/3.png"):
+        (folders[1] / path).unlink()
+    assert Drawer(lambda: generator, SAMPLING, {}, "cpu", 1).draw_arms(arms, folders[1], "crane") == 3
+    for path in sorted(folders[0].rglob("*.png")):
+        name = path.relative_to(folders[0])
+        assert path.read_bytes() == (folders[1] / name).read_bytes()
+        assert (load_images([path]) - load_images([folders[2] / name])).abs().max() <= 1 / 255 + 1e-6
+
+
+def test_a_picture_that_is_not_finite_is_not_written(tmp_path):
+    generator = SimpleNamespace(encode=lambda prompts: torch.zeros(1, 4, 4),
+                                sample=lambda cond, seeds, sampling: torch.zeros(len(seeds), 4, 4, 4),
+                                decode=lambda latents: torch.full((len(latents), 3, 32, 32), torch.nan))
+    stale = tmp_path / "metrics.json"
+    stale.write_text("{}")
+    drawer = Drawer(lambda: generator, SAMPLING, {}, "cpu")
+    with pytest.raises(UserError, match="a picture of 3 .tiger cat. is not finite: try --mixed_precision bf16 or no"):
+        drawer.draw_arms([Arm("without", "A photo of a tiger cat", None, 2)], tmp_path, TIGER_CAT.title, [stale])
+    assert not list(tmp_path.rglob("*.png")) and not stale.exists()
+
+
+def test_a_token_of_another_width_is_refused(generator, tmp_path):
+    drawer = Drawer(lambda: generator, SAMPLING, {}, "cpu")
+    with pytest.raises(UserError, match="the token has 48 numbers and this model's text encoder reads 32"):
+        drawer.draw_arms([Arm("with", "A photo of a cat", torch.zeros(1, 48), 1)], tmp_path, "cat")
+
+
+def test_contexts_and_controls(tiny_config, tmp_path, generator):
+    """Every arm has its own pictures; the untrained control is the initialiser's word in the token's place."""
+    argv = flags(tiny_config, "--class_index", "3", "--evaluate", "True", "--eval_prompts", "A painting of a {}",
+                 "{} at night", "--controls", "True", "--context_judge", "miniature.world:context_of")
+    assert main([*argv, "--train", "True", "--num_train_epochs", "1"]) == 0
+    folder = next((tmp_path / "img").rglob("eval"))
+    arms = {path.parent.relative_to(folder).as_posix() for path in folder.rglob("*/0.png")}
+    assert arms == {"without", "with", "untrained", "random", "prompts/a_painting_of_a/without",
+                    "prompts/a_painting_of_a/with", "prompts/at_night/without", "prompts/at_night/with"}
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert set(metrics["contexts"]) == {"A painting of a {}", "{} at night"}
+    assert 0 <= metrics["contexts"]["{} at night"]["with"]["classifier"]["accuracy"]["value"] <= 1
+    kept = metrics["contexts"]["{} at night"]["context_kept"]
+    assert set(kept) == {"without", "with"} and 0 <= kept["with"]["value"] <= 1
+    with torch.no_grad():
+        cond = generator.encode(["A photo of a a tiger cat"])
+        expected = generator.decode(generator.sample(cond, [1], SAMPLING))
+    assert (load_images([folder / "untrained" / "1.png"]) - expected).abs().max() <= 0.5 / 255 + 1e-5
+
+
+def test_the_random_control_has_the_norms_of_the_token():
+    vectors = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
+    arms = {arm.folder: arm for arm in list_arms(TIGER_CAT, vectors, "newclas", "a", 4, [], controls=True)}
+    assert arms["random"].vectors.norm(dim=1).tolist() == pytest.approx([5, 2]) and arms["random"].images == 4
+    assert not torch.allclose(arms["random"].vectors, vectors)
+    assert (arms["with"].prompt, arms["without"].prompt) == ("A photo of a newclas tiger cat",
+                                                             "A photo of a tiger cat")
+
+
+def test_the_film_of_a_picture_starts_untrained(tiny_config, tmp_path):
+    """With fresh noise no training picture comes back: one seed is drawn by the vectors of the updates."""
+    argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--evaluate", "True", "--num_train_epochs", "3",
+                 "--lr", "0.5", "--fresh_noise", "True", "--train_timesteps", "999", "600", "--controls", "True")
+    assert main(argv) == 0
+    folder = next((tmp_path / "img").rglob("eval"))
+    assert json.loads((folder / "metrics.json").read_text())["film"] == [f"updates/00{i}" for i in range(3)]
+    frames = [(folder / "updates" / f"00{i}" / "0.png").read_bytes() for i in range(3)]
+    assert frames[0] == (folder / "untrained" / "0.png").read_bytes() and len(set(frames)) == 3
+    assert (folder.parent / "report.html").read_text().count("data:image/gif") == 1
+
+
+def test_the_film_shows_some_updates_evenly():
+    every_update = torch.arange(31.0)[:, None, None].expand(31, 1, 4)
+    frames = choose_frames(every_update)
+    assert len(frames) == 10 and list(frames)[0] == "000" and list(frames)[-1] == "030"
+    assert all(frames[name][0, 0] == int(name) for name in frames)
+    arms = list_film_arms(TIGER_CAT, "newclas", frames)
+    assert [arm.folder for arm in arms] == [f"updates/{name}" for name in frames]
+    assert all(arm.prompt == "A photo of a newclas tiger cat" and arm.images == 1 for arm in arms)
+
+
+def test_the_names_of_a_film_are_numbers():
+    with pytest.raises(UserError, match="not a vector of an update"):
+        list_film_arms(TIGER_CAT, "newclas", {"../../x": torch.zeros(4)})

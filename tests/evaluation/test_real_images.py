@@ -1,0 +1,117 @@
+"""Which real pictures belong to a class, and what is wrong with them before any work is done."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from evaluation.real_images import allowed_folder_names, draw_missing_images, find_real_images
+from prompt_datasets import target_class
+from run import main
+from tests.test_run import error_of, flags
+from utils import UserError
+
+LABELS, NAMES = ["crane, bird", "crane, machine", "tiger cat"], ["crane", "crane", "tiger cat"]
+
+
+def find_images(folder: Path) -> list[str]:
+    """The folder in which every class's pictures are found."""
+    targets = [target_class(i, NAMES[i], LABELS[i]) for i in range(3)]
+    found = find_real_images(str(folder), NAMES, LABELS, dict.fromkeys(targets, folder), 1)
+    return [found[target][0].parent.name for target in targets]
+
+
+def test_a_name_that_two_classes_share_is_no_folder_of_either(tmp_path):
+    for folder in ("0001_crane", "crane, machine", "tiger cat"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / folder / "a.png")
+    assert find_images(tmp_path) == ["0001_crane", "crane, machine", "tiger cat"]
+    (tmp_path / "crane").mkdir()
+    with pytest.raises(UserError, match="folders that are no class: 'crane'"):  # of which of the two?
+        find_images(tmp_path)
+    (tmp_path / "crane").rmdir()
+    (tmp_path / "2").mkdir()
+    with pytest.raises(UserError, match="two folders of class 2 .*: '2' and 'crane, machine'"):
+        find_images(tmp_path)
+    (tmp_path / "2").rmdir()
+    shutil.rmtree(tmp_path / "0001_crane")
+    with pytest.raises(UserError, match="'0001_crane' or '1' or 'crane, bird'"):
+        find_images(tmp_path)
+
+
+def test_numbers_as_labels_are_not_taken_for_positions():
+    """Digits: folder '1' is the class of label 1, or the first class, so it is neither; '0' can only be the first."""
+    digits = [str(i) for i in range(10)]
+    allowed = allowed_folder_names(digits, digits)
+    assert allowed[:2] == [["0001_0", "0"], ["0002_1"]] and allowed[9] == ["0010_9", "10"]
+
+
+def test_a_label_that_is_a_path_is_no_folder(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "0.png").write_bytes(b"")
+    with pytest.raises(UserError, match="has no readable pictures"):
+        find_real_images(str(tmp_path / "real"), [".."], [".."], {target_class(0, "..", ".."): tmp_path}, 1)
+
+
+def test_a_function_draws_the_pictures_that_are_missing(tmp_path):
+    target = target_class(0, "crane", "crane, bird")
+    files = find_real_images("miniature.world:draw", NAMES, LABELS, {target: tmp_path}, 3)[target]
+    assert not any(file.exists() for file in files)
+    assert draw_missing_images("miniature.world:draw", target, files) == files
+    drawn = [file.read_bytes() for file in files]
+    assert len(set(drawn)) == 3
+    files[1].unlink()
+    before = files[0].stat().st_mtime_ns
+    draw_missing_images("miniature.world:draw", target, files)
+    assert [file.read_bytes() for file in files] == drawn and files[0].stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("more, reason", [
+    (["--real_images", "{stray}"], "has folders that are no class: 'tigre cat'; did you mean 'tiger cat'?"),
+    (["--real_images", "{empty}"], "has no readable pictures of class 3"),
+    (["--real_images", "miniature.nowhere:draw"], "no module 'miniature.nowhere'"),
+    (["--real_images", "miniature.world:paint"], "has no function 'paint'"),
+    (["--context_judge", "miniature.world"], "context_judge must be module:function"),
+    (["--real_images", "{real}", "--features", "inception:nowhere.pth"], "no file 'nowhere.pth'"),
+    (["--real_images", "{real}", "--test_size", "4"], "more than 5 generated pictures"),
+    (["--evaluator", "nobody/no-such-model"], "cannot open 'nobody/no-such-model'"),
+])
+def test_wrong_measurements_are_found_before_any_work(tiny_config, tmp_path, real_images, capsys, more, reason):
+    next(real_images.rglob("9.jpg")).unlink()
+    (tmp_path / "empty").mkdir()
+    shutil.copytree(real_images, tmp_path / "stray")
+    (tmp_path / "stray" / "tigre cat").mkdir()
+    places = {f"{{{name}}}": str(tmp_path / name) for name in ("empty", "real", "stray")}
+    argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--evaluate", "True", "--test_size", "6")
+    assert reason in error_of(capsys, *argv, *(places.get(part, part) for part in more))
+    assert not (tmp_path / "img").exists() and not (tmp_path / "pipeline_token").exists()
+
+
+def test_too_few_readable_real_pictures_are_found_before_any_work(tiny_config, tmp_path, real_images, capsys):
+    for i in range(4, 9):
+        next(real_images.rglob(f"{i}.jpg")).write_bytes(b"broken")
+    assert main(flags(tiny_config, "--class_index", "3", "--train", "True", "--evaluate", "True", "--test_size", "6",
+                      "--real_images", str(real_images))) == 2
+    warning, error = capsys.readouterr().err.splitlines()
+    assert "skipped 6 of 10 real pictures" in warning
+    assert "more than 5 real pictures, all classes together; there are 4" in error
+    assert not (tmp_path / "img").exists()
+
+
+def test_real_pictures_are_measured_where_the_summary_lacks_them(tiny_config, tmp_path, real_images):
+    """Also where every class is finished: the command names other pictures than before, or none."""
+    argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--evaluate", "True", "--num_train_epochs", "1",
+                 "--test_size", "6")
+    measure = ["--real_images", str(real_images), "--features", tiny_config.classifier]
+
+    def read_distances():
+        return json.loads(next((tmp_path / "img").rglob("summary_demo.json")).read_text())["distribution"]
+
+    assert main(argv) == 0 and read_distances() is None
+    assert main([*argv, *measure]) == 0
+    first = read_distances()
+    assert first["with"]["real_images"] == 9
+    next(real_images.rglob("8.jpg")).unlink()
+    assert main([*argv, *measure]) == 0 and read_distances()["with"]["real_images"] == 8

@@ -1,0 +1,60 @@
+"""The page over the classes of a run: what it needs, and that it tells of nothing that is no longer so."""
+
+import os
+import shutil
+from pathlib import Path
+
+from evaluation import report
+from run import main
+from tests.test_run import error_of, flags
+
+
+def test_reports_of_other_evaluations(capsys, tiny_config, tmp_path):
+    """A token that came alone has a report too; classes that were evaluated differently have none together."""
+    argv = flags(tiny_config, "--train", "True", "--evaluate", "True", "--num_train_epochs", "1")
+    assert main([*argv, "--class_index", "2"]) == 0
+    assert main([*argv, "--class_index", "3", "--eval_prompts", "{} at night"]) == 0
+    alone = next((tmp_path / "pipeline_token").glob("*/0002*/demo"))
+    for name in ("config.yml", "history.jsonl"):
+        (alone / name).unlink()
+    assert main(flags(tiny_config, "--class_index", "2", "--evaluate", "True")) == 0
+    runs = [str(path) for path in sorted((tmp_path / "img").glob("*/*/demo"))]
+    assert "crane, machine" in Path(runs[0], "report.html").read_text()
+    assert report.main([runs[1], "--out", str(tmp_path / "page.html")]) == 0 and (tmp_path / "page.html").exists()
+    capsys.readouterr()
+    assert report.main(runs) == 2 and "with another eval_prompts" in capsys.readouterr().err
+    assert report.main([str(tmp_path)]) == 2 and "holds no evaluation" in capsys.readouterr().err
+
+
+def test_what_is_drawn_again_is_no_longer_told_of(tiny_config, tmp_path, real_images, capsys):
+    """Distances show only beside the pictures that they are of; redrawing removes pages and numbers of the old ones."""
+    (real_images / "0001_crane").mkdir()
+    for file in list((real_images / "tiger cat").glob("[0-8].jpg")):
+        shutil.copy(file, real_images / "0001_crane")
+    argv = flags(tiny_config, "--num_train_epochs", "1", "--test_size", "3", "--evaluate", "True")
+    measure = ["--real_images", str(real_images), "--features", tiny_config.classifier]
+    assert main([*argv, *measure, "--class_index", "3,1", "--train", "True"]) == 0
+    page, = (tmp_path / "img").rglob("report_demo.html")
+    assert "Distance to real pictures" in page.read_text()
+    runs = [str(folder.parent) for folder in sorted((tmp_path / "img").rglob("eval"))]
+    assert report.main([*runs, "--out", str(tmp_path / "page.html")]) == 0
+    assert "Distance to real pictures" in (tmp_path / "page.html").read_text()
+    assert main([*argv, "--class_index", "1", "--guidance_scale", "2"]) == 0
+    assert not page.exists()
+    capsys.readouterr()
+    assert report.main(runs) == 2 and "with another guidance_scale" in capsys.readouterr().err
+    assert main([*argv, "--class_index", "3", "--guidance_scale", "2"]) == 0
+    assert report.main([*runs, "--out", str(tmp_path / "page.html")]) == 0
+    assert "Distance to real pictures" not in (tmp_path / "page.html").read_text()
+    capsys.readouterr()
+    assert report.main([runs[0], runs[0]]) == 2 and "class 1 is there twice" in capsys.readouterr().err
+
+
+def test_another_classifier_s_token_is_refused(capsys, tiny_config, tmp_path):
+    assert main(flags(tiny_config, "--class_index", "3", "--train", "True", "--num_train_epochs", "1")) == 0
+    relative = os.path.relpath(tiny_config.classifier)
+    assert main(flags(tiny_config, "--class_index", "3", "--evaluate", "True", "--classifier", relative)) == 0
+    shutil.copytree(tiny_config.classifier, tmp_path / "other" / Path(*Path(tiny_config.classifier).parts[-2:]))
+    line = error_of(capsys, *flags(tiny_config, "--class_index", "3", "--evaluate", "True", "--classifier",
+                                   str(tmp_path / "other" / Path(*Path(tiny_config.classifier).parts[-2:]))))
+    assert "was trained with the classifier" in line

@@ -1,0 +1,54 @@
+"""Experiments on the miniature, cut down to a smoke test: their command runs, and its results are read back."""
+
+import importlib
+import json
+
+import pytest
+import yaml
+from PIL import Image
+
+from experiments.common import build_parser, open_lab
+from utils import ROOT
+
+SMALL = {"num_train_epochs": 2, "epoch_size": 4, "test_size": 2, "num_inference_steps": 3}
+
+
+@pytest.fixture
+def write_settings(tmp_path):
+    """Writes the miniature's settings with changes to a file, and returns its path."""
+    def write_file(**changes) -> str:
+        values = yaml.safe_load((ROOT / "configs/miniature.yml").read_text())
+        (tmp_path / "small.yml").write_text(yaml.safe_dump({**values, **SMALL, **changes}))
+        return str(tmp_path / "small.yml")
+
+    return write_file
+
+
+@pytest.fixture
+def settings(write_settings) -> str:
+    return write_settings()
+
+
+@pytest.fixture
+def run_experiment(tmp_path):
+    """Runs a command of class 7, unless `flags` say otherwise, and returns its JSON file, checked against its pages."""
+    def run_main(name: str, settings: str, *flags: str, **parameters) -> dict:
+        flags = flags if "--class_index" in flags else ("--class_index", "7", *flags)
+        out = tmp_path / "out"
+        importlib.import_module(f"experiments.{name}").main(
+            ["--config", settings, "--work", str(tmp_path / "work"), "--out", str(out), *flags], **parameters)
+        result = json.loads((out / f"{name}.json").read_text())
+        assert Image.open(out / result["figure"]).width > 100
+        assert result["found"] in (out / f"{name}.md").read_text()
+        assert result["command"].startswith(f"python -m experiments.{name} --config {settings} --class_index ")
+        assert result["command"] in (out / "README.md").read_text()
+        assert result["config"]["model"] == "miniature/weights/generator"
+        return result
+
+    return run_main
+
+
+@pytest.fixture
+def lab(settings, tmp_path):
+    return open_lab(build_parser("", "7").parse_args(["--config", settings, "--class_index", "7", "--work",
+                                                      str(tmp_path / "work")]))

@@ -1,0 +1,60 @@
+"""A tiny generator that knows the placeholder, a loss that judges its images, and trainers that share them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from method.losses import classifier_loss
+from method.trainer import Trainer, TrainingSettings
+from method.training import train_tokens
+from models.classifiers import load_classifier
+from models.generator import load_generator
+from models.sampling import SamplingSettings
+from prompt_datasets import class_name, target_class
+from tests.conftest import LABELS
+
+PAPER = SamplingSettings(height=32, width=32, guidance_scale=7.0, num_inference_steps=3)
+SHORT = PAPER._replace(timesteps=(999, 600))
+SETTINGS = TrainingSettings(
+    placeholder_token="newclas", initializer_token="a", num_train_epochs=3, epoch_size=5, number_of_prompts=3,
+    target_accuracy=1.0, early_stopping=15, lr=1.25e-3, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8,
+    max_grad_norm=1.0, seed=35, fresh_noise=False)
+
+
+@pytest.fixture
+def generator(tiny_model):
+    return open_generator(tiny_model, torch.float32)
+
+
+@pytest.fixture
+def loss_fn(tiny_classifier):
+    return classifier_loss(load_classifier(tiny_classifier, "cpu"))
+
+
+def open_generator(model, dtype):
+    generator = load_generator(model, "cpu", dtype)
+    generator.set_placeholder("newclas")
+    return generator
+
+
+def make_trainer(generator, folder: Path, index: int = 2, vectors=None, **changes):
+    """The trainer of class `index` (from 0), whose files are below folder/index."""
+    target, folder = target_class(index, class_name(LABELS[index]), LABELS[index]), folder / str(index)
+    vectors = generator.initial_vectors("a") if vectors is None else vectors
+    return Trainer(target, vectors, SETTINGS._replace(**changes), generator.dtype, folder / "history.jsonl",
+                   folder / "state.pt", folder / "images")
+
+
+def train_one(generator, loss_fn, folder: Path, index: int = 2, sampling=PAPER, batch_size=None, vectors=None,
+              **changes):
+    """How the training of one class ends."""
+    trainer = make_trainer(generator, folder, index, vectors, **changes)
+    (_, end), = train_tokens(generator, loss_fn, iter([trainer]), classes_at_once=1, sampling=sampling,
+                             batch_size=batch_size)
+    return end
+
+
+def read_history(folder: Path, index: int = 2):
+    return [json.loads(line) for line in (folder / str(index) / "history.jsonl").read_text().splitlines()]

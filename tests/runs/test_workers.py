@@ -1,0 +1,286 @@
+"""Sweeps: any number of processes share the classes, each once; a living one takes over what a dead one left."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from config import RunConfig
+from method.class_token import load_token, save_token
+from method.losses import classifier_loss
+from method.trainer import TrainingSettings
+from models.classifiers import load_classifier
+from models.sampling import SamplingSettings
+from prompt_datasets import class_name, target_class
+from run import main
+from runs.folders import RunFolder
+from runs.workers import Sweep, TrainingJob, choose_device, work_on_classes
+from tests.conftest import LABELS
+from tests.runs.processes import Process, finish_run
+from tests.test_run import file_times, flags
+from utils import ROOT, UserError
+
+SETTINGS = ["--class_index", "1-3", "--train", "True", "--evaluate", "True", "--num_train_epochs", "10", "--lr", "0.05",
+            "--train_timesteps", "999", "600", "--fresh_noise", "True", "--number_of_prompts", "1",
+            "--target_accuracy", "1", "--epoch_size", "2"]
+
+
+def tokens(folder):
+    return {path.parent.parent.name: load_token(path).vectors for path in folder.rglob("learned_embeds.safetensors")}
+
+
+def sweep_over(tmp_path, start_over=False, is_finished=lambda folder: folder.token_file.exists()) -> Sweep:
+    """What a process that starts now sees of three classes."""
+    targets = [target_class(i, class_name(LABELS[i]), LABELS[i]) for i in range(3)]
+    return Sweep([RunFolder(str(tmp_path), "vit", target, "demo") for target in targets], is_finished, start_over)
+
+
+def finish_class(sweep: Sweep, folder: RunFolder):
+    """Its token is there."""
+    save_token(folder.token_file, "newclas", torch.zeros(1, 4), {})
+    sweep.release_class(folder)
+
+
+def test_every_class_is_claimed_once(tmp_path):
+    ours, theirs = sweep_over(tmp_path), sweep_over(tmp_path)
+    our_classes, their_classes = ours.claim_classes(), theirs.claim_classes()
+    first, second = next(our_classes), next(their_classes)
+    assert (first.target.number, second.target.number) == (1, 2)
+    finish_class(ours, first)
+    third = next(our_classes)
+    assert third.target.number == 3 and next(their_classes, None) is None
+    assert [folder.target.number for folder in theirs.left_to_others()] == [2, 3]
+    finish_class(theirs, second)
+    finish_class(ours, third)
+    assert not ours.left_to_others() and not theirs.left_to_others() and next(our_classes, None) is None
+    assert not list(sweep_over(tmp_path).claim_classes())
+
+
+def test_a_class_that_another_process_gave_up_is_taken_over(tmp_path):
+    ours, theirs = sweep_over(tmp_path), sweep_over(tmp_path)
+    our_classes, their_classes = ours.claim_classes(), theirs.claim_classes()
+    first, second = next(our_classes), next(their_classes)
+    half = first.tokens / ".history.jsonl.1.1.tmp"
+    half.parent.mkdir(parents=True)
+    half.touch()
+    first.lock.release()  # as the system does when a process dies
+    finish_class(theirs, second)
+    assert next(their_classes).target.number == 1 and not half.exists()
+
+
+def test_what_another_process_finished_before_the_lock_was_ours_stays(tmp_path):
+    looks = []
+
+    def finished_at_the_second_look(folder):
+        looks.append(folder.target.number)
+        return looks.count(folder.target.number) > 1
+
+    sweep = sweep_over(tmp_path, is_finished=finished_at_the_second_look)
+    assert not list(sweep.claim_classes()) and looks == [1, 1, 2, 2, 3, 3]
+    assert all(folder.try_lock() for folder in sweep_over(tmp_path).folders)  # no lock was kept
+
+
+def test_a_failed_class_is_not_tried_again_in_the_same_sweep(tmp_path):
+    ours, theirs = sweep_over(tmp_path), sweep_over(tmp_path)
+    folder = next(ours.claim_classes())
+    ours.release_class(folder, UserError("it diverged"))
+    assert [folder.target.number for folder in ours.claim_classes()] == [2, 3]
+    for claimed in ours.folders:
+        claimed.lock.release()
+    assert [folder.target.number for folder in theirs.claim_classes()] == [2, 3]
+    for claimed in theirs.folders:
+        claimed.lock.release()
+    later = sweep_over(tmp_path)
+    folder = next(later.claim_classes())
+    assert folder.target.number == 1
+    finish_class(later, folder)
+    assert not folder.error_file.exists()
+
+
+def test_starting_over_counts_what_is_finished_since(tmp_path):
+    for folder in (sweep := sweep_over(tmp_path)).folders:
+        finish_class(sweep, folder)
+    ours, theirs = sweep_over(tmp_path, start_over=True), sweep_over(tmp_path, start_over=True)
+    folder = next(ours.claim_classes())
+    assert folder.target.number == 1
+    folder.start_over(train=True)
+    finish_class(ours, folder)
+    assert [folder.target.number for folder in theirs.claim_classes()] == [2, 3]
+
+
+@pytest.fixture
+def job(tiny_config, generator):
+    """Two updates of two classes at once, with a loss that is not finite for class 2 ('crane, machine')."""
+    classify = classifier_loss(load_classifier(tiny_config.classifier, "cpu"))
+    generator.set_placeholder("newclas")
+
+    def loss_fn(images, targets):
+        loss, correct = classify(images, targets)
+        return torch.where(targets == 1, torch.inf, loss), correct
+
+    config = replace(tiny_config, num_train_epochs=2)
+    settings = TrainingSettings(**{name: getattr(config, name) for name in TrainingSettings._fields})
+    return TrainingJob(get_generator=lambda: generator, get_loss=lambda: loss_fn, settings=settings,
+                       sampling=SamplingSettings(32, 32, 7.0, 3, timesteps=(999, 600)), record=asdict(config),
+                       classes_at_once=2, batch_size=None)
+
+
+def test_a_class_that_diverges_fails_alone(job, tmp_path, capsys):
+    """The worker that tried it reports it."""
+    sweep, evaluated = sweep_over(tmp_path), []
+    error, = work_on_classes(sweep, job, evaluated.append)
+    assert str(error).startswith("update 0 of class 2 (crane, machine) has a non-finite loss: ")
+    assert "class 2 (crane, machine) failed: update 0 of class" in capsys.readouterr().err
+    assert {folder.target.number for folder in evaluated} == {1, 3} and not sweep.left_to_others()
+    assert tokens(tmp_path).keys() == {"0001_crane", "0003_tiger_cat"}
+    assert "non-finite loss" in sweep.failed[0].error_file.read_text()
+
+
+def test_a_half_trained_token_that_is_broken_fails_alone(job, tmp_path):
+    state = sweep_over(tmp_path).folders[2].state_file
+    state.parent.mkdir(parents=True)
+    state.write_bytes(b"not a state")
+    errors = work_on_classes(sweep_over(tmp_path), job, lambda folder: None)
+    assert sorted(str(error).split()[0] for error in errors) == ["the", "update"] and f"'{state.parent}' is broken" in \
+        "".join(map(str, errors))
+    assert tokens(tmp_path).keys() == {"0001_crane"}
+
+
+def test_no_lock_stays_where_an_error_ends_a_sweep(job, tmp_path):
+    """As on a full disk, and in a program that lives on, such as the web page."""
+    def raise_error(folder):
+        raise OSError(28, "No space left on device", str(folder.images))
+
+    sweep = sweep_over(tmp_path)
+    with pytest.raises(OSError, match="No space left"):
+        work_on_classes(sweep, job, raise_error)
+    assert all(folder.try_lock() for folder in sweep_over(tmp_path).folders)
+
+
+def test_a_class_that_fails_does_not_stop_the_others(tiny_config, tmp_path, capsys):
+    """Its pictures' folder is a link. The same command then does what failed, and repeats nothing else."""
+    argv = flags(tiny_config, *SETTINGS, "--num_train_epochs", "1")
+    crane = RunFolder(str(tmp_path), tiny_config.classifier, target_class(1, "crane", "crane, machine"), "demo")
+    link = crane.eval_images / "with"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path)
+    capsys.readouterr()
+    assert main(argv) == 2
+    lines = [line for line in capsys.readouterr().err.replace("\x1b[A", "").splitlines()  # how bars move
+             if "class" in line and "%" not in line]
+    assert lines[0].startswith(f"class 2 (crane, machine) failed: '{link}' is a link")
+    assert lines[-1] == "error: 1 of 3 classes failed, as said above: 2 (crane, machine)"
+    assert len(tokens(tmp_path)) == 3 and numbers_in_summary(tmp_path) == [1, 3]
+    link.unlink()
+    before = file_times(tmp_path)
+    before.pop(crane.error_file)
+    assert main(argv) == 0
+    assert before.items() <= file_times(tmp_path).items() and not crane.error_file.exists()
+    assert numbers_in_summary(tmp_path) == [1, 2, 3]
+
+
+def numbers_in_summary(folder: Path) -> list[int]:
+    summary, = folder.rglob("summary_demo.json")
+    return [metrics["class_index"] for metrics in json.loads(summary.read_text())["classes"]]
+
+
+@pytest.fixture(scope="module")
+def argv(tiny_model, tiny_classifier):
+    """A command that writes to the folder where it is started."""
+    return flags(RunConfig(model=tiny_model, classifier=tiny_classifier), *SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def alone(argv, tmp_path_factory):
+    """The three classes' tokens by one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    assert finish_run(argv, folder)[0] == 0
+    return tokens(folder)
+
+
+def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]):
+    assert ours.keys() == theirs.keys() and len(ours) == 3
+    assert all((ours[name] - theirs[name]).abs().max() < 1e-4 for name in ours)
+
+
+def test_two_processes_do_what_one_does(argv, alone, tmp_path):
+    codes, outs, errs = zip(*[process.finish() for process in [Process(argv, tmp_path) for _ in range(2)]], strict=True)
+    assert codes == (0, 0) and errs == ([], [])
+    assert_equal(tokens(tmp_path), alone)
+    out = "".join(outs)
+    assert out.count("token: ") == 3 and "all classes of run" in out and numbers_in_summary(tmp_path) == [1, 2, 3]
+    assert all(out.count(f"class {i} ({LABELS[i - 1]}): starts") == 1 for i in (1, 2, 3))
+
+
+def test_a_living_process_takes_over_what_a_killed_one_left(argv, alone, tmp_path):
+    """In the middle of a class, and without a further command."""
+    victim, survivor = Process(argv, tmp_path), Process(argv, tmp_path)
+    victim.wait_for(tmp_path, "training_state.pt", count=2)
+    victim.send_signal(signal.SIGKILL)
+    assert victim.finish()[0] == -signal.SIGKILL
+    code, out, _ = survivor.finish()
+    assert code == 0 and out.count("resumes its training") == 1
+    assert_equal(tokens(tmp_path), alone)
+    assert numbers_in_summary(tmp_path) == [1, 2, 3]
+    assert not list(tmp_path.rglob("training_state.pt")) and not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_a_launcher_s_processes_share_the_classes(argv, alone, tmp_path):
+    """The launcher ends when one of them is killed, and ends the others; the same command completes the sweep."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
+              str(ROOT / "run.py"), *argv]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(launch, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL,
+                          stderr=subprocess.DEVNULL) as sweep:
+        children = Path(f"/proc/{sweep.pid}/task/{sweep.pid}/children")
+        while not list(tmp_path.rglob("training_state.pt")):
+            time.sleep(0.05)
+            assert sweep.poll() is None
+        os.kill(int(children.read_text().split()[-1]), signal.SIGKILL)
+        assert sweep.wait(120) != 0
+    before = tokens(tmp_path)
+    assert len(before) < 3
+    done = subprocess.run(launch, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_equal(tokens(tmp_path), alone)
+    assert done.stdout.count("token: ") == 3 - len(before) and "resumes its training" in done.stdout
+    assert done.stderr.count("training ") <= done.stderr.count("%|")  # bars of one process alone
+
+
+@pytest.mark.slow
+def test_compiled_networks_learn_the_same_tokens(tiny_config, tmp_path, alone, monkeypatch):
+    """Traced and split into forward and backward as for any backend; inductor's minutes of C++ are left out."""
+    compiled, original = [], torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile",
+                        lambda self: (compiled.append(type(self).__name__), original(self, backend="aot_eager")))
+    assert main(flags(tiny_config, *SETTINGS, "--torch_compile", "True")) == 0
+    assert compiled == ["UNet2DConditionModel", "Decoder"]
+    assert_equal(tokens(tmp_path), alone)
+
+
+@pytest.mark.parametrize("device, local_rank, expected", [
+    ("cpu", -1, "cpu"), ("cpu", 1, "cpu"), ("cuda", -1, "cuda"), ("cuda:1", -1, "cuda:1"), ("cuda", 1, "cuda:1")])
+def test_every_process_of_a_launcher_takes_its_own_gpu(two_gpus, device, local_rank, expected):
+    assert choose_device(device, "no", local_rank) == expected
+
+
+@pytest.mark.parametrize("device, local_rank, reason", [
+    ("cuda:1", 1, "would put all processes on one GPU"), ("cuda", 2, "no GPU for process 3 of this machine"),
+    ("cuda:2", -1, "no GPU 2 here: there are 2, counted from 0")])
+def test_gpus_that_are_not_there(two_gpus, device, local_rank, reason):
+    with pytest.raises(UserError, match=reason):
+        choose_device(device, "no", local_rank)
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)

@@ -1,0 +1,81 @@
+"""What keeps the house in order: which way imports point, sizes, names, nothing private of libraries."""
+
+import ast
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from utils import ROOT
+
+FILES = [path for path in subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"],
+                                         cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+         if not path.startswith("tests/") and (ROOT / path).exists()]
+TREES = {path: ast.parse((ROOT / path).read_text(encoding="utf-8")) for path in FILES}
+ROOMS = {"method", "models", "evaluation", "runs"}
+MAY_IMPORT = {  # of our own packages
+    "models": {"models", "utils", "prompt_datasets"}, "method": {"method", "models", "utils", "prompt_datasets"},
+    "evaluation": {"evaluation", "method", "models", "utils", "prompt_datasets"},
+    "runs": {"runs", "evaluation", "method", "models", "utils", "prompt_datasets"},
+    "utils.py": set(), "config.py": {"utils"}, "prompt_datasets.py": {"utils"}}
+OURS = {path.split("/")[0].removesuffix(".py") for path in FILES}
+ONE_WORD = {"main", "require", "encode", "sample", "decode", "draw", "setting", "error"}
+
+
+def imported_modules(tree: ast.AST):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module, [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, []) for alias in node.names)
+
+
+def functions_of(tree: ast.AST):
+    return [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_imports_point_one_way(path):
+    allowed = MAY_IMPORT.get(path.split("/")[0])
+    modules = {module.split(".")[0] for module, _ in imported_modules(TREES[path])}
+    if allowed is not None:
+        assert modules & OURS <= allowed
+    else:  # entry points: experiments and benchmarks call the rooms, never run.py, but for the benchmark of its kills
+        assert "run" not in modules or path in ("app.py", "benchmarks/kills.py")
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_nothing_private_of_libraries(path):
+    private = [f"{module}.{name}" for module, names in imported_modules(TREES[path]) for name in names or [module]
+               if any(part.startswith("_") and not part.startswith("__") for part in (*module.split("."), name))]
+    assert not private
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_modules_and_functions_are_short(path):
+    assert len((ROOT / path).read_text(encoding="utf-8").splitlines()) <= 300
+    assert not [node.name for node in functions_of(TREES[path]) if node.end_lineno - node.lineno >= 50]
+
+
+def test_few_function_names_of_one_word():
+    found = {node.name for tree in TREES.values() for node in functions_of(tree)
+             if "_" not in node.name.strip("_") and not node.name.startswith("__")}
+    assert found <= ONE_WORD
+
+
+def test_the_whole_is_small():
+    assert sum(len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path in FILES) <= 5000
+
+
+def test_the_paper_is_two_files():
+    files = (ROOT / "method/training.py", ROOT / "models/stable_diffusion.py")
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files) <= 250
+
+
+def test_networks_are_the_business_of_models():
+    parts = {"unet", "vae", "text_encoder"}
+    touching = [path for path, tree in TREES.items() for node in ast.walk(tree)
+                if isinstance(node, ast.Attribute) and node.attr in parts]
+    allowed = {"miniature/build.py", "benchmarks/plain_loop.py", "benchmarks/random_weights.py"}
+    assert {path for path in touching if not path.startswith("models/")} <= allowed
+    assert not Path(ROOT, "class_token.py").exists()
