@@ -231,7 +231,8 @@ class Run:
             self.get_judges(), target, [arm.folder for arm in arms], config.eval_prompts, config.context_judge,
             folder.eval_images, config.test_size, pictures=digest_json([drawn[arm] for arm in ARMS]),
             evaluation=self.digest_evaluation(arms + film), film=[arm.folder for arm in film],
-            held_out="seed" in load_token(folder.token_file).header, settings=asdict(config))
+            held_out="seed" in load_token(folder.token_file).header,
+            settings={**asdict(config), "skip_exists": True})  # started over or not: the same results
         real = draw_missing_images(config.real_images, target, self.real[target])
         show_side_by_side(folder.eval_images, f"class {target.title}", real)
         metrics.save_metrics(folder.metrics_file)  # last of all: it says that the class is finished

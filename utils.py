@@ -8,7 +8,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -208,13 +208,13 @@ def replace_file(path: Path):
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")  # two may write one file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield temporary
-            os.replace(temporary, path)
-        finally:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException as error:
+        with suppress(OSError):
             temporary.unlink(missing_ok=True)
-    except OSError as error:
-        error.filename, error.filename2 = str(path), None
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = str(path), None
         raise
 
 
@@ -248,10 +248,19 @@ def to_pixels(images: torch.Tensor) -> np.ndarray:
     return (images.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
+def submit_images(pool: ThreadPoolExecutor, writes: list[Future], paths: list[Path], chosen: Iterable[int],
+                  pixels: np.ndarray):
+    """Start writing uint8 [B, H, W, 3] to those paths that the indices `chosen` [B] name; add to `writes`."""
+    writes += [pool.submit(save_image, Image.fromarray(image), paths[int(i)])
+               for i, image in zip(chosen, pixels, strict=True)]
+
+
 def save_pixels(pixels: np.ndarray, paths: list[Path]):
     """Write uint8 [B, H, W, 3] as PNG files, on four threads."""
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda pair: save_image(Image.fromarray(pair[0]), pair[1]), zip(pixels, paths, strict=True)))
+        submit_images(pool, writes := [], paths, range(len(paths)), pixels)
+    for write in writes:
+        write.result()
 
 
 def save_image(image: Image.Image, path: Path, **options):

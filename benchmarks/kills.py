@@ -99,15 +99,11 @@ def list_finished(classes: list[RunFolder]) -> dict[Path, int]:
 
 def name_phase(classes: list[RunFolder]) -> str:
     """Where a killed run was, by the class that it began last."""
-    if classes[0].summary_file.exists():
-        return "while writing summary and report"
-    begun = [files for files in classes if files.tokens.exists()]
-    if not begun:
-        return "before the first class"
-    last = begun[-1]
-    signs = {last.metrics_file: "after an evaluation", last.eval_images / "drawn.json": "while drawing",
-             last.token_file: "after a training", last.state_file: "between the first update and the last"}
-    return next((name for sign, name in signs.items() if sign.exists()), "until the first update's end")
+    last = ([files for files in classes if files.tokens.exists()] or classes)[-1]
+    signs = {last.summary_file: "while writing summary and report", last.metrics_file: "after an evaluation",
+             last.eval_images / "drawn.json": "while drawing", last.token_file: "after a training",
+             last.state_file: "between the first update and the last", last.tokens: "until the first update's end"}
+    return next((name for sign, name in signs.items() if sign.exists()), "before the first class")
 
 
 def kill_once(argv: list[str], folder: Path, threads: int, draw_moment: Callable[[], float], whole: Path | None,
@@ -140,7 +136,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the random moments (0)")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/kills.json", help="(docs/kills.json)")
     options = parser.parse_args()
-    argv = ["--config", str(find_path(options.config)), "--class_index", options.class_index, *SMALL]
+    argv = ["--config", str(find_path(options.config).resolve()), "--class_index", options.class_index, *SMALL]
     draw, results = random.Random(options.seed), []
     with tempfile.TemporaryDirectory() as work:
         undisturbed, started = Path(work, "undisturbed"), time.monotonic()

@@ -10,9 +10,7 @@ in --work: several calls may run beside each other, each for classes of its own,
 import argparse
 import json
 import statistics
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,7 +28,7 @@ from models.sampling import SamplingSettings
 from prompt_datasets import TEMPLATES, TargetClass, class_names, select_classes
 from utils import ROOT, list_checkpoint_files, read_json, read_tensors, write_json, write_tensors
 
-HELD_OUT = 10  # seeds
+HELD_OUT = 10  # pictures of a class, of seeds from 0
 
 
 def train_classes(config: RunConfig, generator: Generator, loss_fn, folders: dict[TargetClass, Path]):
@@ -43,23 +41,18 @@ def train_classes(config: RunConfig, generator: Generator, loss_fn, folders: dic
         write_tensors(folders[trainer.target] / "vectors.safetensors", {"vectors": trained.every_update.cpu()})
 
 
-def judge_class(folder: Path, every: int, measure_accuracy: Callable[[torch.Tensor], float]):
-    """Note the accuracy of every so many updates' vectors, until it is 0.9."""
-    vectors, accuracies = read_tensors(folder / "vectors.safetensors")[0]["vectors"], {}
+@torch.no_grad()
+def judge_updates(generator: Generator, evaluator, prompt: str, index: int, sampling: SamplingSettings,
+                  vectors: torch.Tensor, every: int) -> dict[int, float]:
+    """{update: share of the held-out pictures that `evaluator` takes for class `index` (from 0)}, until it is 0.9."""
+    accuracies = {}
     for update in range(0, len(vectors), every):
-        accuracies[update] = measure_accuracy(vectors[update])
+        cond = generator.encode([prompt], vectors[update, None].to(generator.device)).repeat_interleave(HELD_OUT, 0)
+        images = generator.decode(generator.sample(cond, range(HELD_OUT), sampling))
+        accuracies[update] = (evaluator(images).argmax(1) == index).sum().item() / HELD_OUT
         if accuracies[update] >= 0.9:
             break
-    write_json(folder / "accuracy.json", {"updates": len(vectors), "accuracies": accuracies})
-
-
-@torch.no_grad()
-def measure_accuracy(generator: Generator, evaluator, prompt: str, index: int, count: int, sampling: SamplingSettings,
-                     vectors: torch.Tensor) -> float:
-    """The share of the pictures of seeds 0 to count - 1 that `evaluator` takes for class `index` (from 0)."""
-    cond = generator.encode([prompt], vectors[None].to(generator.device)).repeat_interleave(count, 0)
-    images = generator.decode(generator.sample(cond, range(count), sampling))
-    return (evaluator(images).argmax(1) == index).sum().item() / count
+    return accuracies
 
 
 def summarise_classes(folders: list[Path]) -> dict:
@@ -94,9 +87,10 @@ def main():
         for target, folder in tqdm(folders.items(), desc="judging", unit="class"):
             if not (folder / "accuracy.json").exists():
                 prompt = TEMPLATES[0].format(f"{config.placeholder_token} {target.name}")
-                judge_class(folder, options.every, partial(
-                    measure_accuracy, generator, evaluator, prompt, target.index, HELD_OUT,
-                    split_settings(config)[1]._replace(timesteps=None)))
+                vectors = read_tensors(folder / "vectors.safetensors")[0]["vectors"]
+                write_json(folder / "accuracy.json", {"updates": len(vectors), "accuracies": judge_updates(
+                    generator, evaluator, prompt, target.index, split_settings(config)[1]._replace(timesteps=None),
+                    vectors, options.every)})
         results[name_setting(config)] = summarise_classes(list(folders.values()))
     write_json(options.out, {"target": 0.9, "held_out_seeds": HELD_OUT, "every": options.every,
                              "updates_at_most": options.updates, "settings": results})

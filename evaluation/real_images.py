@@ -55,8 +55,8 @@ def find_real_images(source: str, names: list[str], labels: list[str], runs: dic
     require(not unknown, f"'{source}' has folders that are no class: {', '.join(map(repr, unknown[:5]))}; "
                          + (suggest_word("".join(unknown[:1]), known) or
                             f"name them such as '{known[0]}', by the numbers and names of --list_classes"))
-    return {target: find_class_images(root, target, allowed[target.index])
-            for target in tqdm(runs, desc="real pictures", unit="class", delay=2)}
+    with tqdm(runs, desc="real pictures", unit="class", delay=2) as bar:  # closed before an error is printed
+        return {target: find_class_images(root, target, allowed[target.index]) for target in bar}
 
 
 def allowed_folder_names(names: list[str], labels: list[str]) -> list[list[str]]:

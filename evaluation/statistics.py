@@ -29,7 +29,7 @@ class Proportion:
     def __post_init__(self):
         interval = binomtest(self.successes, self.count).proportion_ci(0.95, method="wilson")
         for name, number in (("value", self.successes / self.count), ("low", interval.low), ("high", interval.high)):
-            object.__setattr__(self, name, number)
+            object.__setattr__(self, name, float(number))
 
     def __str__(self):
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"

@@ -91,9 +91,9 @@ def report_arms(lab: common.Lab, accuracies: dict[str, dict[int, list[float]]], 
     for arm, by_k in accuracies.items():
         axis.errorbar(list(by_k), list(map(mean, by_k.values())), yerr=list(map(standard_error, by_k.values())),
                       fmt="o-", capsize=3, label=arm)
-    axis.set_xscale("log")
+    axis.set(xscale="log", xlabel="real pictures per class (k)", ylabel="accuracy on real pictures")
+    axis.minorticks_off()
     axis.set_xticks(options.k, list(map(str, options.k)))
-    axis.set(xlabel="real pictures per class (k)", ylabel="accuracy on real pictures")
     common.save_figure(figure, lab.out / "augmentation.png")
     k = 2 if 2 in options.k else options.k[0]
     gains = {arm: [100 * (ours - theirs) for ours, theirs in zip(accuracies[TOKEN][k], by_k[k], strict=True)]

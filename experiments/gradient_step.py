@@ -86,7 +86,7 @@ def learn_vectors(lab: common.Lab, target: TargetClass, variant: Variant, update
     step = fit_batch_size(measure_gradient, config.batch_size, most)
     vectors = lab.get_generator().initial_vectors(config.initializer_token).requires_grad_()
     gradients = torch.stack([step(lab, target, vectors, update, variant) for update in range(SPREAD)]).flatten(1).cpu()
-    cosine = F.cosine_similarity(-gradients.mean(0), working_direction(lab, target).flatten(), dim=0)
+    cosine = F.cosine_similarity(-gradients.mean(0), find_direction(lab, target).flatten(), dim=0)
     optimizer = torch.optim.AdamW([vectors], config.lr, tuple(config.betas), config.eps, config.weight_decay)
     past, started = [], time.monotonic()
     for update in range(updates):
@@ -100,7 +100,7 @@ def learn_vectors(lab: common.Lab, target: TargetClass, variant: Variant, update
             "seconds_per_update": seconds / updates, "mb_per_trajectory": measure_graph(lab, target, vectors, variant)}
 
 
-def working_direction(lab: common.Lab, target: TargetClass) -> torch.Tensor:
+def find_direction(lab: common.Lab, target: TargetClass) -> torch.Tensor:
     """From the initialiser to what names the class [K, D], on the CPU."""
     generator = lab.get_generator()
     start = generator.initial_vectors(lab.config.initializer_token).cpu()
@@ -151,7 +151,7 @@ def draw_figure(results: list[dict], plain: float, path: Path):
         axis.axhline(plain, color="grey", linewidth=0.8, linestyle=":", label="right without a token")
         axis.set_xticks(x, [result["name"] for result in found], fontsize=8)
         axis.set_xlabel(group, fontsize=8)
-    figure.axes[0].set(ylim=(-0.1, 1.02), ylabel="share, or cosine")
+    figure.axes[0].set(ylim=(None, 1.02), ylabel="share, or cosine")
     common.save_figure(figure, path)
 
 

@@ -48,7 +48,7 @@ def learn_vectors(lab: common.Lab, real: Sets, steps: int) -> torch.Tensor:
     """The vectors [C, K, D] after `steps` of AdamW, all classes in the same steps."""
     config, generator, noise = lab.config, lab.get_generator(), torch.Generator().manual_seed(0)
     moments = [generator.encode_images(crop_squares(files, config.height, config.width)) for files in real.values()]
-    vectors = torch.stack([first_word(lab, target) for target in real]).requires_grad_()
+    vectors = torch.stack([embed_first_word(lab, target) for target in real]).requires_grad_()
     optimizer = torch.optim.AdamW([vectors], LR, weight_decay=config.weight_decay)
     scaler = torch.amp.GradScaler(generator.device.type, enabled=generator.dtype == torch.float16)
     for _ in tqdm(range(steps), desc="textual inversion", unit="step"):
@@ -71,7 +71,7 @@ def draw_latents(means: torch.Tensor, stds: torch.Tensor, noise: torch.Generator
     return means[rows] + stds[rows] * torch.randn(means[rows].shape, generator=noise).to(means.device)
 
 
-def first_word(lab: common.Lab, target: TargetClass) -> torch.Tensor:
+def embed_first_word(lab: common.Lab, target: TargetClass) -> torch.Tensor:
     """The embedding [K, D] of the class name's first word, or of the initialiser where that word is several tokens."""
     with suppress(UserError):
         return lab.get_generator().initial_vectors(target.name.split()[0])

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from prompt_datasets import TEMPLATES, PromptDataset, TargetClass
-from utils import UserError, join_lines, replace_file, save_pixels, write_text
+from utils import UserError, join_lines, replace_file, write_text
 
 AVERAGED_UPDATES = 3  # with fresh noise the few images of one update can be lucky
 SKIPPED_AT_MOST = 10  # non-finite updates in a row: a scaler of float16 halves its scale of 2**10 so often
@@ -79,14 +79,17 @@ class Trainer:
         size = self.settings.epoch_size
         return self.scaler.scale(torch.full((size,), 1 / size, device=self.vectors.device))
 
-    def finish_update(self, losses: torch.Tensor, correct: torch.Tensor, pixels, seconds: float):
-        """Record an update's images and step the optimiser.
+    def list_image_paths(self) -> list[Path]:
+        """Where the next update's images go."""
+        return [self.image_folder / f"{len(self.history):03d}" / f"{seed}.png" for seed in self.next_images().seeds]
+
+    def finish_update(self, losses: torch.Tensor, correct: torch.Tensor, seconds: float):
+        """Record what an update's images gave and step the optimiser.
 
         Returns a TrainedToken at the end of training, a UserError where it diverged, else None. A non-finite loss or
         gradient leaves the vectors as they are.
         """
         update, settings = len(self.history), self.settings
-        save_pixels(pixels, [self.image_folder / f"{update:03d}" / f"{seed}.png" for seed in self.next_images().seeds])
         self.seconds += seconds
         self.scaler.unscale_(self.optimizer)
         grad_norm = torch.nn.utils.clip_grad_norm_([self.vectors], settings.max_grad_norm).item()
@@ -159,6 +162,8 @@ class Trainer:
         """
         try:
             state = torch.load(self.state_file, map_location=self.vectors.device, weights_only=True)
+            if state["vectors"].shape != self.vectors.shape:
+                raise ValueError(f"its vectors are {list(state['vectors'].shape)}, not {list(self.vectors.shape)}")
             with torch.no_grad():
                 self.vectors.copy_(state["vectors"])
             self.past, self.history = list(state["past"]), state["history"]

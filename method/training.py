@@ -1,7 +1,9 @@
 """Learn class tokens: draw, classify, backpropagate through the final denoising step alone (Sec. 3)."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
@@ -13,7 +15,7 @@ from method.trainer import TrainedToken, Trainer
 from models.batch_size import WITHOUT_GRAPH, default_batch_size, fit_batch_size
 from models.generator import Generator
 from models.sampling import SamplingSettings
-from utils import UserError, to_pixels
+from utils import UserError, submit_images, to_pixels
 
 AT_ONCE = 40  # images with a graph, at first: more only cost a CPU fresh memory (1.4 times the seconds at 128)
 
@@ -28,25 +30,19 @@ class Batch(NamedTuple):
     weights: torch.Tensor  # [N], of an image's loss in the sum that is minimised
 
 
-class Measured(NamedTuple):
-    """What one update's images gave."""
-
-    losses: torch.Tensor  # [N]
-    correct: torch.Tensor  # [N], 1 where the image is classified right
-    pixels: np.ndarray  # uint8 [N, H, W, 3]
-
-
-def token_gradient(generator: Generator, loss_fn: Loss, vectors: torch.Tensor, batch: Batch,
-                   sampling: SamplingSettings, batch_size: int) -> Measured:
+def token_gradient(
+        generator: Generator, loss_fn: Loss, vectors: torch.Tensor, batch: Batch, sampling: SamplingSettings,
+        batch_size: int, on_images: Callable[[torch.Tensor, np.ndarray], None] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Accumulate dL/dv over one update's images; vectors [P, K, D] holds the token of each prompt.
 
     Backwards in stages, so that the graphs of decoder and classifier, of the denoiser and of the text encoder are
-    never in memory together, each of `batch_size` images at a time.
+    never in memory together, each of `batch_size` images at a time. Returns losses [N] and which images are correct
+    [N]; `on_images` gets every part's place in the batch and its pixels, uint8 [B, H, W, 3].
     """
     embeds = generator.encode(batch.prompts, vectors)  # v_c enters here
     leaf = embeds.detach().requires_grad_()  # encoded once for all parts
     losses, correct = torch.zeros(2, len(batch.seeds), device=leaf.device)
-    pixels = []
     for part in torch.arange(len(batch.seeds)).split(WITHOUT_GRAPH * batch_size):
         cond = leaf.index_select(0, batch.prompt_of[part].to(leaf.device))
         z_0 = generator.sample(cond, batch.seeds[part], sampling, batch_size=batch_size)  # a graph of the last step
@@ -56,10 +52,11 @@ def token_gradient(generator: Generator, loss_fn: Loss, vectors: torch.Tensor, b
             loss, right = loss_fn(images, batch.targets[i])
             (loss * batch.weights[i]).sum().backward()
             losses[i], correct[i] = loss.detach(), right.float()
-            pixels.append(to_pixels(images))
+            if on_images:
+                on_images(i, to_pixels(images))
         z_0.backward(latents.grad)  # through the final step ...
     embeds.backward(leaf.grad)  # ... and the text encoder, on to v_c
-    return Measured(losses, correct, np.concatenate(pixels))
+    return losses, correct
 
 
 def train_tokens(generator: Generator, loss_fn: Loss, trainers: Iterator[Trainer], classes_at_once: int,
@@ -70,21 +67,24 @@ def train_tokens(generator: Generator, loss_fn: Loss, trainers: Iterator[Trainer
     A class's vectors depend on its neighbours by no more than rounding. One that diverges, whose end is a UserError,
     does not stop them.
     """
-    running, step = [], None
-    while running := running + list(islice(trainers, classes_at_once - len(running))):
-        if step is None:
-            most = default_batch_size(AT_ONCE, str(generator.device), sampling.height, sampling.width)
-            step = fit_batch_size(token_gradient, batch_size,
-                                  min(running[0].settings.epoch_size * classes_at_once, most))
-        started = time.monotonic()
-        batch, vectors = join_batches(running, generator.device)
-        measured = step(generator, loss_fn, vectors, batch, sampling)
-        seconds = (time.monotonic() - started) / len(running)
-        size = len(batch.seeds) // len(running)
-        ends = [trainer.finish_update(*(part[i * size:(i + 1) * size] for part in measured), seconds)
-                for i, trainer in enumerate(running)]
-        yield from ((trainer, end) for trainer, end in zip(running, ends, strict=True) if end)
-        running = [trainer for trainer, end in zip(running, ends, strict=True) if not end]
+    most = default_batch_size(AT_ONCE, str(generator.device), sampling.height, sampling.width)
+    step, running = None, []
+    with ThreadPoolExecutor(4) as pool:
+        while running := running + list(islice(trainers, classes_at_once - len(running))):
+            started, writes = time.monotonic(), []
+            batch, vectors = join_batches(running, generator.device)
+            step = step or fit_batch_size(token_gradient, batch_size, min(most, len(batch.seeds)))
+            paths = [path for trainer in running for path in trainer.list_image_paths()]
+            measured = step(generator, loss_fn, vectors, batch, sampling,
+                            on_images=partial(submit_images, pool, writes, paths))
+            for write in writes:
+                write.result()  # or a kill could leave an update without its pictures
+            seconds = (time.monotonic() - started) / len(running)
+            size = len(batch.seeds) // len(running)
+            ends = [trainer.finish_update(*(part[i * size:(i + 1) * size] for part in measured), seconds)
+                    for i, trainer in enumerate(running)]
+            yield from ((trainer, end) for trainer, end in zip(running, ends, strict=True) if end)
+            running = [trainer for trainer, end in zip(running, ends, strict=True) if not end]
 
 
 def join_batches(running: list[Trainer], device: torch.device) -> tuple[Batch, torch.Tensor]:

@@ -53,7 +53,8 @@ def load_classifier(name: str, device: str) -> Classifier:
     with opening_checkpoint(name, source, _list_alternatives(name)):
         loaded = _load_timm(source) if kind == "timm" else _load_transformers(source, mean_pooled=kind == "mean")
         classifier = Classifier(folder_name(name), *loaded, torch.device(device))
-        prepared = classifier.preprocess(torch.rand(1, 3, 64, 64).requires_grad_())
+        with torch.enable_grad():
+            prepared = classifier.preprocess(torch.rand(1, 3, 64, 64).requires_grad_())
         require(prepared.requires_grad, f"the preprocessing of '{source}' cuts the gradient, so it cannot guide")
     classifier.model.requires_grad_(False).eval().to(device)
     return classifier
@@ -121,8 +122,12 @@ def _load_transformers(source: str, mean_pooled: bool):
             f"'{source}' is not an image classifier as stored: it lacks {sorted(report['missing_keys'])[:3]}")
     processor = AutoImageProcessor.from_pretrained(source, **NO_REMOTE_CODE)
 
-    def apply_processor(images):
-        return processor(images, do_rescale=False, return_tensors="pt").pixel_values
+    scaled = processor.do_rescale and processor.rescale_factor == 1 / 255 and not getattr(
+        processor, "rescale_offset", False)
+
+    def apply_processor(images):  # made for 8-bit values; [0, 1] is what its usual rescaling gives
+        return processor(images if scaled else images * 255, return_tensors="pt",
+                         **({"do_rescale": False} if scaled else {})).pixel_values
 
     def compute_logits(model, pixel_values):
         return model(pixel_values=pixel_values).logits

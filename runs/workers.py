@@ -111,7 +111,8 @@ class TrainingJob(NamedTuple):
 
 def work_on_classes(sweep: Sweep, job: TrainingJob | None, evaluate_class: Callable[[RunFolder], None]):
     """Train (with a `job`) and evaluate every class that this process can claim; the errors of those that failed."""
-    errors, bar = [], tqdm(total=len(sweep.folders), desc="classes", unit="class", disable=len(sweep.folders) == 1)
+    errors, bar = [], tqdm(total=len(sweep.folders), desc="classes", unit="class", leave=False,
+                            disable=len(sweep.folders) == 1)
 
     def finish_class(folder: RunFolder, error: UserError | None):
         try:

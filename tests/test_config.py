@@ -255,10 +255,11 @@ def test_debug_shows_where(capsys, tiny_config):
     assert err.startswith("Traceback") and err.splitlines()[-1].startswith("error: lr must be greater than 0")
 
 
-@pytest.mark.parametrize("more", [["--class_index", "3,3,3-3"], ["--guidance_scale", "1"], ["--guidance_scale", "0.5"],
-                                  ["--num_inference_steps", "1"],
-                                  ["--num_inference_steps", "999", "--train", "False", "--guidance_scale", "1"],
-                                  ["--placeholder_token", "neu-wört"], ["--test_size", "1"]])
+@pytest.mark.parametrize("more", [
+    ["--class_index", "3,3,3-3"], ["--guidance_scale", "1"], ["--guidance_scale", "0.5"],
+    ["--num_inference_steps", "1"], ["--placeholder_token", "neu-wört"], ["--test_size", "1"],
+    pytest.param(["--num_inference_steps", "999", "--train", "False", "--guidance_scale", "1"],
+                 marks=pytest.mark.slow)])
 def test_what_is_odd_but_right(tiny_config, tmp_path, capsys, more):
     """Duplicates are done once; a guidance of 1 or less is none; any word that stands nowhere else serves."""
     out = tmp_path / "wörter und mehr"

@@ -57,10 +57,10 @@ def test_gradients(generator, tmp_path, loop, index, name):
     trainer = Trainer(target_class(index, name, name), generator.initial_vectors("a"), settings, generator.dtype,
                       tmp_path / "history", tmp_path / "state", tmp_path / "images")
     batch, vectors = join_batches([trainer], generator.device)
-    measured = token_gradient(generator, classifier_loss(load_classifier("miniature", "cpu")), vectors, batch,
+    losses, correct = token_gradient(generator, classifier_loss(load_classifier("miniature", "cpu")), vectors, batch,
                               SamplingSettings(64, 64, 3.0, 30, timesteps), batch_size=40)
     assert_equal(trainer.vectors.grad[0], f"gradient/{loop}/{index + 1}")
-    assert_equal(torch.stack([measured.losses.mean(), measured.correct.mean()]), f"loss/{loop}/{index + 1}")
+    assert_equal(torch.stack([losses.mean(), correct.mean()]), f"loss/{loop}/{index + 1}")
 
 
 def test_token_and_metrics(tmp_path):

@@ -5,7 +5,6 @@ import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -139,8 +138,7 @@ def train_until(folder: Path, settings: TrainingSettings, dtype: torch.dtype, un
         noise = torch.randn(2, 8, generator=torch.Generator().manual_seed(len(trainer.history)))
         losses = mse_loss(trainer.vectors, goal + noise).expand(settings.epoch_size)
         (losses * trainer.image_weights()).sum().backward()
-        pixels = np.zeros((settings.epoch_size, 1, 1, 3), np.uint8)
-        end = trainer.finish_update(losses.detach(), torch.zeros(settings.epoch_size), pixels, 0.0)
+        end = trainer.finish_update(losses.detach(), torch.zeros(settings.epoch_size), 0.0)
     trainer.bar.close()
     return end
 

@@ -73,6 +73,6 @@ def test_nine_of_ten_are_nine_tenths():
     generator = SimpleNamespace(device="cpu", encode=lambda prompts, vectors: vectors,
                                 sample=lambda cond, seeds, sampling: cond, decode=lambda latents: latents)
     logits = torch.eye(3)[[2] * 9 + [0]]
-    found = updates.measure_accuracy(generator, lambda images: logits, "a crane", index=2, count=10, sampling=SHORT,
-                                     vectors=torch.zeros(1, 4))
-    assert found == 0.9
+    found = updates.judge_updates(generator, lambda images: logits, "a crane", index=2, sampling=SHORT,
+                                  vectors=torch.zeros(6, 1, 4), every=3)
+    assert found == {0: 0.9}

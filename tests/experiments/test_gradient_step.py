@@ -20,7 +20,8 @@ def test_the_command(run_experiment, settings):
     one, two, draws, paper = result["results"]
     assert two["mb_per_trajectory"] > 1.1 * one["mb_per_trajectory"]
     assert 1.5 < draws["mb_per_trajectory"] / one["mb_per_trajectory"] < 2.5
-    assert draws["spread"] != one["spread"] and paper["mb_per_trajectory"] == one["mb_per_trajectory"]
+    assert draws["spread"] != one["spread"]
+    assert paper["mb_per_trajectory"] == pytest.approx(one["mb_per_trajectory"], rel=0.01)
 
 
 def make_result(successes: int, seconds: float, graph_steps: int = 1) -> dict:

@@ -34,7 +34,7 @@ def test_it_learns_its_pictures(lab):
     generator, (target, files), placeholder = lab.get_generator(), *real.items(), lab.config.placeholder_token
     before = [parameter.clone() for network in generator.networks for parameter in network.parameters()]
     start, (learned,) = (textual_inversion.learn_vectors(lab, real, steps) for steps in (0, 40))
-    assert torch.equal(start[0], textual_inversion.first_word(lab, target)) and (learned - start).norm() > 0.01
+    assert torch.equal(start[0], textual_inversion.embed_first_word(lab, target)) and (learned - start).norm() > 0.01
     latents = generator.encode_images(textual_inversion.crop_squares(files, 64, 64))[0].repeat(16, 1, 1, 1)
     with torch.no_grad():
         losses = [generator.denoising_loss(
@@ -47,4 +47,4 @@ def test_it_learns_its_pictures(lab):
 
 def test_a_first_word_of_several_tokens_starts_from_the_initialiser(lab):
     target = lab.targets[0]._replace(name="zyzzyva beetle")
-    assert torch.equal(textual_inversion.first_word(lab, target), lab.get_generator().initial_vectors("a"))
+    assert torch.equal(textual_inversion.embed_first_word(lab, target), lab.get_generator().initial_vectors("a"))

@@ -230,7 +230,8 @@ def test_a_broken_file_is_one_line(capsys, argv, evaluated, tmp_path, pattern, t
     removed = ["learned_embeds.safetensors"] if train else ["training_state.pt", "metrics.json"]
     for name in removed:
         next((tmp_path / "copy").rglob(name)).unlink()
-    half = file.read_bytes()[:file.stat().st_size // 2 - 5]
+    data = file.read_bytes()
+    half = data[:data.rfind(b"\n", 0, len(data) // 2) + 4]  # in the middle of a line
     file.write_bytes({"truncated": half, "foreign": b"\x89\xfe\x00 not ours {" * 9, "empty": b""}[how])
     before = {name: data for name, data in read_contents(tmp_path / "copy").items()
               if not name.endswith(("grid.png", "summary_demo.json", "error.txt"))}
