@@ -126,55 +126,55 @@ class RunConfig:
         require(self.class_index, "which class? give --class_index 283, 1-12, 1,5,9, all or a name; --list_classes "
                                   "shows the classes of the classifier")
         require(self.train or self.evaluate, "nothing to do: give --train True, --evaluate True or both")
-        for each in SETTINGS.values():
-            value, check = getattr(self, each.name), each.metadata["check"]
+        for entry in SETTINGS.values():
+            value, check = getattr(self, entry.name), entry.metadata["check"]
             for part in value if isinstance(value, list) else [value]:
                 require(not isinstance(part, str) or part.isprintable(),
-                        f"{each.name} {part!r} has unprintable characters")
-            require(check is None or value is None and is_optional(each) or value is not None and check[0](value),
-                    f"{each.name} must be {describe_values(each)}, not {value!r}")
+                        f"{entry.name} {part!r} has unprintable characters")
+            require(check is None or value is None and is_optional(entry) or value is not None and check[0](value),
+                    f"{entry.name} must be {describe_values(entry)}, not {value!r}")
         require(not self.train or self.seed >= self.test_size,
                 f"seed {self.seed} would train on images that evaluation uses (seeds 0 to {self.test_size - 1}): give "
                 f"--seed {self.test_size} or more, or --test_size {self.seed} or less")
         check_output_path(self.output_path)
 
 
-SETTINGS = {each.name: each for each in fields(RunConfig)}
+SETTINGS = {entry.name: entry for entry in fields(RunConfig)}
 
 
 def names_deciding(what: str) -> list[str]:
     """The settings that decide the 'token' or the 'pictures'."""
-    return [name for name, each in SETTINGS.items() if what in each.metadata["decides"]]
+    return [name for name, entry in SETTINGS.items() if what in entry.metadata["decides"]]
 
 
-def is_optional(each: Field) -> bool:
-    return NoneType in get_args(each.type)
+def is_optional(entry: Field) -> bool:
+    return NoneType in get_args(entry.type)
 
 
-def value_type(each: Field) -> tuple[type, bool]:
+def value_type(entry: Field) -> tuple[type, bool]:
     """The type of one value of a setting, and whether the setting is a list of them."""
-    kind = next((part for part in get_args(each.type) if part is not NoneType), each.type) if is_optional(each) \
-        else each.type
+    kind = next((part for part in get_args(entry.type) if part is not NoneType), entry.type) if is_optional(entry) \
+        else entry.type
     return (get_args(kind)[0], True) if get_origin(kind) is list else (kind, False)
 
 
-def describe_values(each: Field) -> str:
-    check, (kind, _) = each.metadata["check"], value_type(each)
+def describe_values(entry: Field) -> str:
+    check, (kind, _) = entry.metadata["check"], value_type(entry)
     words = check[1] if check else {bool: "True or False"}.get(kind, f"of type {kind.__name__}")
-    return words + ", or none" * is_optional(each)
+    return words + ", or none" * is_optional(entry)
 
 
-def value_reader(each: Field) -> Callable[[str], Any]:
+def value_reader(entry: Field) -> Callable[[str], Any]:
     """What turns a word of the command line or of a file into a value of the setting."""
-    kind, _ = value_type(each)
+    kind, _ = value_type(entry)
 
     def read_value(text: str):
-        if is_optional(each) and text == "none":
+        if is_optional(entry) and text == "none":
             return None
         try:
             return TRUTH[text.lower()] if kind is bool else kind(text)
         except (ValueError, KeyError) as error:
-            raise UserError(f"{each.name} must be {describe_values(each)}: invalid {kind.__name__} value: "
+            raise UserError(f"{entry.name} must be {describe_values(entry)}: invalid {kind.__name__} value: "
                             f"'{text}'; --help explains it") from error
 
     return read_value
@@ -228,11 +228,11 @@ def build_parser(description: str | None) -> OneLineParser:
     parser.add_argument("--list_classes", action="store_true", help="Print the classes of --classifier and stop.")
     parser.add_argument("--debug", action="store_true", help="Show where in the code an error came from.")
     defaults = RunConfig()
-    for name, each in SETTINGS.items():
-        kind, is_list = value_type(each)
+    for name, entry in SETTINGS.items():
+        kind, is_list = value_type(entry)
         more = {"nargs": "+"} if is_list else {"nargs": "?", "const": True} if kind is bool else {}
-        parser.add_argument(f"--{name}", type=value_reader(each), default=getattr(defaults, name),
-                            metavar=kind.__name__.upper(), help=each.metadata["help"], **more)
+        parser.add_argument(f"--{name}", type=value_reader(entry), default=getattr(defaults, name),
+                            metavar=kind.__name__.upper(), help=entry.metadata["help"], **more)
     return parser
 
 

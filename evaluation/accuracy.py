@@ -72,7 +72,7 @@ def load_metrics(path: Path) -> ClassMetrics:
             prompt: {arm: read_proportion(share) for arm, share in pair["context_kept"].items()}
             for prompt, pair in found["contexts"].items() if "context_kept" in pair}
         found["contexts"] = {prompt: read_pair(pair) for prompt, pair in found["contexts"].items()}
-        return ClassMetrics(**{each.name: found[each.name] for each in fields(ClassMetrics)})
+        return ClassMetrics(**{entry.name: found[entry.name] for entry in fields(ClassMetrics)})
     except (KeyError, TypeError, AttributeError) as error:
         raise broken_file_error(path, f"without {error}") from error
 
@@ -149,7 +149,7 @@ def before_and_after(pairs: list[Pair], role: str, top5: bool = False) -> str:
 
 def describe_change(metrics: list[ClassMetrics], role: str) -> str:
     """How many pictures of all classes the token put right and wrong, and McNemar's test whether that is chance."""
-    gained, lost, p = mcnemar_test(*([right for one in metrics for right in one.arms[arm][role].right]
+    gained, lost, p = mcnemar_test(*([right for found in metrics for right in found.arms[arm][role].right]
                                      for arm in ARMS))
     return f"{gained} and {lost}, " + (f"p = {p:.2g}" if p > 1e-300 else "p < 1e-300")
 
@@ -159,11 +159,11 @@ def accuracy_table(metrics: list[ClassMetrics]) -> Table:
     roles = list(metrics[0].judges)
     table = Table(["", "class", *(f"by the {role}" for role in roles),
                    f"without the token also seen as (by the {roles[-1]})"], [], "Accuracy by class")
-    for one in metrics:
-        instead = list(one.arms["without"][roles[-1]].predicted_instead.items())[:2]
-        shares = [" -> ".join(f"{one.arms[arm][role].accuracy.value:.2f}" for arm in ARMS) for role in roles]
-        table.rows.append([one.class_index, one.label, *shares, ", ".join(f"{title}: {n}" for title, n in instead)])
-    pairs = [one.arms for one in metrics]
+    for found in metrics:
+        instead = list(found.arms["without"][roles[-1]].predicted_instead.items())[:2]
+        shares = [" -> ".join(f"{found.arms[arm][role].accuracy.value:.2f}" for arm in ARMS) for role in roles]
+        table.rows.append([found.class_index, found.label, *shares, ", ".join(f"{title}: {n}" for title, n in instead)])
+    pairs = [found.arms for found in metrics]
     table.rows.append(["", "all", *(before_and_after(pairs, role) for role in roles), ""])
     if metrics[0].classes > 5:
         table.rows.append(["", "all, in the top 5", *(before_and_after(pairs, role, top5=True) for role in roles), ""])
@@ -181,8 +181,8 @@ def contexts_table(metrics: list[ClassMetrics]) -> Table:
     roles = list(metrics[0].judges)
     table = Table(["prompt", *(f"by the {role}" for role in roles), "context kept"], [], "In other prompts")
     for prompt in metrics[0].contexts:
-        kept = [str(pool_proportions(one.context_kept[prompt][arm] for one in metrics)) for arm in ARMS
+        kept = [str(pool_proportions(found.context_kept[prompt][arm] for found in metrics)) for arm in ARMS
                 if prompt in metrics[0].context_kept]
-        table.rows.append([prompt, *(before_and_after([one.contexts[prompt] for one in metrics], role)
+        table.rows.append([prompt, *(before_and_after([found.contexts[prompt] for found in metrics], role)
                                      for role in roles), " -> ".join(kept)])
     return table

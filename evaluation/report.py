@@ -132,12 +132,12 @@ def load_comparable_metrics(runs: list[Path]) -> list[ClassMetrics]:
                 f"'{run}' holds no evaluation: give folders such as img/inet/0283_tiger_cat/demo after "
                 "`python run.py ... --evaluate True`")
     metrics = [load_metrics(run / "eval" / "metrics.json") for run in runs]
-    ways = [{"test_size": one.images, "classifier or evaluator": one.judges, "eval_prompts": list(one.contexts),
-             "controls": [arm in one.arms for arm in CONTROLS], **{name: one.settings.get(name) for name in ALIKE}}
-            for one in metrics]
+    ways = [{"test_size": found.images, "classifier or evaluator": found.judges, "eval_prompts": list(found.contexts),
+             "controls": [arm in found.arms for arm in CONTROLS], **{name: found.settings.get(name) for name in ALIKE}}
+            for found in metrics]
     others = [name for name in ways[0] if any(way[name] != ways[0][name] for way in ways)]
     require(not others, f"these classes were evaluated with another {', '.join(others)}: evaluate them alike")
-    repeated = [number for number, count in Counter(one.class_index for one in metrics).items() if count > 1]
+    repeated = [number for number, count in Counter(found.class_index for found in metrics).items() if count > 1]
     require(not repeated, f"class {repeated and repeated[0]} is there twice: give one of its folders")
     return metrics
 
@@ -153,20 +153,20 @@ def write_report(runs: list[Path], out: Path):
     metrics = load_comparable_metrics(runs)
     first = metrics[0]
     headline = [{"role": f"accuracy, by the {role} ({name})",
-                 **{arm: pool_accuracy((one.arms[arm] for one in metrics), role) for arm in ARMS}}
+                 **{arm: pool_accuracy((found.arms[arm] for found in metrics), role) for arm in ARMS}}
                 for role, name in first.judges.items()]
     tables = [accuracy_table(metrics)] + [contexts_table(metrics)] * bool(first.contexts)
     summary = runs[0].parent.parent / f"summary_{runs[0].name}.json"
     distances = read_json(summary, "distribution")["distribution"] if summary.exists() else None
-    if distances and distances.get("pictures") == {str(one.class_index): one.pictures for one in metrics}:
+    if distances and distances.get("pictures") == {str(found.class_index): found.pictures for found in metrics}:
         tables.append(fidelity_table(distances))
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
                               lstrip_blocks=True)
     environment.filters["percent"] = lambda share: f"{100 * share:.0f} %"
     write_text(out, environment.get_template("report.html").render(
         title="Discriminative class tokens", date=datetime.date.today().isoformat(),
-        held_out=all(one.held_out for one in metrics), images=first.images, headline=headline, tables=tables,
-        classes=[describe_class(run, one, len(runs) > MANY) for run, one in zip(runs, metrics, strict=True)]))
+        held_out=all(found.held_out for found in metrics), images=first.images, headline=headline, tables=tables,
+        classes=[describe_class(run, found, len(runs) > MANY) for run, found in zip(runs, metrics, strict=True)]))
 
 
 def main(argv: list[str]) -> int:

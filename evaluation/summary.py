@@ -34,7 +34,7 @@ def write_summary(summary: Path, report: Path, evaluated: dict[TargetClass, Path
     if metrics[0].contexts:
         print("\nin other prompts\n" + contexts_table(metrics).to_text())
     if real:
-        pictures = {str(one.class_index): one.pictures for one in metrics}
+        pictures = {str(found.class_index): found.pictures for found in metrics}
         stamps = [[str(file), file.stat().st_size, file.stat().st_mtime_ns]
                   for target in evaluated for file in real[target]]
         digest = digest_json([pictures, features, stamps])

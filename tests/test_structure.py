@@ -40,8 +40,8 @@ def test_imports_point_one_way(path):
     modules = {module.split(".")[0] for module, _ in imported_modules(TREES[path])}
     if allowed is not None:
         assert modules & OURS <= allowed
-    else:  # entry points: experiments and benchmarks call the rooms, never run.py, but for the benchmark of its kills
-        assert "run" not in modules or path in ("app.py", "benchmarks/kills.py")
+    else:  # entry points: experiments and benchmarks call the rooms, never run.py
+        assert "run" not in modules or path == "app.py"
 
 
 @pytest.mark.parametrize("path", FILES)

@@ -13,13 +13,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.kills import read_contents
 from config import RunConfig
 from evaluation import report
 from method.class_token import load_token
 from prompt_datasets import target_class
 from run import main
 from runs.folders import RunFolder
+from tests.kills import read_contents
 from tests.runs.processes import Process, finish_run
 from tests.test_run import error_of, file_times, flags
 from utils import ROOT, write_yaml
@@ -60,7 +60,7 @@ def test_killed_anywhere_it_resumes_bit_for_bit(tiny_config, tmp_path):
     """The short form of docs/reliability.md's hundred."""
     names = ("model", "classifier", "device", "mixed_precision", "height", "width", "num_inference_steps")
     write_yaml(tmp_path / "tiny.yml", {name: asdict(tiny_config)[name] for name in names})
-    done = subprocess.run([sys.executable, "-m", "benchmarks.kills", "--config", tmp_path / "tiny.yml", "--class_index",
+    done = subprocess.run([sys.executable, "-m", "tests.kills", "--config", tmp_path / "tiny.yml", "--class_index",
                            "3,1", "--kills", "6", "--out", tmp_path / "kills.json"], capture_output=True, text=True,
                           timeout=300, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]

@@ -1,6 +1,6 @@
 """Kill a run with SIGKILL at a random moment, give the same command again, compare with a run that nothing disturbed.
 
-    python -m benchmarks.kills --kills 100            two classes of the miniature, trained and evaluated
+    python -m tests.kills --kills 100            two classes of the miniature, trained and evaluated
 
 Every other run begins in an empty folder; the rest start a finished one over (--skip_exists False), are killed and
 completed without that flag. Compared bit for bit are all files that a run leaves, but for its seconds (cost.json), the
