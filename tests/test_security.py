@@ -1,4 +1,4 @@
-"""Nothing let in: no stranger's pickle, code, name or label does anything; no secret gets out."""
+"""Nothing let in: no untrusted pickle, code, name or label does anything; no secret gets out."""
 
 import html.parser
 import json

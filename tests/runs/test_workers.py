@@ -154,7 +154,7 @@ def test_a_half_trained_token_that_is_broken_fails_alone(job, tmp_path):
 
 
 def test_no_lock_stays_where_an_error_ends_a_sweep(job, tmp_path):
-    """As on a full disk, and in a program that lives on, such as the web page."""
+    """As on a full disk; a program that calls this may try again."""
     def raise_error(folder):
         raise OSError(28, "No space left on device", str(folder.images))
 
