@@ -98,7 +98,8 @@ class RunConfig:
     train_timesteps: list[int] | None = setting(None, "Timesteps of the training trajectory, such as 999 800 600; it "
                                                 "jumps from the last one to z_0. 'none': the checkpoint's own "
                                                 "scheduler, as in the paper.", (
-        lambda steps: steps and steps == sorted(set(steps), reverse=True) and steps[-1] >= 0 and steps[0] <= 999,
+        lambda steps: steps and None not in steps and steps == sorted(set(steps), reverse=True)
+        and steps[-1] >= 0 and steps[0] <= 999,
         "falling numbers from 999 to 0, from noise to image, such as 999 800 600"), "token")
     fresh_noise: bool = setting(False, "New noise in every update instead of the paper's same seeds.", None, "token")
     placeholder_token: str = setting("newclas", "The word that stands for the token in prompts.", WORD, "token")

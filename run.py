@@ -42,9 +42,9 @@ from evaluation.summary import write_summary
 from method.class_token import load_token
 from method.losses import classifier_loss
 from method.trainer import TrainingSettings
-from models.classifiers import Classifier, load_classifier, load_labels
+from models.classifiers import Classifier, load_classifier, load_labels, resolve_name
 from models.generator import PRECISIONS, Generator, load_generator
-from models.sampling import SamplingSettings, new_scheduler, seeded_generators
+from models.sampling import SamplingSettings
 from prompt_datasets import TEMPLATES, TargetClass, class_names, read_eval_prompts, select_classes
 from runs.folders import RunFolder
 from runs.workers import Sweep, TrainingJob, choose_device, work_on_classes
@@ -89,7 +89,7 @@ class Run:
         drawn_by = {"weights": list_checkpoint_files(config.model),
                     **{name: getattr(config, name) for name in names_deciding("pictures")}}
         judges = [name for name in (config.classifier, config.evaluator) if name]
-        self.judged_by = [judges, [list_checkpoint_files(name) for name in judges], config.test_size,
+        self.judged_by = [judges, [list_checkpoint_files(resolve_name(name)[1]) for name in judges], config.test_size,
                           config.context_judge, config.real_images]
         self.get_generator = functools.cache(self.load_checked_generator)
         self.get_judges = functools.cache(self.load_judges)
@@ -121,13 +121,13 @@ class Run:
                                  self.evaluate_class if config.evaluate else lambda folder: None)
         left = sweep.left_to_others()
         if left:
-            print(f"left to other processes, which are working on them: {list_titles(left)}")
+            print(f"not finished here, since other processes hold them: {list_titles(left)}")
         done = [folder for folder in sweep.folders if folder in sweep.finished]
         if config.evaluate and done and not left:
             self.summarise_classes(done)
         if errors and len(self.targets) == 1:
             raise errors[0]
-        require(not errors, f"{len(errors)} of {len(self.targets)} classes failed, as said above: "
+        require(not errors, f"{len(errors)} of {len(self.targets)} classes failed (see the messages above): "
                             + list_titles(sweep.failed))
 
     def check_settings(self):
@@ -154,8 +154,7 @@ class Run:
         generator.set_placeholder(config.placeholder_token)
         vectors = generator.initial_vectors(config.initializer_token)
         for sampling in (self.sampling, self.training_sampling):
-            new_scheduler(generator.scheduler, sampling)
-        generator.initial_noise(seeded_generators([0]), self.sampling)
+            generator.check_sampling(sampling)
         templates = [*TEMPLATES[:config.number_of_prompts], *(config.eval_prompts if config.evaluate else [])]
         with torch.no_grad():
             for target in self.targets:
@@ -187,7 +186,7 @@ class Run:
         return TrainingJob(
             self.get_generator, lambda: classifier_loss(self.get_judges()["classifier"]),
             TrainingSettings(**{name: getattr(config, name) for name in TrainingSettings._fields}),
-            self.training_sampling, asdict(config), config.classes_at_once, config.batch_size)
+            self.training_sampling, asdict(config), names_deciding("token"), config.classes_at_once, config.batch_size)
 
     def list_class_arms(self, folder: RunFolder) -> tuple[list[Arm], list[Arm]]:
         """The arms that are judged, and those of the film over the updates."""
@@ -209,13 +208,12 @@ class Run:
             return True
         if not folder.metrics_file.exists():
             return False
-        arms, film = self.list_class_arms(folder)
         try:
-            metrics = load_metrics(folder.metrics_file)
-        except UserError:  # truncated or foreign: measured again
+            arms, film = self.list_class_arms(folder)
+            return (load_metrics(folder.metrics_file).evaluation == self.digest_evaluation(arms + film)
+                    and not self.drawer.find_missing(arms + film, folder.eval_images)[1])
+        except UserError:  # truncated or foreign: evaluated again, which says what cannot be
             return False
-        return (metrics.evaluation == self.digest_evaluation(arms + film)
-                and not self.drawer.find_missing(arms + film, folder.eval_images)[1])
 
     def evaluate_class(self, folder: RunFolder):
         """Draw, judge and show the pictures of one class."""

@@ -146,7 +146,8 @@ def learn_tokens(lab: Lab, exp_id: str, targets: list[TargetClass] | None = None
         lab.get_generator,
         lambda: classifier_loss(lab.get_guide() if is_same else load_classifier(config.classifier, config.device)),
         TrainingSettings(**{name: getattr(config, name) for name in TrainingSettings._fields}),
-        sampling_settings(config, config.train_timesteps), asdict(config), config.classes_at_once, config.batch_size),
+        sampling_settings(config, config.train_timesteps), asdict(config), names_deciding("token"),
+        config.classes_at_once, config.batch_size),
         evaluate_class=lambda folder: None)
     if errors:
         raise errors[0]

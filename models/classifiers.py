@@ -49,7 +49,7 @@ def load_classifier(name: str, device: str) -> Classifier:
     Raises:
         UserError: one line that says what is missing or what the checkpoint is not.
     """
-    kind, source = _resolve_name(name)
+    kind, source = resolve_name(name)
     with opening_checkpoint(name, source, _list_alternatives(name)):
         loaded = _load_timm(source) if kind == "timm" else _load_transformers(source, mean_pooled=kind == "mean")
         classifier = Classifier(folder_name(name), *loaded, torch.device(device))
@@ -62,7 +62,7 @@ def load_classifier(name: str, device: str) -> Classifier:
 
 def load_labels(name: str) -> list[str]:
     """The labels alone, without the weights where the format allows it."""
-    kind, source = _resolve_name(name)
+    kind, source = resolve_name(name)
     if kind == "timm":
         return load_classifier(name, "cpu").labels
     with opening_checkpoint(name, source, _list_alternatives(name)):
@@ -95,7 +95,7 @@ def _list_alternatives(name: str) -> str:
     return f"{known} or take one of {', '.join(REGISTRY)}, {WITHOUT_GPU_OR_NETWORK}".strip()
 
 
-def _resolve_name(name: str) -> tuple[str, str]:
+def resolve_name(name: str) -> tuple[str, str]:
     """A name as its kind ('timm', 'mean' or '') and the folder, hub id or timm name that it stands for."""
     spec = REGISTRY.get(name, name)
     kind = next((kind for kind in ("timm", "mean") if spec.startswith(f"{kind}:")), "")

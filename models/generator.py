@@ -46,6 +46,9 @@ class Generator(Protocol):
                batch_size: int | None = None, start: torch.Tensor | None = None) -> torch.Tensor:
         """cond [B, ...] and seeds [B] -> latents z_0, with a graph through the last `grad_steps` steps."""
 
+    def check_sampling(self, settings: SamplingSettings):
+        """Raise UserError for settings that `sample` would not take."""
+
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents z_0 -> images [B, 3, H, W] in [0, 1], float32, differentiable."""
 

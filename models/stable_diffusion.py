@@ -98,6 +98,11 @@ class StableDiffusion:
         scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         return initial_noise(generators, self.unet.config.in_channels, scale_factor, settings, self.device, self.dtype)
 
+    def check_sampling(self, settings: SamplingSettings):
+        """Raise UserError for steps or sides that the checkpoint does not have."""
+        new_scheduler(self.scheduler, settings)
+        self.initial_noise(seeded_generators([0]), settings)
+
     @torch.no_grad()
     def encode_images(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation [B, 4, h, w], float32, of the latents of images [B, 3, H, W] in [0, 1]."""

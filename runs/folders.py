@@ -42,7 +42,7 @@ class RunFolder:
         self.history_file = self.tokens / "history.jsonl"
         self.cost_file = self.tokens / "cost.json"
         self.state_file = self.tokens / "training_state.pt"  # until the token is there
-        self.error_file = self.tokens / "error.txt"  # why the last training failed
+        self.error_file = self.tokens / "error.txt"  # why the class failed last
         self.train_images = self.images / "train"
         self.vectors_file = self.train_images / "vectors.safetensors"  # of some updates, for the film
         self.eval_images = self.images / "eval"
@@ -141,8 +141,7 @@ class RunFolder:
                 shutil.rmtree(folder, ignore_errors=not folder.exists())
         for file in self.results_of_images():
             file.unlink(missing_ok=True)
-        if not train:
-            (self.eval_images / "drawn.json").unlink(missing_ok=True)  # so that every picture is drawn again
+        (self.eval_images / "drawn.json").unlink(missing_ok=True)  # so that every picture is drawn again
 
     def begin_training(self, settings: dict):
         """Write config.yml, unless a half-trained token is to be resumed."""
@@ -154,11 +153,11 @@ class RunFolder:
         self.print_line("starts its training")
 
     def save_training(self, trained: TrainedToken, settings: dict):
-        """Write a token with its story and versions, last of all; then the training's state is no longer needed."""
+        """Write a token with its history and versions, last of all; then the training's state is no longer needed."""
         updates = len(trained.every_update)
         if settings["fresh_noise"]:  # no seed comes back: the film over the updates has to be drawn
             write_tensors(self.vectors_file, choose_frames(trained.every_update))
-        memory = peak_memory_gb(trained.vectors.device.type)
+        memory = peak_memory_gb(str(trained.vectors.device))
         write_json(self.cost_file, {"updates": updates, "seconds": round(trained.seconds, 1),
                                     "peak_memory_gb": round(memory, 2)})
         save_token(self.token_file, settings["placeholder_token"], trained.vectors, {

@@ -14,7 +14,7 @@ from method.training import train_tokens
 from models.generator import Generator
 from models.sampling import SamplingSettings
 from runs.folders import RunFolder
-from utils import WITHOUT_GPU_OR_NETWORK, UserError, error_message, require
+from utils import WITHOUT_GPU_OR_NETWORK, UserError, error_message, require, write_text
 
 
 def choose_device(device: str, mixed_precision: str, local_rank: int) -> str:
@@ -86,8 +86,7 @@ class Sweep:
         """The class is done with, finished or failed."""
         if error:
             self.failed.append(folder)
-            folder.tokens.mkdir(parents=True, exist_ok=True)
-            folder.error_file.write_text(f"{error}\n", encoding="utf-8")
+            write_text(folder.error_file, f"{error}\n")
         else:
             self.finished.add(folder)
             folder.error_file.unlink(missing_ok=True)
@@ -105,6 +104,7 @@ class TrainingJob(NamedTuple):
     settings: TrainingSettings
     sampling: SamplingSettings
     record: dict  # all settings of the run, for config.yml
+    decisive: list[str]  # the names of those that decide the token
     classes_at_once: int
     batch_size: int | None
 
@@ -128,9 +128,9 @@ def work_on_classes(sweep: Sweep, job: TrainingJob | None, evaluate_class: Calla
         bar.refresh()
 
     try:
-        trainers = start_trainers(sweep, job, finish_class)
-        if first := next(trainers, None):  # models are loaded only where a class is to be trained
-            folder_of = {folder.target: folder for folder in sweep.folders}
+        folder_of = {folder.target: folder for folder in sweep.folders}
+        # models are loaded only where a class is to be trained; asked again at the end: others may have died meanwhile
+        while first := next(trainers := start_trainers(sweep, job, finish_class), None):
             for trainer, end in train_tokens(job.get_generator(), job.get_loss(), itertools.chain([first], trainers),
                                              job.classes_at_once, job.sampling, job.batch_size):
                 folder = folder_of[trainer.target]
@@ -150,11 +150,13 @@ def start_trainers(sweep: Sweep, job: TrainingJob | None,
     for folder in sweep.claim_classes():
         if sweep.start_over and folder.last_change() == sweep.changes_before[folder]:
             folder.start_over(train=bool(job))
-        if not job or folder.token_file.exists():
-            folder.print_line("has its token already")
-            finish_class(folder, None)
-            continue
         try:
+            if job:  # another command may have come in between
+                folder.refuse_other_settings(job.record, job.decisive)
+            if not job or folder.token_file.exists():
+                folder.print_line("has its token already")
+                finish_class(folder, None)
+                continue
             trainer = new_trainer(folder, job)
         except UserError as error:  # a broken state
             finish_class(folder, error)

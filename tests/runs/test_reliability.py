@@ -122,7 +122,7 @@ def test_a_class_that_another_process_holds_is_left_to_it(argv, tmp_path, capsys
     first.wait_for(tmp_path, "training_state.pt")
     code, out, lines = finish_run([*argv, "--num_train_epochs", "400", "--early_stopping", "400"], tmp_path)
     assert code == 0 and not lines
-    assert out == "left to other processes, which are working on them: 3 (tiger cat)\n"
+    assert out == "not finished here, since other processes hold them: 3 (tiger cat)\n"
     assert finish_run([*argv, "--class_index", "1", "--num_train_epochs", "1", "--evaluate", "False"], tmp_path)[0] == 0
     first.send_signal(signal.SIGKILL)
     first.finish()

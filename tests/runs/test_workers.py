@@ -129,7 +129,7 @@ def job(tiny_config, generator):
     settings = TrainingSettings(**{name: getattr(config, name) for name in TrainingSettings._fields})
     return TrainingJob(get_generator=lambda: generator, get_loss=lambda: loss_fn, settings=settings,
                        sampling=SamplingSettings(32, 32, 7.0, 3, timesteps=(999, 600)), record=asdict(config),
-                       classes_at_once=2, batch_size=None)
+                       decisive=[], classes_at_once=2, batch_size=None)
 
 
 def test_a_class_that_diverges_fails_alone(job, tmp_path, capsys):
@@ -176,7 +176,7 @@ def test_a_class_that_fails_does_not_stop_the_others(tiny_config, tmp_path, caps
     lines = [line for line in capsys.readouterr().err.replace("\x1b[A", "").splitlines()  # how bars move
              if "class" in line and "%" not in line]
     assert lines[0].startswith(f"class 2 (crane, machine) failed: '{link}' is a link")
-    assert lines[-1] == "error: 1 of 3 classes failed, as said above: 2 (crane, machine)"
+    assert lines[-1] == "error: 1 of 3 classes failed (see the messages above): 2 (crane, machine)"
     assert len(tokens(tmp_path)) == 3 and numbers_in_summary(tmp_path) == [1, 3]
     link.unlink()
     before = file_times(tmp_path)
