@@ -143,6 +143,21 @@ def test_a_class_that_diverges_fails_alone(job, tmp_path, capsys):
     assert "non-finite loss" in sweep.failed[0].error_file.read_text()
 
 
+def test_a_class_that_comes_free_while_the_last_ones_train_is_taken_over(job, tmp_path):
+    """Its process dies after this one looked for classes for the last time before the end of its training."""
+    theirs = sweep_over(tmp_path).folders[2]
+    assert theirs.try_lock()
+
+    def release_lock(images, targets):
+        theirs.lock.release()
+        return (images.mean((1, 2, 3)), targets < 0)
+
+    ours = sweep_over(tmp_path)
+    job = job._replace(get_loss=lambda: release_lock, classes_at_once=3)
+    assert not work_on_classes(ours, job, lambda folder: None)
+    assert len(tokens(tmp_path)) == 3 and not ours.left_to_others()
+
+
 def test_a_half_trained_token_that_is_broken_fails_alone(job, tmp_path):
     state = sweep_over(tmp_path).folders[2].state_file
     state.parent.mkdir(parents=True)
