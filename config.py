@@ -6,7 +6,7 @@ Edit a default here, put it in a YAML file (`--config`), or give it as a flag; f
 import argparse
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from types import NoneType
@@ -121,6 +121,10 @@ class RunConfig:
     torch_compile: bool = setting(False, "Compile the generator's networks: minutes at the start, and again for "
                                          "batches of other sizes, then faster; for long sweeps.")
     skip_exists: bool = setting(True, "Skip what is finished and resume what is half done. False starts over.")
+
+    def pick(self, names: Iterable[str]) -> dict[str, Any]:
+        """{setting: value} of some settings."""
+        return {name: getattr(self, name) for name in names}
 
     def validate_settings(self):
         """Raise UserError for the first setting that cannot work, with its name, its value and what would be right."""

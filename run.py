@@ -86,8 +86,7 @@ class Run:
                         for target in self.targets}
         self.sampling = SamplingSettings(config.height, config.width, config.guidance_scale,
                                          config.num_inference_steps)
-        drawn_by = {"weights": list_checkpoint_files(config.model),
-                    **{name: getattr(config, name) for name in names_deciding("pictures")}}
+        drawn_by = {"weights": list_checkpoint_files(config.model), **config.pick(names_deciding("pictures"))}
         judges = [name for name in (config.classifier, config.evaluator) if name]
         self.judged_by = [judges, [list_checkpoint_files(resolve_name(name)[1]) for name in judges], config.test_size,
                           config.context_judge, config.real_images]
@@ -185,7 +184,7 @@ class Run:
         config = self.config
         return TrainingJob(
             self.get_generator, lambda: classifier_loss(self.get_judges()["classifier"]),
-            TrainingSettings(**{name: getattr(config, name) for name in TrainingSettings._fields}),
+            TrainingSettings(**config.pick(TrainingSettings._fields)),
             self.training_sampling, asdict(config), names_deciding("token"), config.classes_at_once, config.batch_size)
 
     def list_class_arms(self, folder: RunFolder) -> tuple[list[Arm], list[Arm]]:
