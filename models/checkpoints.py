@@ -1,6 +1,7 @@
 """Checkpoints that cannot be opened or downloaded: whatever the libraries raise, one line that says what to do."""
 
 import logging
+import sys
 import warnings
 from contextlib import contextmanager
 from urllib.error import URLError
@@ -15,7 +16,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from utils import WITHOUT_GPU_OR_NETWORK, UserError, find_path
+from utils import WITHOUT_GPU_OR_NETWORK, UserError, find_path, require, to_printable
+
+REPORTED = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # what did not arrive is told, not raised
 
 
 @contextmanager
@@ -55,6 +58,8 @@ def _explain_causes(source: str, causes: list[BaseException], instead: str) -> s
     answers = [cause.response.status_code for cause in causes if isinstance(cause, HfHubHTTPError)]
     # the hub's HTTP library has changed its name before; its connection errors have not
     unreachable = any(kind.__name__ == "TransportError" for cause in causes for kind in type(cause).__mro__)
+    if caused_by(ImportError):
+        return first
     if find_path(source):
         return (f"it is a broken file, or not of the right kind: {first}" if find_path(source).is_file() else
                 f"the folder lacks a file or holds a broken one: {first}")
@@ -77,12 +82,40 @@ def _explain_causes(source: str, causes: list[BaseException], instead: str) -> s
 
 
 def load_part(cls, source: str, part: str, **dtype):
-    """One network of a pipeline: its fp16 files for fp16, else the full ones; the other kind where that is missing."""
+    """One network of a pipeline: its fp16 files for fp16, else the full ones; the other kind where that is missing.
+
+    Raises:
+        UserError: see `check_weights`.
+    """
     variants = ("fp16", None) if torch.float16 in dtype.values() else (None, "fp16")
     errors = []
     for variant in variants:
         try:
-            return cls.from_pretrained(source, subfolder=part, variant=variant, **dtype)
+            network, report = cls.from_pretrained(source, subfolder=part, variant=variant, **REPORTED, **dtype)
         except (OSError, ValueError) as error:
             errors.append(error)
+            continue
+        check_weights(f"{source}/{part}", report)
+        return network
     raise errors[variants.index(None)]
+
+
+def check_weights(source: str, report: dict):
+    """Warn of weights that were not used, by the report of transformers or diffusers (REPORTED).
+
+    Raises:
+        UserError: weights that are missing or of another shape, and would be left at random.
+    """
+    mismatched = [f"{key} {list(stored)} instead of {list(wanted)}"
+                  for key, stored, wanted in report["mismatched_keys"]]
+    for what, keys in (("lacks", report["missing_keys"]), ("holds in other shapes", mismatched)):
+        require(not keys, f"the checkpoint {what} {list_first(keys)}; its config and its weights do not belong "
+                          "together, or it was saved with an adapter inside: save it again without")
+    if report["unexpected_keys"]:
+        print(f"warning: '{source}' holds weights that its config does not know, which are not used: "
+              f"{list_first(report['unexpected_keys'])}", file=sys.stderr)
+
+
+def list_first(keys) -> str:
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return to_printable(", ".join(sorted(keys)[:3])) + more

@@ -9,8 +9,8 @@ from diffusers import DiffusionPipeline
 from huggingface_hub.utils import enable_progress_bars
 
 from models.checkpoints import opening_checkpoint
+from models.loading import load_stable_diffusion
 from models.sampling import SamplingSettings
-from models.stable_diffusion import load_stable_diffusion
 from utils import find_path, require
 
 transformers.utils.logging.disable_progress_bar()  # weights load in a blink ...
@@ -46,8 +46,8 @@ class Generator(Protocol):
                batch_size: int | None = None, start: torch.Tensor | None = None) -> torch.Tensor:
         """cond [B, ...] and seeds [B] -> latents z_0, with a graph through the last `grad_steps` steps."""
 
-    def check_sampling(self, settings: SamplingSettings):
-        """Raise UserError for settings that `sample` would not take."""
+    def check_sampling(self, settings: SamplingSettings, is_training: bool = False):
+        """Raise UserError for settings that `sample` would not take, or through which no gradient would come."""
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents z_0 -> images [B, 3, H, W] in [0, 1], float32, differentiable."""

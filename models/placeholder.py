@@ -39,21 +39,22 @@ def initial_vectors(tokenizer, text_encoder, initializer: str) -> torch.Tensor:
     return table[ids].detach().float().clone()
 
 
-def tokenize_prompts(tokenizer, prompts: list[str], placeholder_id: int | None, num_vectors: int) -> torch.Tensor:
-    """Token ids [P, L], padded to L = tokenizer.model_max_length as in every Stable Diffusion pipeline.
+def tokenize_prompts(tokenizer, prompts: list[str], placeholder_id: int | None, num_vectors: int):
+    """Token ids and attention mask [P, L], padded to L = model_max_length as in every Stable Diffusion pipeline.
 
     The placeholder becomes `num_vectors` tokens in a row, as diffusers expands it.
 
     Raises:
         UserError: a prompt longer than L tokens, whose end (and the token in it, perhaps) would be cut off.
     """
-    length, rows = tokenizer.model_max_length, []
+    length, rows, masks = tokenizer.model_max_length, [], []
     for prompt, ids in zip(prompts, tokenizer(prompts).input_ids, strict=True):
         row = [part for i in ids for part in (range(i, i + num_vectors) if i == placeholder_id else (i,))]
         require(len(row) <= length, f"the prompt has {len(row)} tokens and the model reads {length}, so its end, and "
                                     f"the class token where it stands there, would be cut off: '{prompt}'")
         rows.append(row + [tokenizer.pad_token_id] * (length - len(row)))
-    return torch.tensor(rows)
+        masks.append([1] * len(row) + [0] * (length - len(row)))
+    return torch.tensor(rows), torch.tensor(masks)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What every family's sampler shares: its settings, its noise, and a scheduler for one trajectory."""
 
+import inspect
 from typing import NamedTuple
 
 import diffusers
@@ -8,6 +9,15 @@ from diffusers import EulerDiscreteScheduler
 from diffusers.utils.torch_utils import randn_tensor
 
 from utils import UserError, join_lines, require
+
+SCHEDULERS = (  # equal to StableDiffusionPipeline in tests/models/test_schedulers.py
+    "PNDMScheduler", "DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler",
+    "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DPMSolverSDEScheduler", "DEISMultistepScheduler",
+    "UniPCMultistepScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "LMSDiscreteScheduler", "IPNDMScheduler",
+    "SASolverScheduler", "LCMScheduler", "TCDScheduler")
+NOISE_SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas",
+                  "prediction_type", "rescale_betas_zero_snr")
 
 
 class SamplingSettings(NamedTuple):
@@ -43,18 +53,18 @@ def scheduler_class(name: str, model: str) -> type:
     """The scheduler of diffusers that model_index.json names.
 
     Raises:
-        UserError: diffusers has none of this name.
+        UserError: one that does not draw with a Stable Diffusion UNet, or that diffusers does not have.
     """
-    found = getattr(diffusers, name, None)
-    require(isinstance(found, type) and issubclass(found, diffusers.SchedulerMixin),
-            f"model_index.json of '{model}' names '{name}' as its scheduler, which diffusers does not have")
-    return found
+    require(name in SCHEDULERS and hasattr(diffusers, name),
+            f"model_index.json of '{model}' names the scheduler '{name}', and Stable Diffusion can be drawn with "
+            f"{', '.join(SCHEDULERS)}")
+    return getattr(diffusers, name)
 
 
-def new_scheduler(scheduler, settings: SamplingSettings):
+def new_scheduler(scheduler, settings: SamplingSettings, seeds=()):
     """A copy of `scheduler` set for one trajectory: the checkpoint's own, or explicit timesteps and a jump to z_0.
 
-    A scheduler keeps state, so each trajectory needs a new one.
+    A scheduler keeps state, so each trajectory needs a new one. `seeds` are for those that draw noise by themselves.
 
     Raises:
         UserError: steps or timesteps that the scheduler does not have.
@@ -62,16 +72,51 @@ def new_scheduler(scheduler, settings: SamplingSettings):
     config = scheduler.config
     if settings.timesteps is None:
         # as StableDiffusionPipeline does for old checkpoints; latents have no range to be clipped to
-        copy = type(scheduler).from_config(config, clip_sample=False, steps_offset=1)
+        changes = {"clip_sample": False, "steps_offset": 1}
+        if config.get("noise_sampler_seed", 0) is None:
+            changes["noise_sampler_seed"] = [int(seed) for seed in seeds]
+        copy = type(scheduler).from_config(config, **changes)
         try:
             copy.set_timesteps(settings.num_inference_steps)  # on the CPU, or every step would wait for the GPU
-        except ValueError as error:
+        except (ValueError, IndexError) as error:
             raise UserError(f"num_inference_steps {settings.num_inference_steps}: {join_lines(error)}") from error
         return copy
     last = config.num_train_timesteps - 1
     require(settings.timesteps[0] <= last,
             f"train_timesteps start at {settings.timesteps[0]}, the model's go from {last} to 0")
-    copy = EulerDiscreteScheduler.from_config(config, use_karras_sigmas=False, use_exponential_sigmas=False,
-                                              use_beta_sigmas=False, final_sigmas_type="zero")
+    copy = EulerDiscreteScheduler(**{name: config[name] for name in NOISE_SCHEDULE if name in config},
+                                  timestep_spacing="leading")  # unit noise at any first timestep
     copy.set_timesteps(timesteps=list(settings.timesteps))
     return copy
+
+
+def step_arguments(scheduler, generators: list[torch.Generator]) -> dict:
+    """What StableDiffusionPipeline gives to `scheduler.step` besides noise, timestep and latents."""
+    accepted = inspect.signature(scheduler.step).parameters
+    return {name: value for name, value in (("generator", generators), ("eta", 0.0)) if name in accepted}
+
+
+def check_trajectory(scheduler, settings: SamplingSettings, is_training: bool):
+    """Sample once without a network.
+
+    Raises:
+        UserError: the scheduler does not have these steps, or its last one leaves nothing to learn from in training.
+    """
+    trial, generators = new_scheduler(scheduler, settings, [0]), seeded_generators([0])
+    latents, noise = torch.ones(1, 4, 2, 2) * trial.init_noise_sigma, torch.ones(1, 4, 2, 2)
+    try:
+        with torch.enable_grad():
+            for t in trial.timesteps:
+                trial.scale_model_input(latents, t)
+                noise = noise.detach().requires_grad_()
+                latents = trial.step(noise, t, latents.detach(), **step_arguments(trial, generators)).prev_sample
+        if not latents.isfinite().all():
+            raise ValueError("it gives non-finite latents")
+    except Exception as error:  # schedulers raise what their arithmetic raises
+        steps = settings.timesteps or f"{settings.num_inference_steps} steps"
+        raise UserError(f"{type(trial).__name__} fails at {steps}: {type(error).__name__} {join_lines(error)}; try "
+                        "another --num_inference_steps, or another scheduler in scheduler_config.json") from error
+    require(not is_training or latents.requires_grad and torch.autograd.grad(latents.sum(), noise)[0].any(),
+            f"the last step of {type(trial).__name__} changes nothing, so no gradient can come through it: a "
+            "final_sigmas_type 'sigma_min' in scheduler_config.json does that; give --train_timesteps, such as "
+            "999 800 600")

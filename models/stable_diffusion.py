@@ -1,16 +1,19 @@
 """Stable Diffusion 1 and 2: prompts to embeddings, noise to latents with a graph on the final step, and to images."""
 
-import inspect
-
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.embeddings import get_timestep_embedding
 from torch.utils.checkpoint import checkpoint
-from transformers import CLIPTextModel, CLIPTokenizer
 
-from models.checkpoints import load_part
 from models.placeholder import add_placeholder, initial_vectors, inserted_vectors, tokenize_prompts
-from models.sampling import SamplingSettings, initial_noise, new_scheduler, scheduler_class, seeded_generators
+from models.sampling import (
+    SamplingSettings,
+    check_trajectory,
+    initial_noise,
+    new_scheduler,
+    seeded_generators,
+    step_arguments,
+)
 from utils import require
 
 
@@ -38,9 +41,11 @@ class StableDiffusion:
     def encode(self, prompts: list[str], vectors: torch.Tensor | None = None) -> torch.Tensor:
         """Prompts and the token's vectors [P, K, D] in each -> prompt_embeds [P, L, D], differentiable in `vectors`."""
         count = 1 if vectors is None else vectors.shape[1]
-        input_ids = tokenize_prompts(self.tokenizer, prompts, self.placeholder_id, count).to(self.device)
+        input_ids, mask = (tokens.to(self.device) for tokens in
+                           tokenize_prompts(self.tokenizer, prompts, self.placeholder_id, count))
+        masked = getattr(self.text_encoder.config, "use_attention_mask", False)
         with inserted_vectors(self.text_encoder, self.placeholder_id, vectors):
-            return self.text_encoder(input_ids)[0]
+            return self.text_encoder(input_ids, attention_mask=mask if masked else None)[0]
 
     def sample(self, cond: torch.Tensor, seeds, settings: SamplingSettings, grad_steps: int = 1,
                batch_size: int | None = None, start: torch.Tensor | None = None) -> torch.Tensor:
@@ -50,10 +55,9 @@ class StableDiffusion:
         is made again on the way back, for so many images at a time. With latents `start` the trajectory begins at
         these, noised to the first timestep, instead of pure noise.
         """
-        scheduler, generators = new_scheduler(self.scheduler, settings), seeded_generators(seeds)
-        step_kwargs = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-        negative = None
-        if settings.guidance_scale > 1:
+        scheduler, generators = new_scheduler(self.scheduler, settings, seeds), seeded_generators(seeds)
+        step_kwargs, negative = step_arguments(scheduler, generators), None
+        if settings.guidance_scale > 1 and not self.unet.config.time_cond_proj_dim:
             with torch.no_grad():
                 negative = self.encode([""]).expand(len(cond), -1, -1)
         noise = self.initial_noise(generators, settings)
@@ -69,9 +73,14 @@ class StableDiffusion:
         return latents
 
     def guided_noise(self, latents, t, cond, negative, guidance_scale: float, batch_size: int | None = None):
-        """Classifier-free guidance (Ho & Salimans 2022); none where `negative` is None."""
+        """Classifier-free guidance (Ho & Salimans 2022); none where `negative` is None.
+
+        A UNet distilled from guided ones reads the scale as an embedding instead (Luo et al. 2023, Sec. 4.3).
+        """
+        width = self.unet.config.time_cond_proj_dim
         if negative is None:
-            return self.predict_noise(latents, t, cond, batch_size)
+            scale = get_timestep_embedding(torch.tensor([1000 * (guidance_scale - 1)]), width) if width else None
+            return self.predict_noise(latents, t, cond, batch_size, scale)
         if torch.is_grad_enabled():  # two calls, so that the conditional half alone has a graph
             unconditional = self.predict_noise(latents, t, negative)
             conditional = self.predict_noise(latents, t, cond, batch_size)
@@ -80,13 +89,14 @@ class StableDiffusion:
             unconditional, conditional = both.chunk(2)
         return unconditional + guidance_scale * (conditional - unconditional)
 
-    def predict_noise(self, latents, t, cond, batch_size: int | None = None) -> torch.Tensor:
-        """The UNet's prediction [B, 4, h, w]; `batch_size` as in `sample`."""
+    def predict_noise(self, latents, t, cond, batch_size: int | None = None, scale=None) -> torch.Tensor:
+        """The UNet's prediction [B, 4, h, w]; `batch_size` as in `sample`, `scale` [1, E] as in `guided_noise`."""
         if batch_size is None or not torch.is_grad_enabled():
-            return self.unet(latents, t, encoder_hidden_states=cond).sample
+            timestep_cond = None if scale is None else scale.expand(len(latents), -1).to(latents)
+            return self.unet(latents, t, encoder_hidden_states=cond, timestep_cond=timestep_cond).sample
         parts = zip(latents.split(batch_size), cond.split(batch_size), strict=True)
-        return torch.cat([checkpoint(self.predict_noise, z, t, part, use_reentrant=False, preserve_rng_state=False)
-                          for z, part in parts])
+        return torch.cat([checkpoint(self.predict_noise, z, t, part, scale=scale, use_reentrant=False,
+                                     preserve_rng_state=False) for z, part in parts])
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """z_0 [B, 4, h, w] -> images [B, 3, H, W] in [0, 1], float32."""
@@ -98,16 +108,18 @@ class StableDiffusion:
         scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         return initial_noise(generators, self.unet.config.in_channels, scale_factor, settings, self.device, self.dtype)
 
-    def check_sampling(self, settings: SamplingSettings):
-        """Raise UserError for steps or sides that the checkpoint does not have."""
-        new_scheduler(self.scheduler, settings)
+    def check_sampling(self, settings: SamplingSettings, is_training: bool = False):
+        """Raise UserError for steps or sides that the checkpoint does not have, or cannot learn with."""
+        check_trajectory(self.scheduler, settings, is_training)
         self.initial_noise(seeded_generators([0]), settings)
 
     @torch.no_grad()
     def encode_images(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation [B, 4, h, w], float32, of the latents of images [B, 3, H, W] in [0, 1]."""
-        posterior = self.vae.encode((images * 2 - 1).to(self.device, self.dtype)).latent_dist
-        return tuple((self.vae.config.scaling_factor * part).float() for part in (posterior.mean, posterior.std))
+        encoded = self.vae.encode((images * 2 - 1).to(self.device, self.dtype))
+        moments = (encoded.latent_dist.mean, encoded.latent_dist.std) if "latent_dist" in encoded else \
+            (encoded.latents, torch.zeros_like(encoded.latents))
+        return tuple((self.vae.config.scaling_factor * part).float() for part in moments)
 
     def denoising_loss(self, latents: torch.Tensor, cond: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """The loss that the UNet was trained with, on latents [B, 4, h, w]; noise and timesteps from `generator`."""
@@ -121,27 +133,3 @@ class StableDiffusion:
         """Compile what runs in every step or with a graph: the UNet and the VAE's decoder."""
         self.unet.compile()
         self.vae.decoder.compile()
-
-
-def load_stable_diffusion(model: str, source: str, index: dict, device: str, dtype: torch.dtype) -> StableDiffusion:
-    """The parts that model_index.json (`index`) names, read one by one; nothing else of the pipeline is.
-
-    Raises:
-        UserError: the parts are not of one text-to-image model that draws from noise and a prompt alone.
-    """
-    scheduler = scheduler_class(index["scheduler"][1], model).from_pretrained(source, subfolder="scheduler")
-    generator = StableDiffusion(
-        CLIPTokenizer.from_pretrained(source, subfolder="tokenizer"),
-        load_part(CLIPTextModel, source, "text_encoder", dtype=dtype),
-        load_part(UNet2DConditionModel, source, "unet", torch_dtype=dtype),
-        load_part(AutoencoderKL, source, "vae", torch_dtype=dtype), scheduler, device)
-    text, unet, vae = (network.config for network in generator.networks)
-    require(generator.tokenizer.model_max_length <= text.max_position_embeddings,
-            f"the tokenizer's files of '{model}' are missing or another model's")
-    require(unet.in_channels == vae.latent_channels and unet.cross_attention_dim == text.hidden_size,
-            f"'{model}' is not laid out as Stable Diffusion 1 or 2: its UNet reads {unet.in_channels} channels and "
-            f"embeddings of {unet.cross_attention_dim}, its VAE makes {vae.latent_channels} and its text encoder "
-            f"{text.hidden_size}")
-    require(hasattr(scheduler, "init_noise_sigma") and hasattr(scheduler, "scale_model_input"),
-            f"the scheduler of '{model}', {type(scheduler).__name__}, is not one for Stable Diffusion")
-    return generator
