@@ -105,7 +105,7 @@ class Trainer:
         self.best = update if improved else self.best
         if not stop and update + 1 == settings.num_train_epochs:
             stop = "the last update"
-        failure = self.divergence_error(bool(stop))
+        failure = self.zero_gradient_error() or self.divergence_error(bool(stop))
         if failure or stop:
             self.bar.close()
         if failure:
@@ -127,6 +127,14 @@ class Trainer:
     @property
     def averaged_updates(self) -> int:
         return AVERAGED_UPDATES if self.settings.fresh_noise else 1
+
+    def zero_gradient_error(self) -> UserError | None:
+        """Where the first update cannot move the vectors, no later one can: weight decay alone would."""
+        if len(self.history) > 1 or self.vectors.grad.any():
+            return None
+        cause = "float16 may be too narrow for it: try --mixed_precision bf16 or no" if self.scaler.is_enabled() else \
+            "the loss does not depend on the token (every pixel black or white, or a loss that is constant)"
+        return UserError(f"the gradient of the first update of class {self.target.title} is exactly zero: {cause}")
 
     def divergence_error(self, is_last: bool) -> UserError | None:
         """Why to give up: too many non-finite updates in a row, or nothing else until the last."""

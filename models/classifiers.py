@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 import timm
 import torch
+import transformers
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_model_data_config
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
 
-from models.checkpoints import opening_checkpoint
-from utils import WITHOUT_GPU_OR_NETWORK, find_path, join_lines, require, suggest_word, to_printable
+from models.checkpoints import REPORTED, check_weights, opening_checkpoint
+from utils import WITHOUT_GPU_OR_NETWORK, UserError, find_path, join_lines, require, suggest_word, to_printable
 
 NO_REMOTE_CODE = {"trust_remote_code": False}  # left open, transformers asks the user
 REGISTRY = {
@@ -53,11 +54,31 @@ def load_classifier(name: str, device: str) -> Classifier:
     with opening_checkpoint(name, source, _list_alternatives(name)):
         loaded = _load_timm(source) if kind == "timm" else _load_transformers(source, mean_pooled=kind == "mean")
         classifier = Classifier(folder_name(name), *loaded, torch.device(device))
-        with torch.enable_grad():
-            prepared = classifier.preprocess(torch.rand(1, 3, 64, 64).requires_grad_())
-        require(prepared.requires_grad, f"the preprocessing of '{source}' cuts the gradient, so it cannot guide")
-    classifier.model.requires_grad_(False).eval().to(device)
+        classifier.model.requires_grad_(False).eval().to(device)
+    check_classifier(classifier, name)
     return classifier
+
+
+def check_classifier(classifier: Classifier, name: str):
+    """Classify one picture of noise and come back with the gradient.
+
+    Raises:
+        UserError: the model does not fit its preprocessing or its labels, or no gradient reaches the picture.
+    """
+    count, images = len(classifier.labels), torch.rand(1, 3, 64, 64, device=classifier.device)
+    try:
+        with torch.enable_grad():
+            logits = classifier(images.requires_grad_())
+            gradient = torch.autograd.grad(logits.logsumexp(1).sum(), images, allow_unused=True)[0]
+    except Exception as error:  # models raise whatever their arithmetic raises
+        raise UserError(f"'{name}' cannot classify an RGB picture that its own preprocessing has prepared, or return "
+                        f"a gradient: {join_lines(error)[:200]}") from error
+    require(logits.shape == (1, count), f"'{name}' gives {list(logits.shape)} logits for a picture and names "
+                                        f"{count} classes: its labels are another model's")
+    require(count > 1, f"'{name}' knows one class alone, so it can tell nothing and guide nothing")
+    require(logits.isfinite().all(), f"'{name}' gives non-finite logits")
+    require(gradient is not None and gradient.isfinite().all() and gradient.any(),
+            f"'{name}' lets no gradient through to the picture, so it cannot guide")
 
 
 def load_labels(name: str) -> list[str]:
@@ -117,11 +138,9 @@ def _mean_pooled_logits(model, pixel_values):
 
 def _load_transformers(source: str, mean_pooled: bool):
     loader = ViTForImageClassification if mean_pooled else AutoModelForImageClassification
-    model, report = loader.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **NO_REMOTE_CODE)
-    require(not report["missing_keys"],
-            f"'{source}' is not an image classifier as stored: it lacks {sorted(report['missing_keys'])[:3]}")
-    processor = AutoImageProcessor.from_pretrained(source, **NO_REMOTE_CODE)
-
+    model, report = loader.from_pretrained(source, dtype=torch.float32, **REPORTED, **NO_REMOTE_CODE)
+    check_weights(source, report)
+    processor = _load_processor(source)
     scaled = processor.do_rescale and processor.rescale_factor == 1 / 255 and not getattr(
         processor, "rescale_offset", False)
 
@@ -133,6 +152,14 @@ def _load_transformers(source: str, mean_pooled: bool):
         return model(pixel_values=pixel_values).logits
 
     return _read_labels(model.config), model, apply_processor, _mean_pooled_logits if mean_pooled else compute_logits
+
+
+def _load_processor(source: str):
+    """The checkpoint's preprocessing, also where transformers 4.25 to 4.3x wrote its old name: ViTFeatureExtractor."""
+    name = transformers.ImageProcessingMixin.get_image_processor_dict(source)[0].get("image_processor_type") or ""
+    old, kind, _ = name.partition("FeatureExtractor")
+    loader = getattr(transformers, f"{old}ImageProcessor", AutoImageProcessor) if kind else AutoImageProcessor
+    return loader.from_pretrained(source, **NO_REMOTE_CODE)
 
 
 def _load_timm(name: str):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.data import create_transform, resolve_model_data_config
@@ -16,13 +17,15 @@ from transformers import (
     ConvNextImageProcessor,
     EfficientNetImageProcessor,
     MobileViTImageProcessor,
+    ResNetConfig,
+    ResNetForImageClassification,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
 )
 
 from models.classifiers import folder_name, load_classifier, load_labels, penultimate_features
-from tests.conftest import LABELS
+from tests.conftest import LABELS, save_classifier
 from utils import UserError
 
 SIZE = {"height": 48, "width": 48}
@@ -36,6 +39,13 @@ PROCESSORS = {  # the last three feed their networks something else than (x / 25
     "other factor": ViTImageProcessor(size=SIZE, rescale_factor=1 / 127.5, image_mean=[1.0] * 3, image_std=[1.0] * 3),
     "no factor": ViTImageProcessor(size=SIZE, do_rescale=False, image_mean=[127.5] * 3, image_std=[127.5] * 3),
 }
+
+
+def save_resnet(folder):
+    """A tiny random classifier that takes pictures of any size."""
+    torch.manual_seed(0)
+    ResNetForImageClassification(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic",
+                                              num_labels=3)).save_pretrained(folder)
 
 
 def noise_image(height=96, width=120):
@@ -57,12 +67,12 @@ def check_preprocessing(ours, float_path, eight_bit_path, images, level):
 
 
 @pytest.mark.parametrize("kind", PROCESSORS)
-def test_preprocessing_is_the_processors_own(tiny_classifier, tmp_path, kind):
+def test_preprocessing_is_the_processors_own(tmp_path, kind):
     processor, pixels = PROCESSORS[kind], noise_image()
-    shutil.copytree(tiny_classifier, tmp_path / "vit")
-    processor.save_pretrained(tmp_path / "vit")
+    save_resnet(tmp_path)
+    processor.save_pretrained(tmp_path)
     images = as_images(pixels).requires_grad_()
-    ours = load_classifier(str(tmp_path / "vit"), "cpu").preprocess(images)
+    ours = load_classifier(str(tmp_path), "cpu").preprocess(images)
     float_path = processor(images.detach() * 255, return_tensors="pt").pixel_values
     eight_bit_path = processor(Image.fromarray(pixels), return_tensors="pt").pixel_values
     level = (eight_bit_path.max() - eight_bit_path.min()) / (pixels.max() - pixels.min())
@@ -167,7 +177,7 @@ def test_checkpoint_without_a_head_is_refused(tiny_classifier, tmp_path):
     ViTConfig.from_pretrained(tiny_classifier).save_pretrained(tmp_path)
     ViTImageProcessor().save_pretrained(tmp_path)
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match="not an image classifier as stored"):
+    with pytest.raises(UserError, match="the checkpoint lacks classifier.bias, classifier.weight"):
         load_classifier(str(tmp_path), "cpu")
 
 
@@ -175,3 +185,79 @@ def test_checkpoint_without_a_head_is_refused(tiny_classifier, tmp_path):
                                           ("google/vit-base", "google_vit-base"), ("/a/b/my vit/", "b_my_vit")])
 def test_folder_names(name, folder):
     assert folder_name(name) == folder
+
+
+def edit_preprocessor(tiny_classifier, tmp_path, **changes) -> str:
+    shutil.copytree(tiny_classifier, tmp_path / "vit")
+    file = tmp_path / "vit/preprocessor_config.json"
+    settings = {**json.loads(file.read_text()), **changes}
+    file.write_text(json.dumps({key: value for key, value in settings.items() if value is not ...}))
+    return str(tmp_path / "vit")
+
+
+OLD = {"do_rescale": ..., "rescale_factor": ..., "size": 16}  # as transformers 4.2x wrote it
+
+
+@pytest.mark.parametrize("kind", [
+    {"image_processor_type": name} for name in ("ViTFeatureExtractor", "ViTFeatureExtractorFast", "ViTImageProcessor",
+                                                "ViTImageProcessorFast")]
+    + [{"image_processor_type": ..., "feature_extractor_type": "ViTFeatureExtractor"}, {"image_processor_type": ...}])
+@pytest.mark.parametrize("age", [{}, OLD])
+def test_every_name_of_a_processor_is_read(tiny_classifier, tmp_path, kind, age):
+    images = torch.rand(2, 3, 40, 30)
+    classifier = load_classifier(edit_preprocessor(tiny_classifier, tmp_path, **kind, **age), "cpu")
+    assert torch.equal(classifier(images), load_classifier(tiny_classifier, "cpu")(images))
+
+
+@pytest.mark.parametrize("settings, size", [
+    ({"image_processor_type": "ConvNextFeatureExtractor", "size": 384, "crop_pct": None}, 384),
+    ({"image_processor_type": "ConvNextFeatureExtractor", "size": 48, "crop_pct": 0.875}, 48),
+    ({"image_processor_type": "LevitFeatureExtractor", "size": 48, "do_center_crop": True}, 48),
+    ({"image_processor_type": "LevitImageProcessor", "size": {"shortest_edge": 48}, "crop_size": SIZE}, 48)])
+def test_other_processors_of_that_age(tmp_path, settings, size):
+    save_resnet(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({
+        "do_normalize": True, "do_resize": True, "image_mean": [0.5] * 3, "image_std": [0.2] * 3, "resample": 3,
+        **settings}))
+    classifier, pixels = load_classifier(str(tmp_path), "cpu"), noise_image()
+    kind = getattr(transformers, settings["image_processor_type"].replace("FeatureExtractor", "ImageProcessor"))
+    theirs = kind.from_pretrained(tmp_path)(Image.fromarray(pixels), return_tensors="pt").pixel_values
+    ours = classifier.preprocess(as_images(pixels))
+    assert ours.shape == theirs.shape
+    if settings["image_processor_type"].startswith("ConvNext"):
+        assert ours.shape[-1] == size
+    assert (ours - theirs).abs().mean() < 1 / 255 / 0.2
+
+
+@pytest.mark.parametrize("changes, reason", [
+    ({"size": {"height": 24, "width": 24}}, r"cannot classify an RGB picture .*24\*24"),
+    ({"image_std": [0.0] * 3}, "non-finite logits|cannot classify")])
+def test_processor_of_another_model_is_found_at_load(tiny_classifier, tmp_path, changes, reason):
+    with pytest.raises(UserError, match=reason):
+        load_classifier(edit_preprocessor(tiny_classifier, tmp_path, **changes), "cpu")
+
+
+def save_timm(folder, labels: list[str], channels=3):
+    torch.manual_seed(0)
+    model = timm.create_model("resnet18", num_classes=16, in_chans=channels)
+    save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps({
+        "architecture": "resnet18", "num_classes": 16, "label_names": labels, "model_args": {"in_chans": channels},
+        "pretrained_cfg": {"input_size": [channels, 64, 64], "mean": [0.5] * channels, "std": [0.25] * channels,
+                           "num_classes": 16}}))
+    return f"timm:local-dir:{folder}"
+
+
+def test_labels_of_another_model_are_found_at_load(tmp_path):
+    with pytest.raises(UserError, match=r"gives \[1, 16\] logits for a picture and names 10 classes"):
+        load_classifier(save_timm(tmp_path, [f"label {i}" for i in range(10)]), "cpu")
+
+
+def test_classifier_of_grey_pictures_is_refused(tmp_path):
+    with pytest.raises(UserError, match="cannot classify an RGB picture"):
+        load_classifier(save_timm(tmp_path, [f"label {i}" for i in range(16)], channels=1), "cpu")
+
+
+def test_classifier_of_one_class_is_refused(tmp_path):
+    with pytest.raises(UserError, match="knows one class alone"):
+        load_classifier(save_classifier(tmp_path / "one", ["crane"]), "cpu")
