@@ -152,8 +152,11 @@ class Run:
                                    config.gradient_checkpointing, config.torch_compile)
         generator.set_placeholder(config.placeholder_token)
         vectors = generator.initial_vectors(config.initializer_token)
-        for sampling in (self.sampling, self.training_sampling):
-            generator.check_sampling(sampling)
+        generator.check_sampling(self.sampling)
+        if config.train:
+            generator.check_sampling(self.training_sampling, is_training=True)
+        for mismatch in generator.describe_mismatches(self.sampling):
+            print(f"warning: '{config.model}': {mismatch}", file=sys.stderr)
         templates = [*TEMPLATES[:config.number_of_prompts], *(config.eval_prompts if config.evaluate else [])]
         with torch.no_grad():
             for target in self.targets:

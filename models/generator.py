@@ -49,6 +49,9 @@ class Generator(Protocol):
     def check_sampling(self, settings: SamplingSettings, is_training: bool = False):
         """Raise UserError for settings that `sample` would not take, or through which no gradient would come."""
 
+    def describe_mismatches(self, settings: SamplingSettings) -> list[str]:
+        """What the checkpoint was made for, where `settings` ask for something else, in words."""
+
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents z_0 -> images [B, 3, H, W] in [0, 1], float32, differentiable."""
 

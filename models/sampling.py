@@ -16,6 +16,7 @@ SCHEDULERS = (  # equal to StableDiffusionPipeline in tests/models/test_schedule
     "UniPCMultistepScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler",
     "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "LMSDiscreteScheduler", "IPNDMScheduler",
     "SASolverScheduler", "LCMScheduler", "TCDScheduler")
+FEW_STEPS = 8  # of distilled models
 NOISE_SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas",
                   "prediction_type", "rescale_betas_zero_snr")
 
@@ -120,3 +121,23 @@ def check_trajectory(scheduler, settings: SamplingSettings, is_training: bool):
             f"the last step of {type(trial).__name__} changes nothing, so no gradient can come through it: a "
             "final_sigmas_type 'sigma_min' in scheduler_config.json does that; give --train_timesteps, such as "
             "999 800 600")
+
+
+def describe_mismatches(unet, scheduler, scale_factor: int, settings: SamplingSettings) -> list[str]:
+    """What a checkpoint was made for, as its configs say, where `settings` ask for something else."""
+    found, size = [], unet.sample_size
+    sides = tuple(scale_factor * side for side in ((size, size) if isinstance(size, int) else size or ()))
+    if sides and sides != (settings.height, settings.width):
+        found.append(f"it was made for {sides[0]} x {sides[1]} pixels, and height and width are {settings.height} and "
+                     f"{settings.width}")
+    config, embeds_guidance = scheduler.config, unet.time_cond_proj_dim is not None
+    is_consistency = embeds_guidance or type(scheduler).__name__ in ("LCMScheduler", "TCDScheduler")
+    is_turbo = (type(scheduler).__name__.startswith("Euler") and config.timestep_spacing == "trailing"
+                and not config.rescale_betas_zero_snr and config.prediction_type == "epsilon")
+    if (is_consistency or is_turbo) and settings.timesteps is None and settings.num_inference_steps > FEW_STEPS:
+        found.append(f"its scheduler says that it was distilled to {FEW_STEPS} steps or fewer, and num_inference_steps "
+                     f"is {settings.num_inference_steps}")
+    if (is_consistency or is_turbo) and not embeds_guidance and settings.guidance_scale > 2:
+        found.append("its scheduler says that it was distilled to draw without guidance, and guidance_scale is "
+                     f"{settings.guidance_scale}: 0 switches it off")
+    return found

@@ -9,6 +9,7 @@ from models.placeholder import add_placeholder, initial_vectors, inserted_vector
 from models.sampling import (
     SamplingSettings,
     check_trajectory,
+    describe_mismatches,
     initial_noise,
     new_scheduler,
     seeded_generators,
@@ -29,6 +30,7 @@ class StableDiffusion:
             if device.startswith("cuda"):
                 network.to(memory_format=torch.channels_last)  # fastest for its convolutions; no gain on a CPU
         self.device, self.dtype, self.token_width = unet.device, unet.dtype, text_encoder.config.hidden_size
+        self.scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels per latent
 
     def set_placeholder(self, placeholder: str):
         """Teach the tokenizer the word that stands for the token; see `add_placeholder`."""
@@ -105,13 +107,17 @@ class StableDiffusion:
 
     def initial_noise(self, generators: list[torch.Generator], settings: SamplingSettings) -> torch.Tensor:
         """Unit noise z_T [B, 4, h, w]."""
-        scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        return initial_noise(generators, self.unet.config.in_channels, scale_factor, settings, self.device, self.dtype)
+        return initial_noise(generators, self.unet.config.in_channels, self.scale_factor, settings, self.device,
+                             self.dtype)
 
     def check_sampling(self, settings: SamplingSettings, is_training: bool = False):
         """Raise UserError for steps or sides that the checkpoint does not have, or cannot learn with."""
         check_trajectory(self.scheduler, settings, is_training)
         self.initial_noise(seeded_generators([0]), settings)
+
+    def describe_mismatches(self, settings: SamplingSettings) -> list[str]:
+        """What the checkpoint was made for, where `settings` ask for something else."""
+        return describe_mismatches(self.unet.config, self.scheduler, self.scale_factor, settings)
 
     @torch.no_grad()
     def encode_images(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -44,6 +44,16 @@ def test_divergence_ends_its_class_alone(generator, loss_fn, tmp_path):
     assert (end.every_update - alone.every_update).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("dtype, cause", [(torch.float32, "the loss does not depend on the token"),
+                                          (torch.float16, "float16 may be too narrow")])
+def test_first_gradient_of_zero_ends_the_training(tiny_model, tmp_path, dtype, cause):
+    """Weight decay alone would move the vectors from here on."""
+    end = train_one(open_generator(tiny_model, dtype), lambda images, targets: (0 * images.sum((1, 2, 3)), targets > 0),
+                    tmp_path, fresh_noise=True)
+    assert isinstance(end, UserError) and "class 3 (tiger cat) is exactly zero: " + cause in str(end)
+    assert not (tmp_path / "2/history.jsonl").exists()
+
+
 @pytest.mark.parametrize("fault, absent", [("bad_loss", "loss"), ("bad_gradient", "grad_norm")])
 def test_non_finite_update_is_skipped(generator, loss_fn, tmp_path, fault, absent):
     """It leaves the vectors where they were and is never the best; the next noise may do better."""

@@ -11,7 +11,8 @@ from diffusers import AutoencoderTiny, DiffusionPipeline, StableDiffusionPipelin
 from safetensors.torch import load_file, save_file
 
 from models.generator import load_generator
-from models.sampling import SCHEDULERS, SamplingSettings, seeded_generators
+from models.sampling import SCHEDULERS, SamplingSettings, scheduler_class, seeded_generators
+from tests.conftest import SCHEDULER
 from utils import UserError
 
 SETTINGS = SamplingSettings(height=32, width=32, guidance_scale=3.0, num_inference_steps=6)
@@ -51,6 +52,12 @@ TABLE = [(name, changes) for name, variants in VARIANTS.items() for changes in v
 TOTAL = 60
 
 
+@pytest.fixture(scope="module")
+def generator(tiny_model):
+    """One for all: nothing here changes more of it than its scheduler."""
+    return load_generator(tiny_model, "cpu", torch.float32)
+
+
 def find_schedulers() -> set[str]:
     kinds = {name: getattr(diffusers, name) for name in dir(diffusers) if name.endswith("Scheduler")}
     return {name for name, kind in kinds.items() if isinstance(kind, type)} | {"DPMSolverSDEScheduler"}
@@ -59,6 +66,11 @@ def find_schedulers() -> set[str]:
 def skip_without_torchsde(name: str):
     if name == "DPMSolverSDEScheduler":
         pytest.importorskip("torchsde")
+
+
+def make_scheduler(name: str, **changes):
+    """SD 1.4's scheduler_config.json, changed, read by another class."""
+    return getattr(diffusers, name).from_config({**SCHEDULER, **changes})
 
 
 def draw_by_pipeline(generator, scheduler, settings=SETTINGS) -> torch.Tensor:
@@ -83,10 +95,8 @@ def test_table_is_long_and_names_every_accepted_scheduler():
 @pytest.mark.parametrize("name, changes", TABLE, ids=lambda value: json.dumps(value) if value else "default")
 def test_pictures_equal_the_pipelines(generator, name, changes):
     skip_without_torchsde(name)
-    kind = getattr(diffusers, name)
-    base = {key: value for key, value in generator.scheduler.config.items() if key != "timestep_spacing"}
-    generator.scheduler = kind.from_config({**base, **changes})
-    reference = kind.from_config({**base, **changes})
+    generator.scheduler, reference = make_scheduler(name, **changes), make_scheduler(name, **changes)
+    assert {key: reference.config[key] for key in changes} == changes
     if name == "DPMSolverSDEScheduler" and not changes.get("noise_sampler_seed"):
         reference.register_to_config(noise_sampler_seed=SEEDS)
         reference.noise_sampler_seed = SEEDS
@@ -103,10 +113,9 @@ def test_pictures_equal_the_pipelines(generator, name, changes):
 
 
 @pytest.mark.parametrize("name", sorted(find_schedulers() - set(SCHEDULERS)))
-def test_other_schedulers_are_refused_by_name(tiny_model, tmp_path, name):
-    folder = edit_index(tiny_model, tmp_path, scheduler=["diffusers", name])
+def test_other_schedulers_are_refused_by_name(name):
     with pytest.raises(UserError, match=f"names the scheduler '{name}'") as raised:
-        load_generator(folder, "cpu", torch.float32)
+        scheduler_class(name, "model")
     assert "\n" not in str(raised.value)
 
 
@@ -241,7 +250,7 @@ def test_weights_that_are_not_used_are_named(tiny_model, tmp_path, capsys):
     ("EulerDiscreteScheduler", {"final_sigmas_type": "sigma_min"}),
     ("DPMSolverMultistepScheduler", {"final_sigmas_type": "sigma_min", "use_karras_sigmas": True})])
 def test_a_last_step_that_does_nothing_cannot_train(generator, name, changes):
-    generator.scheduler = getattr(diffusers, name).from_config({**generator.scheduler.config, **changes})
+    generator.scheduler = make_scheduler(name, **changes)
     generator.check_sampling(SETTINGS)
     with pytest.raises(UserError, match="the last step of .* changes nothing.*sigma_min.*give --train_timesteps"):
         generator.check_sampling(SETTINGS, is_training=True)
@@ -249,14 +258,13 @@ def test_a_last_step_that_does_nothing_cannot_train(generator, name, changes):
 
 
 @pytest.mark.parametrize("changes", [
-    {}, {"interpolation_type": "log_linear"}, {"timestep_type": "continuous"}, {"sigma_min": 0.1, "sigma_max": 5.0},
+    {"timestep_spacing": "linspace"}, {"interpolation_type": "log_linear"}, {"timestep_type": "continuous"}, {"sigma_min": 0.1, "sigma_max": 5.0},
     {"timestep_spacing": "trailing"}, {"use_karras_sigmas": True}, {"final_sigmas_type": "sigma_min"}])
 def test_explicit_timesteps_do_not_depend_on_the_samplers_options(generator, changes):
     settings = SETTINGS._replace(timesteps=(999, 600))
+    generator.scheduler = make_scheduler("PNDMScheduler")
     expected = draw_by_ours(generator, settings)
-    euler = diffusers.EulerDiscreteScheduler.from_config(generator.scheduler.config)
-    euler.register_to_config(**changes)
-    generator.scheduler = euler
+    generator.scheduler = make_scheduler("EulerDiscreteScheduler", **changes)
     assert torch.equal(draw_by_ours(generator, settings), expected)
 
 
@@ -268,3 +276,18 @@ def test_scheduler_without_its_package_says_what_to_install(tiny_model, tmp_path
         folder = edit_index(tiny_model, tmp_path, scheduler=["diffusers", "DPMSolverSDEScheduler"])
         with pytest.raises(UserError, match="requires the torchsde library.*pip install"):
             load_generator(folder, "cpu", torch.float32)
+
+
+@pytest.mark.parametrize("scheduler, changes, settings, words", [
+    ("PNDMScheduler", {}, {}, []),
+    ("PNDMScheduler", {}, {"height": 64}, ["made for 32 x 32 pixels, and height and width are 64 and 32"]),
+    ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}, {"num_inference_steps": 30},
+     ["distilled to 8 steps or fewer", "draw without guidance, and guidance_scale is 3.0"]),
+    ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}, {"num_inference_steps": 1, "guidance_scale": 0.0}, []),
+    ("EulerDiscreteScheduler", ZERO_SNR, {"num_inference_steps": 30}, []),
+    ("LCMScheduler", {}, {"num_inference_steps": 4, "guidance_scale": 1.5}, []),
+    ("TCDScheduler", {}, {"num_inference_steps": 30, "guidance_scale": 1.0}, ["num_inference_steps is 30"])])
+def test_settings_that_a_checkpoint_was_not_made_for_are_told(generator, scheduler, changes, settings, words):
+    generator.scheduler = make_scheduler(scheduler, **changes)
+    found = generator.describe_mismatches(SETTINGS._replace(**settings))
+    assert len(found) == len(words) and all(word in told for word, told in zip(words, found, strict=True))
