@@ -258,7 +258,8 @@ def test_a_last_step_that_does_nothing_cannot_train(generator, name, changes):
 
 
 @pytest.mark.parametrize("changes", [
-    {"timestep_spacing": "linspace"}, {"interpolation_type": "log_linear"}, {"timestep_type": "continuous"}, {"sigma_min": 0.1, "sigma_max": 5.0},
+    {"timestep_spacing": "linspace"}, {"interpolation_type": "log_linear"}, {"timestep_type": "continuous"},
+    {"sigma_min": 0.1, "sigma_max": 5.0},
     {"timestep_spacing": "trailing"}, {"use_karras_sigmas": True}, {"final_sigmas_type": "sigma_min"}])
 def test_explicit_timesteps_do_not_depend_on_the_samplers_options(generator, changes):
     settings = SETTINGS._replace(timesteps=(999, 600))
