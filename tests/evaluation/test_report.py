@@ -19,7 +19,7 @@ def test_reports_of_other_evaluations(capsys, tiny_config, tmp_path):
         (alone / name).unlink()
     assert main(flags(tiny_config, "--class_index", "2", "--evaluate", "True")) == 0
     runs = [str(path) for path in sorted((tmp_path / "img").glob("*/*/demo"))]
-    assert "crane, machine" in Path(runs[0], "report.html").read_text()
+    assert "<td>crane, machine</td>" in Path(runs[0], "report.html").read_text()
     assert report.main([runs[1], "--out", str(tmp_path / "page.html")]) == 0 and (tmp_path / "page.html").exists()
     capsys.readouterr()
     assert report.main(runs) == 2 and "with another eval_prompts" in capsys.readouterr().err
