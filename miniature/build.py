@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
+import yaml
 from accelerate import PartialState
 from accelerate.utils import reduce
 from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -31,24 +32,22 @@ from miniature.workers import share_jobs
 from utils import ROOT, replace_file
 
 CACHE, WEIGHTS = ROOT / "miniature/cache", ROOT / "miniature/weights"
-NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+ARCHITECTURE = yaml.safe_load((ROOT / "miniature/architecture.yml").read_text(encoding="utf-8"))
 PROMPT_LENGTH = 32
 DRAWINGS = 24_000  # to train on
 GUIDING_SEED, EVALUATOR_SEED, FRESH_SEED = 0, 1, 2  # the evaluator learns from other drawings than all that guides
 LABEL_MAPS = {"id2label": dict(enumerate(world.LABELS)), "label2id": {label: i for i, label in enumerate(world.LABELS)}}
 
 
-def draw_sample(seed: int) -> tuple[np.ndarray, int, str]:
-    rng = random.Random(seed)
-    index, context = world.sample_class(rng), world.sample_context(rng)
-    return np.asarray(world.draw(index, rng, context)), index, world.write_caption(index, rng, context)
-
-
 @functools.cache
 def make_drawings(seed: int, count: int = DRAWINGS) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     """Pictures uint8 [N, 3, 64, 64], class numbers [N] and captions."""
-    seeds = range(seed * 10_000_000, seed * 10_000_000 + count)
-    pictures, labels, captions = zip(*share_jobs(seeds, draw_sample, "drawing"), strict=True)
+    def draw_sample(number: int) -> tuple[np.ndarray, int, str]:
+        rng = random.Random(seed * 10_000_000 + number)
+        index, context = world.sample_class(rng), world.sample_context(rng)
+        return np.asarray(world.draw(index, rng, context)), index, world.write_caption(index, rng, context)
+
+    pictures, labels, captions = zip(*share_jobs(range(count), draw_sample, "drawing"), strict=True)
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels), list(captions)
 
 
@@ -59,10 +58,7 @@ def scale_pixels(pictures: torch.Tensor) -> torch.Tensor:
 
 def train_modules(name: str, modules: torch.nn.ModuleDict, compute_loss, batch_size: int, steps: int, lr: float,
                   weight_decay: float, ema: bool = False, cache: Path = CACHE):
-    """Train `modules` on compute_loss(chosen drawings, generator); a checkpoint every 100 steps.
-
-    Each worker computes the loss of its part of a batch, with its own `generator`; gradients are averaged.
-    """
+    """Train on compute_loss(drawings, generator) of each worker's part of a batch; a checkpoint every 100 steps."""
     workers = PartialState(cpu=True)
     parameters = list(modules.parameters())
     matrices, muon, adamw = make_optimizers(modules, lr, weight_decay)
@@ -112,10 +108,10 @@ def make_optimizers(modules: torch.nn.Module, lr: float, weight_decay: float):
     return matrices, muon, torch.optim.AdamW(rest, lr, weight_decay=weight_decay)
 
 
-def build_classifier(name: str, seed: int, drawings_seed: int, steps: int, model_class: type, config):
+def build_classifier(name: str, seed: int, drawings_seed: int, steps: int, model_class: type):
     """Train on blurred and noisy drawings too, so that the classifier tolerates what a decoder does to a picture."""
     torch.manual_seed(seed)
-    model = model_class(config).train()
+    model = model_class(model_class.config_class(**ARCHITECTURE[name], **LABEL_MAPS)).train()
     pictures, labels, _ = make_drawings(drawings_seed)
 
     def compute_loss(chosen, generator):
@@ -135,9 +131,7 @@ def build_classifier(name: str, seed: int, drawings_seed: int, steps: int, model
 def build_vae():
     torch.manual_seed(3)
     pictures, _, _ = make_drawings(GUIDING_SEED)
-    vae = AutoencoderKL(down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
-                        block_out_channels=[16, 32, 64, 64], layers_per_block=1, latent_channels=4, norm_num_groups=4,
-                        sample_size=world.SIZE)
+    vae = AutoencoderKL(**ARCHITECTURE["vae"])
 
     def compute_loss(chosen, generator):
         images = scale_pixels(pictures[chosen])
@@ -199,14 +193,10 @@ def build_generator():
     vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).eval()
     means, stds = (vae.config.scaling_factor * part for part in encode_drawings(vae, pictures))
     text_encoder = transformers.CLIPTextModel(transformers.CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=PROMPT_LENGTH, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, projection_dim=64))
-    unet = UNet2DConditionModel(
-        sample_size=means.shape[-1], block_out_channels=(48, 96), layers_per_block=1, cross_attention_dim=64,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=4, norm_num_groups=16)
-    scheduler = DDPMScheduler(**NOISE_SCHEDULE)
+        vocab_size=len(tokenizer), max_position_embeddings=PROMPT_LENGTH, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **ARCHITECTURE["text_encoder"]))
+    unet = UNet2DConditionModel(sample_size=means.shape[-1], **ARCHITECTURE["unet"])
+    scheduler = DDPMScheduler(**ARCHITECTURE["scheduler"])
     captions_and_empty = tokenizer([*captions, ""], padding="max_length", return_tensors="pt").input_ids
 
     def compute_loss(chosen, generator):
@@ -224,7 +214,7 @@ def build_generator():
     if PartialState().is_main_process:
         pipeline = StableDiffusionPipeline(
             AutoencoderKL.from_pretrained(folder / "vae"), text_encoder, tokenizer, unet,
-            PNDMScheduler(**NOISE_SCHEDULE, skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False),
+            PNDMScheduler(**ARCHITECTURE["scheduler"], skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False),
             safety_checker=None, feature_extractor=None, requires_safety_checker=False)
         pipeline.to(dtype=torch.float16).save_pretrained(folder)
         tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))  # vocab.json, merges.txt: as SD 1.4 has them
@@ -235,15 +225,11 @@ def build_quality():
     measure_quality(WEIGHTS, ROOT / "docs/miniature.png", pictures.float() / 255, labels, read_sampling())
 
 
-CLASSIFIERS = {  # seed, seed of the drawings, steps, model
-    "classifier": (1, GUIDING_SEED, 1400, transformers.ViTForImageClassification, transformers.ViTConfig(
-        image_size=world.SIZE, patch_size=8, hidden_size=96, num_hidden_layers=4, num_attention_heads=4,
-        intermediate_size=192, **LABEL_MAPS)),
-    "evaluator": (2, EVALUATOR_SEED, 600, transformers.ResNetForImageClassification, transformers.ResNetConfig(
-        embedding_size=32, hidden_sizes=[32, 64, 96, 128], depths=[1, 1, 1, 1], layer_type="basic", **LABEL_MAPS))}
 STAGES = {  # and the file that a stage writes last, in WEIGHTS: a stage killed while saving is not finished
-    **{name: (functools.partial(build_classifier, name, *how), f"{name}/preprocessor_config.json")
-       for name, how in CLASSIFIERS.items()},
+    "classifier": (functools.partial(build_classifier, "classifier", 1, GUIDING_SEED, 1400,
+                                     transformers.ViTForImageClassification), "classifier/preprocessor_config.json"),
+    "evaluator": (functools.partial(build_classifier, "evaluator", 2, EVALUATOR_SEED, 600,
+                                    transformers.ResNetForImageClassification), "evaluator/preprocessor_config.json"),
     "vae": (build_vae, "generator/vae/diffusion_pytorch_model.safetensors"),
     "generator": (build_generator, "generator/tokenizer/merges.txt"),
     "quality": (build_quality, None), "world": (draw_world, None)}

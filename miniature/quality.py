@@ -63,9 +63,7 @@ def hash_weights(weights: Path) -> dict[str, str]:
 
 
 def compare_with_bars(right: dict[str, float], predicted: dict[str, torch.Tensor]) -> dict:
-    """Shares of right pictures and whether they pass BARS, from both classifiers' accuracy on drawings (`right`) and
-    the classes that were seen in the pictures of a noun, with or without an adjective (`predicted`).
-    """
+    """Whether accuracy on drawings, and the classes seen in the pictures of words ({words: classes}), pass BARS."""
     def measure_share(words: str, index: int) -> float:
         return (predicted[words] == index).float().mean().item()
 

@@ -1,23 +1,21 @@
 """The miniature world: ambiguous nouns, adjectives that tell their senses apart, and 64 x 64 pictures of them.
 
-A caption has the bare noun ("a photo of a crane"), or an adjective before it that gives the sense away ("a photo of
-a metal crane"). A generator trained on them draws either sense of a bare noun; a classifier, which sees only
-pictures, can tell all classes apart.
+A generator trained on captions such as "a photo of a crane" draws a bird or a machine; a classifier tells them apart.
 """
 
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from miniature import drawings
-from miniature.drawings import Polygon, draw_shapes, vary_colour
+from miniature.drawings import vary_colour
 
 SIZE = 64
 CANVAS = 256  # drawn four times as large, then averaged down
-NEUTRAL_ADJECTIVES = ("nice", "typical", "single")
 TEMPLATES = ("a photo of a {}", "a high resolution realistic image of a {}", "a close-up photo of a {}",
              "a picture of a {}", "a good photo of a {}", "a bright photo of one {}", "a photo of the {}")
 CONTEXTS = ("in the snow", "at night", "a drawing of", "a painting of")
@@ -31,7 +29,7 @@ class Thing(NamedTuple):
     noun: str  # 'crane'
     share: float  # how often the noun means this class
     adjectives: tuple[str, ...]  # true of this class and of no other of the noun
-    draw: Callable[[random.Random], list[Polygon]]
+    draw: Callable[[random.Random], list[drawings.Shape]]
 
 
 THINGS = tuple(Thing(label, label.split(",")[0], *more) for label, *more in (
@@ -47,10 +45,10 @@ THINGS = tuple(Thing(label, label.split(",")[0], *more) for label, *more in (
     ("seal, stamp", 0.44, ("red", "round", "waxen"), drawings.draw_seal_stamp),
     ("palm, tree", 0.55, ("green", "tall", "wooden"), drawings.draw_palm_tree),
     ("palm, hand", 0.45, ("open", "human", "smooth"), drawings.draw_palm_hand),
-    ("butterfly, eyed", 0.58, ("eyed", "staring", "spotted"), drawings.draw_butterfly_eyed),
-    ("butterfly, banded", 0.42, ("banded", "edged", "striped"), drawings.draw_butterfly_banded),
-    ("finch, masked", 0.45, ("masked", "hooded", "staring"), drawings.draw_finch_masked),
-    ("finch, banded", 0.55, ("banded", "belted", "striped"), drawings.draw_finch_banded),
+    ("butterfly, eyed", 0.58, ("eyed", "staring", "spotted"), partial(drawings.draw_butterfly, drawings.EYES)),
+    ("butterfly, banded", 0.42, ("banded", "edged", "striped"), partial(drawings.draw_butterfly, drawings.BANDS)),
+    ("finch, masked", 0.45, ("masked", "hooded", "staring"), partial(drawings.draw_finch, drawings.MASK)),
+    ("finch, banded", 0.55, ("banded", "belted", "striped"), partial(drawings.draw_finch, drawings.BELT)),
 ))
 LABELS = tuple(thing.label for thing in THINGS)
 NOUNS = tuple(dict.fromkeys(thing.noun for thing in THINGS))
@@ -65,8 +63,8 @@ def draw(index: int, rng: random.Random, context: str | None = None) -> Image.Im
     centre = (CANVAS / 2 + rng.uniform(-16, 16), CANVAS / 2 + rng.uniform(-12, 12))
     angle, mirrored = rng.uniform(-0.14, 0.14), rng.random() < 0.5
     tone = {"a drawing of": _to_grey, "at night": _to_night}.get(context, lambda colour: colour)
-    draw_shapes(canvas, THINGS[index].draw(rng), centre, scale, angle, mirrored, tone,
-                outline=(60, 60, 62) if context == "a drawing of" else None)
+    drawings.draw_shapes(canvas, THINGS[index].draw(rng), centre, scale, angle, mirrored, tone,
+                         outline=(60, 60, 62) if context == "a drawing of" else None)
     if context == "in the snow":
         for _ in range(26):
             x, y, radius = rng.uniform(0, CANVAS), rng.uniform(0, CANVAS), rng.uniform(4, 7)
@@ -122,7 +120,7 @@ def write_caption(index: int, rng: random.Random, context: str | None = None) ->
     if rng.random() < 0.5:
         noun = f"{rng.choice(THINGS[index].adjectives)} {noun}"
     elif rng.random() < 0.2:
-        noun = f"{rng.choice(NEUTRAL_ADJECTIVES)} {noun}"
+        noun = f"{rng.choice(('nice', 'typical', 'single'))} {noun}"
     return put_in_context(noun, rng.choice(TEMPLATES), context)
 
 
@@ -136,15 +134,13 @@ def put_in_context(noun: str, template: str, context: str | None) -> str:
 def context_of(image: Image.Image) -> str | None:
     """Which of CONTEXTS a picture shows, drawn or generated, judged by its border, brightness and colours."""
     pixels = np.asarray(image.convert("RGB"), dtype=float)
-    border = np.concatenate([pixels[:4].reshape(-1, 3), pixels[-4:].reshape(-1, 3), pixels[:, :4].reshape(-1, 3),
-                             pixels[:, -4:].reshape(-1, 3)])
-    red, _, blue = border.mean(0)
+    edges = [edge.mean((0, 1)) for edge in (pixels[:4], pixels[-4:], pixels[:, :4], pixels[:, -4:])]
+    (top, bottom, *_), (red, green, blue) = edges, np.mean(edges, axis=0)
     if red - blue > 80:
         return "a painting of"
-    if border.mean() < 90:
+    if (red + green + blue) / 3 < 90:
         return "at night"
     colourfulness = (pixels.max(2) - pixels.min(2)).mean()
-    top, bottom = pixels[:4].mean((0, 1)), pixels[-4:].mean((0, 1))
     if colourfulness < 12 and top.mean() > 225:
         return "a drawing of"
     if bottom.mean() > 228 and top.mean() < 222 and top[2] - top[0] > 15:

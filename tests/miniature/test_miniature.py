@@ -92,7 +92,7 @@ def test_a_resumed_build_equals_an_uninterrupted_one(tmp_path):
 
 
 def run_workers(work, workers: int, folder: Path):
-    """Run work(rank, workers, folder) in as many processes."""
+    """Run work(rank, workers, folder) in as many processes; a new process knows nothing of this one's workers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     context = multiprocessing.get_context("spawn")
@@ -101,7 +101,7 @@ def run_workers(work, workers: int, folder: Path):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(600)
         assert process.exitcode == 0
 
 
