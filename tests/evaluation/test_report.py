@@ -1,5 +1,6 @@
 """The page over the classes of a run: what it needs, and that it tells of nothing that is no longer so."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -14,6 +15,10 @@ def test_reports_of_other_evaluations(capsys, tiny_config, tmp_path):
     argv = flags(tiny_config, "--train", "True", "--evaluate", "True", "--num_train_epochs", "1")
     assert main([*argv, "--class_index", "2"]) == 0
     assert main([*argv, "--class_index", "3", "--eval_prompts", "{} at night"]) == 0
+    warning, = (line for line in capsys.readouterr().err.splitlines() if "left out of the summary" in line)
+    assert "0002_crane" in warning and "was evaluated with another eval_prompts" in warning
+    summary, = (tmp_path / "img").rglob("summary_demo.json")
+    assert [found["class_index"] for found in json.loads(summary.read_text())["classes"]] == [3]
     alone = next((tmp_path / "pipeline_token").glob("*/0002*/demo"))
     for name in ("config.yml", "history.jsonl"):
         (alone / name).unlink()
