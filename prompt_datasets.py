@@ -75,9 +75,14 @@ def class_names(labels: list[str], overrides: str | None = None) -> list[str]:
     return names
 
 
-def class_folder(index: int, name: str) -> str:
-    """The folder of class `index` (from 0): number from 1, then the name in plain letters: '0283_tiger_cat'."""
-    return f"{index + 1:04d}_{re.sub(r'[^a-z0-9]+', '_', name.lower())[:80].strip('_')}".rstrip("_")
+def class_number(index: int) -> int:
+    """How people count class `index` (from 0): from 1, on the command line, in files and in messages."""
+    return index + 1
+
+
+def class_folder(number: int, name: str) -> str:
+    """The folder of a class: its number from 1, then the name in plain letters: '0283_tiger_cat'."""
+    return f"{number:04d}_{re.sub(r'[^a-z0-9]+', '_', name.lower())[:80].strip('_')}".rstrip("_")
 
 
 def prompt_folder(template: str) -> str:
@@ -88,13 +93,14 @@ def prompt_folder(template: str) -> str:
     return folder or "class"
 
 
-def class_title(index: int, label: str) -> str:
-    """How a message names class `index` (from 0): '283 (tiger cat)', counted from 1."""
-    return f"{index + 1} ({label})"
+def class_title(number: int, label: str) -> str:
+    """How a message names a class, its number counted from 1: '283 (tiger cat)'."""
+    return f"{number} ({label})"
 
 
 def target_class(index: int, name: str, label: str) -> TargetClass:
-    return TargetClass(index, index + 1, name, label, class_title(index, label), class_folder(index, name))
+    number = class_number(index)
+    return TargetClass(index, number, name, label, class_title(number, label), class_folder(number, name))
 
 
 def select_classes(selection: str, labels: list[str], names: list[str]) -> list[TargetClass]:
@@ -121,7 +127,7 @@ def _select_name(selection: str, labels: list[str], names: list[str]) -> list[in
                    + (suggest_word(wanted, [*map(str.lower, names), *map(str.lower, labels)])
                       or "--list_classes shows its classes"))
     require(len(found) == 1, f"class_index '{selection}' names {len(found)} classes: give a number, "
-                             + " or ".join(class_title(i, labels[i]) for i in found))
+                             + " or ".join(class_title(class_number(i), labels[i]) for i in found))
     return found
 
 

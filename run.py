@@ -45,7 +45,7 @@ from method.trainer import TrainingSettings
 from models.classifiers import Classifier, load_classifier, load_labels, resolve_name
 from models.generator import PRECISIONS, Generator, load_generator
 from models.sampling import SamplingSettings
-from prompt_datasets import TEMPLATES, TargetClass, class_names, read_eval_prompts, select_classes
+from prompt_datasets import TEMPLATES, TargetClass, class_names, class_number, read_eval_prompts, select_classes
 from runs.folders import RunFolder
 from runs.workers import Sweep, TrainingJob, choose_device, work_on_classes
 from utils import UserError, error_message, import_function, list_checkpoint_files, read_tensors, require, to_printable
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
     try:
         config, list_classes = parse_settings(argv, __doc__)
         if list_classes:
-            print("\n".join(f"{i + 1:5d}  {label}" for i, label in enumerate(load_labels(config.classifier))))
+            print("\n".join(f"{class_number(i):5d}  {label}" for i, label in enumerate(load_labels(config.classifier))))
             return 0
         config.eval_prompts = read_eval_prompts(config.eval_prompts)
         config.validate_settings()
@@ -106,7 +106,7 @@ class Run:
             if folder not in untrained and config.evaluate:
                 folder.check_token(config.classifier, config.test_size)  # before gigabytes are loaded for nothing
         if config.evaluate and config.real_images:
-            self.real = find_real_images(config.real_images, self.names, self.labels,
+            self.real = find_real_images(config.real_images, select_classes("all", self.labels, self.names),
                                          {target: folder.images for target, folder in self.folders.items()},
                                          config.test_size + math.ceil(COMPARABLE_FID / len(self.targets)))
             check_counts(config.test_size * len(self.targets), sum(map(len, self.real.values())))
@@ -212,7 +212,7 @@ class Run:
             return False
         try:
             arms, film = self.list_class_arms(folder)
-            return (load_metrics(folder.metrics_file).evaluation == self.digest_evaluation(arms + film)
+            return (load_metrics(folder.metrics_file)["evaluation"] == self.digest_evaluation(arms + film)
                     and not self.drawer.find_missing(arms + film, folder.eval_images)[1])
         except UserError:  # truncated or foreign: evaluated again, which says what cannot be
             return False
@@ -228,26 +228,22 @@ class Run:
             folder.print_line("the pictures are there already, drawn with this token and these settings")
         drawn = self.drawer.describe_arms(arms)
         metrics = judge_class(
-            self.get_judges(), target, [arm.folder for arm in arms], config.eval_prompts, config.context_judge,
+            self.get_judges(), target, config.controls, config.eval_prompts, config.context_judge,
             folder.eval_images, config.test_size, pictures=digest_json([drawn[arm] for arm in ARMS]),
             evaluation=self.digest_evaluation(arms + film), film=[arm.folder for arm in film],
             held_out="seed" in load_token(folder.token_file).header,
             settings={**asdict(config), "skip_exists": True})  # started over or not: the same results
         real = draw_missing_images(config.real_images, target, self.real[target])
-        show_side_by_side(folder.eval_images, f"class {target.title}", real)
-        metrics.save_metrics(folder.metrics_file)  # last of all: it says that the class is finished
-        folder.print_line(f"pictures: {folder.eval_images / 'grid.png'}")
+        show_side_by_side(folder, f"class {target.title}", config.test_size, real)
+        folder.save_metrics(metrics)
 
     def summarise_classes(self, done: list[RunFolder]):
         """Print and write the summary of these classes, unless another process is just writing it."""
         config, summary = self.config, done[0].summary_file
-        real = {folder.target: draw_missing_images(config.real_images, folder.target, self.real[folder.target])
-                for folder in done}
+        real = [draw_missing_images(config.real_images, folder.target, self.real[folder.target]) for folder in done]
         try:
             with FileLock(summary.with_name(f".{summary.stem}.lock"), blocking=False):
-                write_summary(summary, done[0].summary_report if len(done) > 1 else done[0].report_file,
-                              {folder.target: folder.eval_images for folder in done},
-                              real if any(real.values()) else None, self.get_extractor, config.features)
+                write_summary(done, real, self.get_extractor, config.features)
         except Timeout:
             print(f"another process is writing {summary}")
 

@@ -5,14 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from torchmetrics.image.fid import NoTrainInceptionV3
 from torchvision.transforms.v2 import functional as TF
 from tqdm import tqdm
 
-from evaluation.statistics import NEAREST_K, Prdc, frechet_distance, kernel_distance, measure_prdc
+from evaluation.statistics import NEAREST_K, frechet_distance, kernel_distance, measure_prdc
 from evaluation.tables import Table
 from models.batch_size import fit_batch_size
 from models.checkpoints import opening_checkpoint
@@ -20,7 +19,6 @@ from models.classifiers import Classifier, load_classifier, penultimate_features
 from utils import read_image, require
 
 INCEPTION, INCEPTION_SIZE = "InceptionV3", 299
-READ_AT_ONCE = 32
 COMPARABLE_FID = 2048  # images on each side below which FID's bias dwarfs the differences that papers report
 VARIED = 0.8  # of the real pictures' coverage: less is worth a warning
 FEW = 100  # generated pictures below which neighbourhoods say little
@@ -32,27 +30,18 @@ class Extractor(NamedTuple):
     name: str
     prepare: Callable[[torch.Tensor], torch.Tensor]  # image [3, H, W] in [0, 1] -> [3, h, w]
     extract_features: Callable[[torch.Tensor], torch.Tensor]  # [B, 3, h, w] -> [B, D]
-    device: torch.device
 
 
 def classifier_extractor(classifier: Classifier) -> Extractor:
-    """The features that a classifier's last linear layer reads.
-
-    Raises:
-        UserError: it does not end in a linear layer.
-    """
+    """The features that a classifier's last linear layer reads; a UserError where it ends in none."""
     blank = classifier.preprocess(torch.zeros(1, 3, 64, 64)).to(classifier.device)
     penultimate_features(classifier, blank)  # now, not after everything is drawn
     return Extractor(classifier.name, lambda image: classifier.preprocess(image[None])[0],
-                     lambda prepared: penultimate_features(classifier, prepared), classifier.device)
+                     lambda prepared: penultimate_features(classifier, prepared.to(classifier.device)))
 
 
 def load_extractor(name: str, device: str) -> Extractor:
-    """'inception' (downloaded), 'inception:<file of weights>', or a classifier's penultimate features.
-
-    Raises:
-        UserError: one line that says what is missing.
-    """
+    """'inception' (downloaded), 'inception:<file of weights>', or a classifier's penultimate features."""
     if name.split(":")[0] != "inception":
         return classifier_extractor(load_classifier(name, device))
     weights = name.partition(":")[2] or None
@@ -63,27 +52,25 @@ def load_extractor(name: str, device: str) -> Extractor:
         else:
             torch.hub.load_state_dict_from_url(URL_INCEPTION_V3, map_location="cpu", check_hash=True, weights_only=True)
         model = NoTrainInceptionV3("inception-v3-compat", ["2048"], weights).to(device)
-    return Extractor(INCEPTION, _to_inception, model, torch.device(device))
 
+    def resize_image(image: torch.Tensor) -> torch.Tensor:
+        resized = TF.resize(image, [INCEPTION_SIZE] * 2, TF.InterpolationMode.BICUBIC, antialias=True)
+        return (resized.clamp(0, 1) * 255).round().byte()
 
-def _to_inception(image: torch.Tensor) -> torch.Tensor:
-    resized = TF.resize(image, [INCEPTION_SIZE] * 2, TF.InterpolationMode.BICUBIC, antialias=True)
-    return (resized.clamp(0, 1) * 255).round().byte()
+    return Extractor(INCEPTION, resize_image, lambda prepared: model(prepared.to(device)))
 
 
 def extract_files(extractor: Extractor, files: list[Path]) -> torch.Tensor:
     """Features [N, D] of picture files of any size, on the CPU."""
-    return fit_batch_size(extract_in_batches, None, READ_AT_ONCE)(extractor, files)
+    return fit_batch_size(extract_in_batches, None, 32)(extractor, files)  # 32 at first
 
 
 @torch.no_grad()
 def extract_in_batches(extractor: Extractor, files: list[Path], batch_size: int) -> torch.Tensor:
     parts = []
     for start in tqdm(range(0, len(files), batch_size), desc=f"{extractor.name} features", unit="batch", leave=False):
-        arrays = [np.array(read_image(file)) for file in files[start:start + batch_size]]
-        images = [torch.from_numpy(array).permute(2, 0, 1).float() / 255 for array in arrays]
-        batch = torch.stack([extractor.prepare(image) for image in images])
-        parts.append(extractor.extract_features(batch.to(extractor.device)).float().cpu())
+        images = [TF.pil_to_tensor(read_image(file)).float() / 255 for file in files[start:start + batch_size]]
+        parts.append(extractor.extract_features(torch.stack(list(map(extractor.prepare, images)))).float().cpu())
     return torch.cat(parts)
 
 
@@ -91,31 +78,22 @@ def measure_distances(real: torch.Tensor, generated: torch.Tensor) -> dict:
     """FID, KID with its std over subsets, and PRDC, of features [N, D] and [M, D]."""
     mean, std, size = kernel_distance(real, generated)
     return {"fid": frechet_distance(real, generated), "kid": mean, "kid_std": std, "kid_subset_size": size,
-            **measure_prdc(real, generated)._asdict(), "real_images": len(real), "generated_images": len(generated)}
+            **measure_prdc(real, generated), "real_images": len(real), "generated_images": len(generated)}
 
 
 def measure_fidelity(extractor: Extractor, arms: dict[str, list[Path]], real: list[list[Path]]) -> dict:
-    """Every arm's pictures of all classes against the real ones [class][picture], pooled.
-
-    Where every class has enough real pictures, as many of them as an arm has of the class, picked at random, are set
-    aside and measured like an arm of their own, 'real': the ceiling that a perfect generator would reach.
-    """
-    aside = len(next(iter(arms.values()))) // len(real)
+    """Every arm's pictures of all classes against the real ones [class][picture], pooled."""
+    aside = len(arms["with"]) // len(real)
     real = [random.Random(0).sample(files, len(files)) for files in real]
-    if all(len(files) >= 2 * aside for files in real):
+    if all(len(files) >= 2 * aside for files in real):  # some make an arm of their own: a perfect generator's ceiling
         arms = {**arms, "real": [file for files in real for file in files[:aside]]}
         real = [files[aside:] for files in real]
     pooled = extract_files(extractor, [file for files in real for file in files])
-    counts = [len(files) for files in real]
-    generated = len(next(iter(arms.values())))
+    counts, generated = [len(files) for files in real], len(arms["with"])
+    is_comparable = extractor.name == INCEPTION and min(sum(counts), generated) >= COMPARABLE_FID
     return {"features": extractor.name, "real_images_a_class": [min(counts), max(counts)],
-            "comparable_with_published_fids": is_comparable(extractor.name, sum(counts), generated),
+            "comparable_with_published_fids": is_comparable,
             **{arm: measure_distances(pooled, extract_files(extractor, files)) for arm, files in arms.items()}}
-
-
-def is_comparable(features: str, real: int, generated: int) -> bool:
-    """Whether an FID of these features and so many images may stand beside published ones."""
-    return features == INCEPTION and min(real, generated) >= COMPARABLE_FID
 
 
 def check_counts(generated: int, real: int):
@@ -129,26 +107,25 @@ def check_counts(generated: int, real: int):
 def fidelity_table(found: dict) -> Table:
     """One row per measure and a column per arm, and a note on how many pictures it rests on."""
     arms = [arm for arm in ("without", "with", "real") if arm in found]
-    counts = found[arms[0]]
-    spread = f"kid's std over subsets of {min(found[arm]['kid_subset_size'] for arm in arms)}"
-    names = {"fid": "fid", "kid": "kid", "kid_std": spread, **{name: name for name in Prdc._fields}}
-    rows = [[name, *(f"{found[arm][measure]:#.3g}".rstrip(".") for arm in arms)] for measure, name in names.items()]
-    notes = [f"{counts['generated_images']} generated against {counts['real_images']} real pictures, all classes "
-             "together"]
-    if not found["comparable_with_published_fids"]:
-        notes[0] += (f": not comparable with published FIDs, which are of {INCEPTION}'s features and {COMPARABLE_FID} "
-                     "or more pictures on each side")
-    if min(found[arm]["kid"] for arm in arms) < 0:
-        notes.append("KID is an unbiased estimate: near its true value 0 it falls below by chance")
+    generated, real = found["with"]["generated_images"], found["with"]["real_images"]
+    names = {"kid_std": f"kid's std over subsets of {min(found[arm]['kid_subset_size'] for arm in arms)}"}
+    rows = [[names.get(measure, measure), *(f"{found[arm][measure]:#.3g}".rstrip(".") for arm in arms)]
+            for measure in ("fid", "kid", "kid_std", "precision", "recall", "density", "coverage")]
     fewest, most = found["real_images_a_class"]
-    if fewest < most:
-        notes.append(f"Classes have {fewest} to {most} real pictures and weigh accordingly among the real, but all the "
-                     "same among the generated ones")
-    if counts["generated_images"] < FEW:
-        notes.append(f"Precision, recall, density and coverage mean little with fewer than {FEW} pictures")
-    elif "real" in found and found["with"]["coverage"] < VARIED * found["real"]["coverage"]:
-        notes.append(f"With the token the pictures cover less than {VARIED} of what as many real ones cover")
-    if "real" not in found:
-        notes.append("The ceiling, real against real, needs twice as many real pictures of every class as are "
-                     "generated")
-    return Table([f"by {found['features']}", *arms], rows, "Distance to real pictures", ". ".join(notes) + ".")
+    others = "" if found["comparable_with_published_fids"] else (
+        f": not comparable with published FIDs, which are of {INCEPTION}'s features and {COMPARABLE_FID} or more "
+        "pictures on each side")
+    ceiling = found.get("real", {"coverage": 0.0})["coverage"]
+    notes = (
+        (True, f"{generated} generated against {real} real pictures, all classes together{others}"),
+        (min(found[arm]["kid"] for arm in arms) < 0,
+         "KID is an unbiased estimate: near its true value 0 it falls below by chance"),
+        (fewest < most, f"Classes have {fewest} to {most} real pictures and weigh accordingly among the real, but all "
+         "the same among the generated ones"),
+        (generated < FEW, f"Precision, recall, density and coverage mean little with fewer than {FEW} pictures"),
+        (generated >= FEW and found["with"]["coverage"] < VARIED * ceiling,
+         f"With the token the pictures cover less than {VARIED} of what as many real ones cover"),
+        ("real" not in found,
+         "The ceiling, real against real, needs twice as many real pictures of every class as are generated"))
+    return Table([f"by {found['features']}", *arms], rows, "Distance to real pictures",
+                 "".join(f"{text}. " for applies, text in notes if applies).rstrip())

@@ -1,10 +1,10 @@
 """Draw the same seeds without and with the token; what was drawn, and how, is kept beside the pictures."""
 
-import hashlib
 import json
 import re
 import shutil
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from utils import read_json, require, save_pixels, to_pixels, write_json
 
 ARMS = ("without", "with")
 CONTROLS = ("untrained", "random")
-DRAWN_AT_ONCE = 64  # at first; less where memory does not suffice
+RECORD = "drawn.json"  # beside the pictures: how they were drawn
 FRAMES = 10  # of the film of one picture over the updates
 
 
@@ -34,17 +34,13 @@ class Arm(NamedTuple):
 
 def list_arms(target: TargetClass, vectors: torch.Tensor, placeholder: str, initializer: str, images: int,
               eval_prompts: list[str], controls: bool) -> list[Arm]:
-    """Without and with the token, in the paper's prompt and in every --eval_prompts; then the negative controls.
-
-    The controls stand in the token's place: the word whose embedding training started from, and a random direction
-    of the trained vectors' norms. What they gain is not the training's.
-    """
+    """Without and with the token, in every prompt; as controls the initialiser or a random vector in its place."""
     with_token, arms = f"{placeholder} {target.name}", []
     for template in (TEMPLATES[0], *eval_prompts):
         folder = "" if template == TEMPLATES[0] else f"prompts/{prompt_folder(template)}/"
         arms += [Arm(f"{folder}without", template.format(target.name), None, images),
                  Arm(f"{folder}with", template.format(with_token), vectors, images)]
-    if controls:
+    if controls:  # what they gain is not the training's
         direction = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(target.index))
         random = direction * vectors.norm(dim=1, keepdim=True).cpu() / direction.norm(dim=1, keepdim=True)
         arms += [Arm("untrained", TEMPLATES[0].format(f"{initializer} {target.name}"), None, images),
@@ -52,20 +48,20 @@ def list_arms(target: TargetClass, vectors: torch.Tensor, placeholder: str, init
     return arms
 
 
+def choose_evenly(count: int) -> list[int]:
+    """FRAMES of `count` indices at most, the first and the last among them."""
+    return list(dict.fromkeys(torch.linspace(0, count - 1, FRAMES).round().int().tolist()))
+
+
 def choose_frames(every_update: torch.Tensor) -> dict[str, torch.Tensor]:
-    """{update: vectors} of some of a training's updates [updates, K, D], evenly spaced, in half precision."""
-    chosen = dict.fromkeys(torch.linspace(0, len(every_update) - 1, FRAMES).round().int().tolist())
-    return {f"{update:03d}": every_update[update].half().cpu() for update in chosen}
+    """{update: vectors} of some of a training's updates [updates, K, D], in half precision."""
+    return {f"{update:03d}": every_update[update].half().cpu() for update in choose_evenly(len(every_update))}
 
 
 def list_film_arms(target: TargetClass, placeholder: str, frames: dict[str, torch.Tensor],
                    images: int = 1) -> list[Arm]:
-    """The first seeds' pictures by the vectors that `choose_frames` chose, in their order.
-
-    Raises:
-        UserError: a name that is no number: names become folders.
-    """
-    foreign = [name for name in frames if not re.fullmatch("[0-9]{3,6}", name)]
+    """The first seeds' pictures by the vectors that `choose_frames` chose, in their order."""
+    foreign = [name for name in frames if not re.fullmatch("[0-9]{3,6}", name)]  # names become folders
     require(not foreign, f"the vectors of the training hold {foreign[:1]}, which is not a vector of an update")
     prompt = TEMPLATES[0].format(f"{placeholder} {target.name}")
     return [Arm(f"updates/{update}", prompt, torch.atleast_2d(frames[update].float()), images)
@@ -80,32 +76,26 @@ class Drawer:
         """`drawn_by` holds all that decides the pictures besides prompt, token and seed: settings, weights' files."""
         self.get_generator, self.sampling = get_generator, sampling
         self.settings_digest = digest_json(drawn_by)
-        most = default_batch_size(DRAWN_AT_ONCE, device, sampling.height, sampling.width)
+        most = default_batch_size(64, device, sampling.height, sampling.width)
         self.draw_batch = fit_batch_size(self.try_batch, batch_size and WITHOUT_GRAPH * batch_size, most)
 
     def describe_arms(self, arms: list[Arm]) -> dict[str, dict]:
-        """What folder/drawn.json says of these arms once they are drawn."""
-        return {arm.folder: {"prompt": arm.prompt, "token": digest_vectors(arm.vectors),
-                             "settings": self.settings_digest} for arm in arms}
+        """What RECORD says of these arms once they are drawn."""
+        return {arm.folder: {
+            "prompt": arm.prompt, "settings": self.settings_digest,
+            "token": None if arm.vectors is None else sha256(arm.vectors.float().cpu().numpy().tobytes()).hexdigest(),
+        } for arm in arms}
 
     def find_missing(self, arms: list[Arm], folder: Path) -> tuple[set[str], set[tuple[str, int]]]:
         """The arms drawn otherwise than they would be now, and the (arm, seed) of every picture to draw."""
-        record = folder / "drawn.json"
-        before = read_json(record) if record.exists() else {}
+        before = read_record(folder)
         stale = {name for name, described in self.describe_arms(arms).items() if before.get(name) != described}
         return stale, {(arm.folder, seed) for arm in arms for seed in range(arm.images)
                        if arm.folder in stale or not (folder / arm.folder / f"{seed}.png").exists()}
 
     @torch.no_grad()
     def draw_arms(self, arms: list[Arm], folder: Path, title: str, stale_results: list[Path] = ()) -> int:
-        """Write folder/<arm>/<seed>.png for seeds 0 to images - 1 of every arm, by the full sampler.
-
-        Pictures that are there already, drawn with the same settings and token, are kept. Before any is drawn,
-        `stale_results` of the old ones are deleted. Returns how many were drawn.
-
-        Raises:
-            UserError: vectors of another text encoder's width, a non-finite picture.
-        """
+        """Draw what is missing of folder/<arm>/<seed>.png, and count it; first delete `stale_results` of old ones."""
         stale, missing = self.find_missing(arms, folder)
         if not missing:
             return 0
@@ -117,8 +107,7 @@ class Drawer:
             require(not (folder / name).is_symlink(), f"'{folder / name}' is a link, and its pictures are to be drawn "
                                                       "again: remove it")
             shutil.rmtree(folder / name, ignore_errors=not (folder / name).exists())
-        record = folder / "drawn.json"
-        write_json(record, (read_json(record) if record.exists() else {}) | self.describe_arms(arms))
+        write_json(folder / RECORD, read_record(folder) | self.describe_arms(arms))
         jobs = [(arm.folder, seed) for arm in arms for seed in range(arm.images)]
         with tqdm(total=len(missing), desc=f"drawing {title}", unit="image") as bar:
             while jobs:
@@ -135,15 +124,16 @@ class Drawer:
 
     def try_batch(self, generator: Generator, conds: dict[str, torch.Tensor], jobs: list[tuple[str, int]],
                   missing: set[tuple[str, int]], batch_size: int):
-        """The first `batch_size` jobs and their pictures [B, 3, H, W]; None where none of them is missing.
-
-        Whole batches alone: what a resumed command draws is then the same bit for bit.
-        """
-        batch = jobs[:batch_size]
+        """The first `batch_size` jobs and their pictures [B, 3, H, W]; None where none of them is missing."""
+        batch = jobs[:batch_size]  # whole batches alone: what a resumed command draws is then the same bit for bit
         if missing.isdisjoint(batch):
             return batch, None
         cond = torch.cat([conds[name] for name, _ in batch])
         return batch, generator.decode(generator.sample(cond, [seed for _, seed in batch], self.sampling))
+
+
+def read_record(folder: Path) -> dict:
+    return read_json(folder / RECORD) if (folder / RECORD).exists() else {}
 
 
 def encode_arm(generator: Generator, arm: Arm) -> torch.Tensor:
@@ -157,8 +147,4 @@ def encode_arm(generator: Generator, arm: Arm) -> torch.Tensor:
 
 
 def digest_json(value) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def digest_vectors(vectors: torch.Tensor | None) -> str | None:
-    return None if vectors is None else hashlib.sha256(vectors.float().cpu().numpy().tobytes()).hexdigest()
+    return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -37,11 +37,6 @@ def shrink_image(path: Path, side: int) -> Image.Image:
     return image
 
 
-def list_numbered(folder: Path) -> list[Path]:
-    """The PNG files of a folder that are named by numbers, in their order."""
-    return sorted((file for file in folder.glob("*.png") if file.stem.isdecimal()), key=lambda file: int(file.stem))
-
-
 def caption_image(path: Path, text: str) -> Image.Image:
     """An image with a line of text below."""
     canvas = Image.new("RGB", (192, 214), PAPER)
@@ -56,19 +51,13 @@ def save_animation(frames: list[Image.Image], target):
                    duration=[FRAME_MS] * (len(frames) - 1) + [LAST_MS])
 
 
-def data_address(kind: str, data: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
 def inline_image(path: Path, side: int) -> str:
     """An image as a data: address, at most `side` pixels high and wide; a small one without loss."""
     image, data = shrink_image(path, side), io.BytesIO()
     kind = "png" if max(image.size) <= 128 else "jpeg"
     image.save(data, format=kind, quality=88)
-    return data_address(kind, data.getvalue())
+    return encode_address(kind, data)
 
 
-def inline_animation(frames: list[Image.Image]) -> str:
-    data = io.BytesIO()
-    save_animation(frames, data)
-    return data_address("gif", data.getvalue())
+def encode_address(kind: str, data: io.BytesIO) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"

@@ -10,32 +10,18 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from prompt_datasets import TargetClass, class_folder
-from utils import (
-    FUNCTION,
-    UserError,
-    find_path,
-    import_function,
-    read_image,
-    require,
-    save_image,
-    suggest_word,
-    to_printable,
-)
+from prompt_datasets import TargetClass
+from utils import FUNCTION, UserError, find_path, import_function, read_image, require, save_image, suggest_word
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
-def find_real_images(source: str, names: list[str], labels: list[str], runs: dict[TargetClass, Path],
+def find_real_images(source: str, classes: list[TargetClass], runs: dict[TargetClass, Path],
                      count: int) -> dict[TargetClass, list[Path]]:
     """The readable files in `source`, sorted, of every class in `runs` {class: the run's folder}.
 
-    `source` is a folder with one folder per class ('0283_tiger_cat', '283', or the name or label where no other class
-    shares it), or the module:function that draws one, such as miniature.world:draw: then `count` files under the run's
-    folder, which `draw_missing_images` fills later.
-
-    Raises:
-        UserError: no such folder or function, a folder of no class, or no readable picture of one of these classes.
+    `source` is a folder with one folder per class, or a module:function that draws a picture of one: then `count` files
+    under the run's folder, which `draw_missing_images` fills later.
     """
     if ":" in source and find_path(source) is None:
         require(re.fullmatch(FUNCTION, source), f"real_images '{source}' is neither a folder nor module:function")
@@ -48,7 +34,7 @@ def find_real_images(source: str, names: list[str], labels: list[str], runs: dic
                 for target, run in runs.items()}
     root = find_path(source)
     require(root and root.is_dir(), f"no real_images folder '{source}'")
-    allowed = allowed_folder_names(names, labels)
+    allowed = allowed_folder_names(classes)
     known = [name for spellings in allowed for name in spellings]
     present = [folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
     unknown = sorted(set(present) - set(known))
@@ -59,49 +45,43 @@ def find_real_images(source: str, names: list[str], labels: list[str], runs: dic
         return {target: find_class_images(root, target, allowed[target.index]) for target in bar}
 
 
-def allowed_folder_names(names: list[str], labels: list[str]) -> list[list[str]]:
-    """What every class's folder of real pictures may be called."""
-    spellings = [dict.fromkeys((str(index + 1), name, label))
-                 for index, (name, label) in enumerate(zip(names, labels, strict=True))]
+def allowed_folder_names(classes: list[TargetClass]) -> list[list[str]]:
+    """What the folder of real pictures of every class may be called."""
+    spellings = [dict.fromkeys((str(target.number), target.name, target.label)) for target in classes]
     owners = Counter(spelling for of_class in spellings for spelling in of_class)
-    return [[class_folder(index, names[index]), *(spelling for spelling in of_class if owners[spelling] == 1)]
-            for index, of_class in enumerate(spellings)]
+    return [[target.folder, *(spelling for spelling in of_class if owners[spelling] == 1)]
+            for target, of_class in zip(classes, spellings, strict=True)]
 
 
 def find_class_images(root: Path, target: TargetClass, allowed: list[str]) -> list[Path]:
-    """The readable pictures in the one folder of `root` that bears an allowed name."""
+    """The readable pictures in the one folder of `root` that bears an allowed name; a warning names broken ones."""
     folders = [root / name for name in allowed if "/" not in name and name not in ("", ".", "..")
                and (root / name).is_dir()]
     require(len(folders) < 2, f"'{root}' has two folders of class {target.title}: "
                               + " and ".join(f"'{folder.name}'" for folder in folders))
-    files = [path for path in folders[0].iterdir() if path.suffix.lower() in SUFFIXES] if folders else []
-    files = keep_readable(sorted(files))
-    require(files, f"'{root}' has no readable pictures of class {target.title}: "
-                   + (f"there are none in '{folders[0].name}'" if folders else
-                      "name their folder " + " or ".join(f"'{name}'" for name in allowed)))
-    return files
-
-
-def keep_readable(files: list[Path]) -> list[Path]:
-    """Those files that hold a picture; a warning names the others."""
-    good, broken = [], []
-    for file in files:
-        try:
-            read_image(file)
-            good.append(file)
-        except UserError:
-            broken.append(file)
+    files = sorted(path for folder in folders for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    broken = [file for file in files if is_broken(file)]
     if broken:
         print(f"warning: skipped {len(broken)} of {len(files)} real pictures, which cannot be read: "
-              + to_printable(", ".join(map(str, broken[:5]))), file=sys.stderr)
-    return good
+              + ", ".join(repr(str(file)) for file in broken[:5]), file=sys.stderr)
+    require(len(files) > len(broken), f"'{root}' has no readable pictures of class {target.title}: "
+            + (f"there are none in '{folders[0].name}'" if folders else
+               "name their folder " + " or ".join(f"'{name}'" for name in allowed)))
+    return sorted({*files} - {*broken})
+
+
+def is_broken(file: Path) -> bool:
+    try:
+        read_image(file)
+    except UserError:
+        return True
+    return False
 
 
 def draw_missing_images(source: str, target: TargetClass, files: list[Path]) -> list[Path]:
     """`files`; those that are missing are drawn by the function `source` where it is one."""
     missing = [file for file in files if not file.exists()]
-    if missing:
+    for file in tqdm(missing, desc="drawing real pictures", unit="image", disable=not missing):
         draw_image = import_function(source, "real_images")
-        for file in tqdm(missing, desc="drawing real pictures", unit="image"):
-            save_image(draw_image(target.index, random.Random(f"{target.index} {file.stem}")), file)
+        save_image(draw_image(target.index, random.Random(f"{target.index} {file.stem}")), file)
     return files

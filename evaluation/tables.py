@@ -1,6 +1,5 @@
-"""A table, and its three ways to be read: as text, Markdown and HTML."""
+"""A table, as text and as Markdown; report.html shows it as HTML."""
 
-from html import escape
 from typing import NamedTuple
 
 
@@ -23,8 +22,3 @@ class Table(NamedTuple):
     def to_markdown(self) -> str:
         return "\n".join(f"| {' | '.join(map(str, line))} |"
                          for line in (self.header, ["---"] * len(self.header), *self.rows))
-
-    def to_html(self) -> str:
-        lines = [("th", self.header), *(("td", row) for row in self.rows)]
-        rows = [f"<tr>{''.join(f'<{tag}>{escape(str(cell))}</{tag}>' for cell in line)}</tr>" for tag, line in lines]
-        return "<table>\n" + "\n".join(rows).replace(" -&gt; ", " → ") + "\n</table>"

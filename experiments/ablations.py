@@ -9,9 +9,9 @@ that judge it are of other seeds, by the full sampler.
 from pathlib import Path
 from statistics import mean
 
-from evaluation.statistics import mean_with_error, standard_error
 from evaluation.tables import Table
 from experiments import common
+from experiments.common import mean_with_error, standard_error
 from utils import require
 
 CLEAR = 0.1

@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from statistics import mean
 
-from evaluation.statistics import mean_with_error, standard_error
 from evaluation.tables import Table
 from experiments import common, small
+from experiments.common import mean_with_error, standard_error
 from experiments.textual_inversion import Sets, invert_pictures
 from utils import require
 

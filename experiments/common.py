@@ -3,7 +3,9 @@
 import argparse
 import functools
 import json
+import math
 import shlex
+import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -202,7 +204,7 @@ def load_real_images(lab: Lab, count: int) -> Sets:
     """
     source = lab.config.real_images
     require(source, "this experiment needs real pictures: give --real_images a folder with one folder per class")
-    found = find_real_images(source, lab.names, lab.labels,
+    found = find_real_images(source, select_classes("all", lab.labels, lab.names),
                              {target: lab.work / "real" / target.folder for target in lab.targets}, count)
     few = [f"{target.title} {len(files)}" for target, files in found.items() if len(files) < count]
     require(not few, f"{count} real pictures per class are needed, and there are of class {', '.join(few)}")
@@ -237,6 +239,16 @@ def publish_result(lab: Lab, name: str, claim: str, sentence: str, table: Table,
                "it. 'Right' is by an evaluator that did not guide. The paper's column is empty: its tables are not at "
                f"hand.\n\n{index.to_markdown()}\n")
     print(table.to_markdown(), f"\n{sentence}")
+
+
+def standard_error(values: list[float]) -> float:
+    """Of the mean of `values`; of one value it is nan."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+def mean_with_error(values: list[float]) -> str:
+    """'0.83 (0.02)', without the error where there is one value."""
+    return f"{statistics.mean(values):.2f}" + (f" ({standard_error(values):.2f})" if len(values) > 1 else "")
 
 
 def new_axes(width: float, height: float, columns: int = 1):

@@ -23,7 +23,7 @@ from evaluation.statistics import Proportion, pool_proportions
 from evaluation.tables import Table
 from experiments import common, small
 from miniature.world import LABELS, NOUNS, THINGS, draw
-from prompt_datasets import TargetClass, class_title, select_classes
+from prompt_datasets import TargetClass, class_number, class_title, select_classes
 from utils import require
 
 PLANTED = ("crane, machine", "jaguar, cat", "seal, stamp", "palm, hand")  # the rarer kinds of their nouns
@@ -105,7 +105,7 @@ def measure_changed_labels(lab: common.Lab, images: int):
                 for files in sets.values()]
         change = {label: (seen[1][label] - seen[0][label]) / images for label in seen[0] | seen[1]}
         most = sorted(change.keys() - {target.index}, key=lambda label: (-abs(change[label]), label))[:5]
-        changes[target.title] = {class_title(label, guide.labels[label]): change[label] for label in most}
+        changes[target.title] = {class_title(class_number(label), guide.labels[label]): change[label] for label in most}
     draw_sheet(sheet, lab.out / "inversion.png")
     rows = [[title, ", ".join(f"{label} {share:+.2f}" for label, share in most.items())]
             for title, most in changes.items()]

@@ -18,9 +18,10 @@ from tqdm import tqdm
 from evaluation.accuracy import measure_context
 from evaluation.fidelity import classifier_extractor, extract_files
 from evaluation.pictures import draw_sheet
-from evaluation.statistics import NEAREST_K, mean_with_error, measure_prdc, pool_proportions
+from evaluation.statistics import NEAREST_K, measure_prdc, pool_proportions
 from evaluation.tables import Table
 from experiments import common
+from experiments.common import mean_with_error
 from experiments.small import crop_squares
 from prompt_datasets import TEMPLATES, TargetClass, prompt_folder
 from utils import UserError, require
@@ -84,7 +85,7 @@ def measure_diversity(lab: common.Lab, sets: Sets, truth: Sets, nearest_k: int) 
     """
     extractor = classifier_extractor(lab.get_judge())
     pairs = [[extract_files(extractor, files) for files in (truth[target], sets[target])] for target in sets]
-    return ([measure_prdc(real, drawn, nearest_k).coverage for real, drawn in pairs],
+    return ([measure_prdc(real, drawn, nearest_k)["coverage"] for real, drawn in pairs],
             [(torch.pdist(drawn).mean() / torch.pdist(real).mean()).item() for real, drawn in pairs])
 
 

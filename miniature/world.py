@@ -1,24 +1,21 @@
 """The miniature world: ambiguous nouns, adjectives that tell their senses apart, and 64 x 64 pictures of them.
 
-A caption has the bare noun ("a photo of a crane"), or an adjective before it that gives the sense away ("a photo of
-a metal crane"). A generator trained on them draws either sense of a bare noun; a classifier, which sees only
-pictures, can tell all classes apart.
+A generator trained on captions such as "a photo of a crane" draws a bird or a machine; a classifier tells them apart.
 """
 
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from miniature import drawings
-from miniature.drawings import Pen, vary_colour
+from miniature.drawings import vary_colour
 
 SIZE = 64
 CANVAS = 256  # drawn four times as large, then averaged down
-HALF_WITH_ADJECTIVE = 0.5
-NEUTRAL_ADJECTIVES = ("nice", "typical", "single")
 TEMPLATES = ("a photo of a {}", "a high resolution realistic image of a {}", "a close-up photo of a {}",
              "a picture of a {}", "a good photo of a {}", "a bright photo of one {}", "a photo of the {}")
 CONTEXTS = ("in the snow", "at night", "a drawing of", "a painting of")
@@ -32,7 +29,7 @@ class Thing(NamedTuple):
     noun: str  # 'crane'
     share: float  # how often the noun means this class
     adjectives: tuple[str, ...]  # true of this class and of no other of the noun
-    draw: Callable[[Pen, random.Random], None]
+    draw: Callable[[random.Random], list[drawings.Shape]]
 
 
 THINGS = tuple(Thing(label, label.split(",")[0], *more) for label, *more in (
@@ -48,10 +45,10 @@ THINGS = tuple(Thing(label, label.split(",")[0], *more) for label, *more in (
     ("seal, stamp", 0.44, ("red", "round", "waxen"), drawings.draw_seal_stamp),
     ("palm, tree", 0.55, ("green", "tall", "wooden"), drawings.draw_palm_tree),
     ("palm, hand", 0.45, ("open", "human", "smooth"), drawings.draw_palm_hand),
-    ("butterfly, eyed", 0.58, ("eyed", "staring", "spotted"), drawings.draw_butterfly_eyed),
-    ("butterfly, banded", 0.42, ("banded", "edged", "striped"), drawings.draw_butterfly_banded),
-    ("finch, masked", 0.45, ("masked", "hooded", "staring"), drawings.draw_finch_masked),
-    ("finch, banded", 0.55, ("banded", "belted", "striped"), drawings.draw_finch_banded),
+    ("butterfly, eyed", 0.58, ("eyed", "staring", "spotted"), partial(drawings.draw_butterfly, drawings.EYES)),
+    ("butterfly, banded", 0.42, ("banded", "edged", "striped"), partial(drawings.draw_butterfly, drawings.BANDS)),
+    ("finch, masked", 0.45, ("masked", "hooded", "staring"), partial(drawings.draw_finch, drawings.MASK)),
+    ("finch, banded", 0.55, ("banded", "belted", "striped"), partial(drawings.draw_finch, drawings.BELT)),
 ))
 LABELS = tuple(thing.label for thing in THINGS)
 NOUNS = tuple(dict.fromkeys(thing.noun for thing in THINGS))
@@ -61,56 +58,48 @@ def draw(index: int, rng: random.Random, context: str | None = None) -> Image.Im
     """A 64 x 64 RGB picture of class `index` in `context` (one of CONTEXTS, or None for a plain photo)."""
     image = Image.new("RGB", (CANVAS, CANVAS))
     canvas = ImageDraw.Draw(image)
-    tone, outline = _draw_background(canvas, rng, context)
+    _draw_background(canvas, rng, context)
     scale = rng.uniform(0.72, 1.02) * (0.85 if context == "a painting of" else 1)
     centre = (CANVAS / 2 + rng.uniform(-16, 16), CANVAS / 2 + rng.uniform(-12, 12))
-    pen = Pen(canvas, centre, scale, rng.uniform(-0.14, 0.14), rng.random() < 0.5, tone, outline)
-    THINGS[index].draw(pen, rng)
-    _draw_foreground(canvas, rng, context)
+    angle, mirrored = rng.uniform(-0.14, 0.14), rng.random() < 0.5
+    tone = {"a drawing of": _to_grey, "at night": _to_night}.get(context, lambda colour: colour)
+    drawings.draw_shapes(canvas, THINGS[index].draw(rng), centre, scale, angle, mirrored, tone,
+                         outline=(60, 60, 62) if context == "a drawing of" else None)
+    if context == "in the snow":
+        for _ in range(26):
+            x, y, radius = rng.uniform(0, CANVAS), rng.uniform(0, CANVAS), rng.uniform(4, 7)
+            canvas.circle((x, y), radius, fill=(255, 255, 255))
+    if context == "a painting of":
+        canvas.rectangle([0, 0, CANVAS - 1, CANVAS - 1], outline=vary_colour(rng, (205, 158, 52), 12), width=24)
+        canvas.rectangle([20, 20, CANVAS - 21, CANVAS - 21], outline=(112, 78, 26), width=6)
     return image.resize((SIZE, SIZE), Image.LANCZOS)
 
 
 def _draw_background(canvas, rng, context):
-    """Paint the scene behind the thing; return the function that tones its colours, and its outline colour."""
-    everything = [0, 0, CANVAS, CANVAS]
-    horizon = [0, rng.uniform(170, 215), CANVAS, CANVAS]
+    horizon = rng.uniform(170, 215)
     if context == "a drawing of":
-        canvas.rectangle(everything, fill=vary_colour(rng, (250, 250, 248), 4))
-        return _to_grey, (60, 60, 62)
+        sky = ground = vary_colour(rng, (250, 250, 248), 4)
+    elif context == "at night":
+        sky, ground = vary_colour(rng, (18, 22, 58), 8), vary_colour(rng, (10, 12, 30), 5)
+    elif context == "in the snow":
+        sky, ground = vary_colour(rng, (168, 188, 208), 8), vary_colour(rng, (250, 251, 253), 3)
+    else:
+        sky = vary_colour(rng, rng.choice(SKIES), 15)
+        ground = vary_colour(rng, [0.8 * c for c in sky], 15) if rng.random() < 0.6 else sky
+    canvas.rectangle([0, 0, CANVAS, CANVAS], fill=sky)
+    canvas.rectangle([0, horizon, CANVAS, CANVAS], fill=ground)
     if context == "at night":
-        canvas.rectangle(everything, fill=vary_colour(rng, (18, 22, 58), 8))
-        canvas.rectangle(horizon, fill=vary_colour(rng, (10, 12, 30), 5))
         for _ in range(14):
-            x, y = rng.uniform(8, 248), rng.uniform(8, 160)
-            canvas.ellipse([x - 4, y - 4, x + 4, y + 4], fill=(255, 250, 205))
-        x, y = rng.choice((32, 224)), rng.uniform(26, 40)
-        canvas.ellipse([x - 20, y - 20, x + 20, y + 20], fill=(250, 244, 190))
-        return lambda colour: tuple(int(0.86 * c + add) for c, add in zip(colour, (8, 10, 26), strict=True)), None
-    if context == "in the snow":
-        canvas.rectangle(everything, fill=vary_colour(rng, (168, 188, 208), 8))
-        canvas.rectangle(horizon, fill=vary_colour(rng, (250, 251, 253), 3))
-        return lambda colour: colour, None
-    sky = vary_colour(rng, rng.choice(SKIES), 15)
-    canvas.rectangle(everything, fill=sky)
-    if rng.random() < 0.6:
-        canvas.rectangle(horizon, fill=vary_colour(rng, [0.8 * c for c in sky], 15))
-    return lambda colour: colour, None
-
-
-def _draw_foreground(canvas, rng, context):
-    """Paint what is in front of the thing: snowflakes, or the golden frame of a painting."""
-    if context == "in the snow":
-        for _ in range(26):
-            x, y, r = rng.uniform(0, CANVAS), rng.uniform(0, CANVAS), rng.uniform(4, 7)
-            canvas.ellipse([x - r, y - r, x + r, y + r], fill=(255, 255, 255))
-    if context == "a painting of":
-        canvas.rectangle([0, 0, CANVAS - 1, CANVAS - 1], outline=vary_colour(rng, (205, 158, 52), 12), width=24)
-        canvas.rectangle([20, 20, CANVAS - 21, CANVAS - 21], outline=(112, 78, 26), width=6)
+            canvas.circle((rng.uniform(8, 248), rng.uniform(8, 160)), 4, fill=(255, 250, 205))
+        canvas.circle((rng.choice((32, 224)), rng.uniform(26, 40)), 20, fill=(250, 244, 190))
 
 
 def _to_grey(colour):
-    grey = int(105 + 0.57 * (0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]))
-    return grey, grey, grey
+    return (int(105 + 0.57 * (0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2])),) * 3
+
+
+def _to_night(colour):
+    return tuple(int(0.86 * c + add) for c, add in zip(colour, (8, 10, 26), strict=True))
 
 
 def sample_class(rng: random.Random) -> int:
@@ -128,10 +117,10 @@ def sample_context(rng: random.Random) -> str | None:
 def write_caption(index: int, rng: random.Random, context: str | None = None) -> str:
     """A picture's caption: the bare noun, or half the time with an adjective that gives its sense away."""
     noun = THINGS[index].noun
-    if rng.random() < HALF_WITH_ADJECTIVE:
+    if rng.random() < 0.5:
         noun = f"{rng.choice(THINGS[index].adjectives)} {noun}"
     elif rng.random() < 0.2:
-        noun = f"{rng.choice(NEUTRAL_ADJECTIVES)} {noun}"
+        noun = f"{rng.choice(('nice', 'typical', 'single'))} {noun}"
     return put_in_context(noun, rng.choice(TEMPLATES), context)
 
 
@@ -145,15 +134,13 @@ def put_in_context(noun: str, template: str, context: str | None) -> str:
 def context_of(image: Image.Image) -> str | None:
     """Which of CONTEXTS a picture shows, drawn or generated, judged by its border, brightness and colours."""
     pixels = np.asarray(image.convert("RGB"), dtype=float)
-    border = np.concatenate([pixels[:4].reshape(-1, 3), pixels[-4:].reshape(-1, 3), pixels[:, :4].reshape(-1, 3),
-                             pixels[:, -4:].reshape(-1, 3)])
-    red, _, blue = border.mean(0)
+    edges = [edge.mean((0, 1)) for edge in (pixels[:4], pixels[-4:], pixels[:, :4], pixels[:, -4:])]
+    (top, bottom, *_), (red, green, blue) = edges, np.mean(edges, axis=0)
     if red - blue > 80:
         return "a painting of"
-    if border.mean() < 90:
+    if (red + green + blue) / 3 < 90:
         return "at night"
     colourfulness = (pixels.max(2) - pixels.min(2)).mean()
-    top, bottom = pixels[:4].mean((0, 1)), pixels[-4:].mean((0, 1))
     if colourfulness < 12 and top.mean() > 225:
         return "a drawing of"
     if bottom.mean() > 228 and top.mean() < 222 and top[2] - top[0] > 15:

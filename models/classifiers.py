@@ -17,6 +17,7 @@ from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, res
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
 
 from models.checkpoints import REPORTED, check_weights, opening_checkpoint
+from prompt_datasets import class_number
 from utils import WITHOUT_GPU_OR_NETWORK, UserError, find_path, join_lines, require, suggest_word, to_printable
 
 NO_REMOTE_CODE = {"trust_remote_code": False}  # left open, transformers asks the user
@@ -181,4 +182,4 @@ def _timm_labels(model) -> list[str]:
     if subset:
         info = ImageNetInfo(subset)
         return [info.index_to_description(i) for i in range(model.num_classes)]
-    return [f"class {i + 1}" for i in range(model.num_classes)]
+    return [f"class {class_number(i)}" for i in range(model.num_classes)]

@@ -1,4 +1,4 @@
-"""Where a class of a run keeps its files, who holds it, and what is finished: the only place that knows a path."""
+"""Who holds a class of a run, what of it is finished, and how its files are begun, kept and removed."""
 
 import platform
 import re
@@ -12,7 +12,8 @@ import transformers
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from evaluation.images import choose_frames
+from evaluation.files import RunFiles
+from evaluation.images import RECORD, choose_frames
 from method.class_token import load_token, save_token
 from method.trainer import TrainedToken
 from models.batch_size import peak_memory_gb
@@ -30,27 +31,12 @@ from utils import (
 )
 
 
-class RunFolder:
-    """The files of one class under one exp_id: pipeline_token/<classifier>/<class>/<exp_id> and img/... alike."""
+class RunFolder(RunFiles):
+    """A class under one exp_id: its files, its lock, and what of it is done."""
 
     def __init__(self, output_path: str, classifier: str, target: TargetClass, exp_id: str):
+        super().__init__(Path(output_path, "img", folder_name(classifier), target.folder, exp_id))
         self.target = target
-        self.tokens, self.images = (Path(output_path, kind, folder_name(classifier), target.folder, exp_id)
-                                    for kind in ("pipeline_token", "img"))
-        self.token_file = self.tokens / "learned_embeds.safetensors"
-        self.config_file = self.tokens / "config.yml"
-        self.history_file = self.tokens / "history.jsonl"
-        self.cost_file = self.tokens / "cost.json"
-        self.state_file = self.tokens / "training_state.pt"  # until the token is there
-        self.error_file = self.tokens / "error.txt"  # why the class failed last
-        self.train_images = self.images / "train"
-        self.vectors_file = self.train_images / "vectors.safetensors"  # of some updates, for the film
-        self.eval_images = self.images / "eval"
-        self.metrics_file = self.eval_images / "metrics.json"
-        self.report_file = self.images / "report.html"
-        everything = self.images.parent.parent
-        self.summary_file = everything / f"summary_{exp_id}.json"
-        self.summary_report = everything / f"report_{exp_id}.html"
         self.lock = FileLock(self.tokens.with_name(f".{exp_id}.lock"))
 
     def try_lock(self) -> bool:
@@ -75,7 +61,7 @@ class RunFolder:
 
     def results_of_images(self) -> list[Path]:
         """What tells of evaluation pictures, and is wrong once they are drawn again."""
-        return [self.metrics_file, self.eval_images / "grid.png", self.report_file, self.summary_file,
+        return [self.metrics_file, self.grid_file, self.report_file, self.summary_file,
                 self.summary_report]
 
     def last_change(self) -> tuple:
@@ -141,7 +127,7 @@ class RunFolder:
                 shutil.rmtree(folder, ignore_errors=not folder.exists())
         for file in self.results_of_images():
             file.unlink(missing_ok=True)
-        (self.eval_images / "drawn.json").unlink(missing_ok=True)  # so that every picture is drawn again
+        (self.eval_images / RECORD).unlink(missing_ok=True)  # so that every picture is drawn again
 
     def begin_training(self, settings: dict):
         """Write config.yml, unless a half-trained token is to be resumed."""
@@ -170,3 +156,8 @@ class RunFolder:
         self.print_line(f"{updates} updates in {trained.seconds:.0f} s, stopped: {trained.stopped}; peak memory of "
                         f"this process so far: {memory:.1f} GB")
         self.print_line(f"token: {self.token_file}")
+
+    def save_metrics(self, metrics: dict):
+        """Write metrics.json, last of all: it says that the class is finished."""
+        write_json(self.metrics_file, metrics)
+        self.print_line(f"pictures: {self.grid_file}")

@@ -49,9 +49,9 @@ def test_selection_errors(selection, reason):
 
 
 def test_folders_are_distinct_and_plain():
-    folders = [class_folder(i, name) for i, name in enumerate(NAMES)]
+    folders = [class_folder(i, name) for i, name in enumerate(NAMES, 1)]
     assert folders == ["0001_crane", "0002_crane", "0003_tiger_cat", "0004_horizontal_bar", "0005_7_8_odd"]
-    assert class_folder(282, "tiger cat") == "0283_tiger_cat" and class_folder(0, "鶴") == "0001"
+    assert class_folder(283, "tiger cat") == "0283_tiger_cat" and class_folder(1, "鶴") == "0001"
 
 
 def test_names_from_a_file(tmp_path):

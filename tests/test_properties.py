@@ -49,7 +49,7 @@ def test_any_text_selects_classes_or_is_refused(text):
 
 @given(st.lists(st.text(max_size=400), min_size=1, max_size=20))
 def test_folders_are_distinct_plain_and_short(labels):
-    folders = [class_folder(i, class_name(label)) for i, label in enumerate(labels)]
+    folders = [class_folder(i, class_name(label)) for i, label in enumerate(labels, 1)]
     assert len(set(folders)) == len(folders)
     assert all(re.fullmatch(r"\d{4}(_[a-z0-9]+)*", folder) and len(folder) <= 85 for folder in folders)
 

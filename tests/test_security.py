@@ -192,7 +192,7 @@ def test_no_label_leaves_its_folder_or_its_line(tiny_config, hostile_classifier,
 
 
 def test_hostile_names_are_plain_folders():
-    folders = [class_folder(i, class_name(label)) for i, label in enumerate(HOSTILE)]
+    folders = [class_folder(i, class_name(label)) for i, label in enumerate(HOSTILE, 1)]
     assert len(set(folders)) == len(HOSTILE) and all(re.fullmatch(r"\d{4}(_[a-z0-9_]+)?", name) for name in folders)
     assert max(map(len, folders)) <= 85
     for name in ("..", "../..", "/", "a/../..", "timm:../../x", "x" * 500, "~/.ssh"):

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ import torch
 from PIL import Image
 from transformers import ViTForImageClassification, ViTImageProcessor
 
-from evaluation.accuracy import ClassMetrics, Judgement, accuracy_table, judge_images, load_metrics, measure_context
+from evaluation.accuracy import Judgement, accuracy_table, judge_images, load_metrics, measure_context
 from evaluation.statistics import Proportion, count_right
 from miniature import world
 from models.classifiers import load_classifier
+from utils import UserError, write_json
 
 
 def test_judging_equals_transformers_own(tiny_classifier, tmp_path):
@@ -50,12 +52,11 @@ def judgement(right: list[int], top5: int) -> Judgement:
                      predicted_instead={"9 (other)": right.count(False)}, right=right)
 
 
-def metrics_of(number: int, without: Judgement, with_token: Judgement) -> ClassMetrics:
-    pair = {"without": {"classifier": without}, "with": {"classifier": with_token}}
-    return ClassMetrics(class_index=number, label=f"class {number}", classes=10, images=4,
-                        judges={"classifier": "vit"}, arms=pair, contexts={"{} at night": pair},
-                        context_kept={"{} at night": {arm: Proportion(1, 4) for arm in pair}}, pictures="digest",
-                        evaluation="digest", film=[], held_out=True, settings={"lr": 0.1})
+def metrics_of(number: int, without: Judgement, with_token: Judgement) -> dict:
+    pair = {"without": {"classifier": asdict(without)}, "with": {"classifier": asdict(with_token)}}
+    return {"class_index": number, "label": f"class {number}", "classes": 10, "images": 4,
+            "judges": {"classifier": "vit"}, "contexts": {"{} at night": pair}, "pictures": "digest",
+            "evaluation": "digest", "film": [], "held_out": True, "settings": {"lr": 0.1}, **pair}
 
 
 def test_the_table_pools_all_classes():
@@ -70,6 +71,12 @@ def test_the_table_pools_all_classes():
 
 
 def test_metrics_are_read_as_they_were_written(tmp_path):
-    metrics = metrics_of(3, judgement([1, 0, 0, 0], 2), judgement([1, 1, 1, 1], 4))
-    metrics.save_metrics(tmp_path / "metrics.json")
-    assert load_metrics(tmp_path / "metrics.json") == metrics
+    metrics, path = metrics_of(3, judgement([1, 0, 0, 0], 2), judgement([1, 1, 1, 1], 4)), tmp_path / "metrics.json"
+    write_json(path, metrics)
+    assert load_metrics(path) == metrics
+    write_json(path, {**metrics, "with": {"classifier": {"accuracy": 1}}})
+    with pytest.raises(UserError, match=r"metrics.json' is broken"):
+        load_metrics(path)
+    write_json(path, {**metrics, "contexts": {"{} at night": {}}})
+    with pytest.raises(UserError, match=r"metrics.json' is broken"):
+        load_metrics(path)

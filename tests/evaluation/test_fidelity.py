@@ -13,7 +13,6 @@ from evaluation.fidelity import (
     Extractor,
     extract_files,
     fidelity_table,
-    is_comparable,
     load_extractor,
     measure_distances,
     measure_fidelity,
@@ -23,11 +22,6 @@ from models.classifiers import load_classifier
 from run import main
 from tests.test_run import flags
 from utils import UserError, load_images, save_pixels, to_pixels
-
-
-def test_fids_of_few_pictures_or_other_features_are_not_comparable():
-    assert is_comparable("InceptionV3", 2048, 5000)
-    assert not is_comparable("InceptionV3", 5000, 800) and not is_comparable("miniature_evaluator", 5000, 5000)
 
 
 class RandomInception(FeatureExtractorInceptionV3):
@@ -92,13 +86,13 @@ def test_distances_to_real_pictures(tiny_config, tmp_path, real_images, capsys):
     real = extract_features(sorted(real_images.rglob("[0-8].jpg")))
     generated = extract_features(sorted(next((tmp_path / "img").rglob("eval/with")).glob("*.png")))
     assert distances["with"]["fid"] == pytest.approx(frechet_distance(real, generated), rel=1e-3)
-    assert distances["with"]["coverage"] == measure_prdc(real, generated).coverage
+    assert distances["with"]["coverage"] == measure_prdc(real, generated)["coverage"]
     assert "with" in distances and "real" not in distances  # too few real ones to set some aside
 
 
 @pytest.fixture
 def pixel_extractor() -> Extractor:
-    return Extractor("pixels", lambda image: image[:, :2, :2], lambda batch: batch.flatten(1), torch.device("cpu"))
+    return Extractor("pixels", lambda image: image[:, :2, :2], lambda batch: batch.flatten(1))
 
 
 @pytest.fixture
@@ -132,3 +126,16 @@ def test_distances_name_their_counts(pixel_extractor, noise_files):
     found = measure_distances(features[:24], features[24:])
     assert (found["real_images"], found["generated_images"], found["kid_subset_size"]) == (24, 16, 8)
     assert found["fid"] == frechet_distance(features[:24], features[24:])
+
+
+def test_fids_of_few_pictures_or_other_features_are_not_comparable(pixel_extractor, noise_files, monkeypatch):
+    monkeypatch.setattr("evaluation.fidelity.COMPARABLE_FID", 16)
+    inception = pixel_extractor._replace(name="InceptionV3")
+
+    def is_comparable(extractor: Extractor, real: int, generated: int) -> bool:
+        arms = {"with": noise_files[:generated]}
+        return measure_fidelity(extractor, arms, [noise_files[16:16 + real]])["comparable_with_published_fids"]
+
+    assert is_comparable(inception, 16, 16)
+    assert not is_comparable(inception, 15, 16) and not is_comparable(inception, 16, 15)
+    assert not is_comparable(pixel_extractor, 16, 16)

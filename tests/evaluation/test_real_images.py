@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from evaluation.real_images import allowed_folder_names, draw_missing_images, find_real_images
-from prompt_datasets import target_class
+from prompt_datasets import select_classes, target_class
 from run import main
 from tests.test_run import error_of, flags
 from utils import UserError
@@ -19,7 +19,7 @@ LABELS, NAMES = ["crane, bird", "crane, machine", "tiger cat"], ["crane", "crane
 def find_images(folder: Path) -> list[str]:
     """The folder in which every class's pictures are found."""
     targets = [target_class(i, NAMES[i], LABELS[i]) for i in range(3)]
-    found = find_real_images(str(folder), NAMES, LABELS, dict.fromkeys(targets, folder), 1)
+    found = find_real_images(str(folder), targets, dict.fromkeys(targets, folder), 1)
     return [found[target][0].parent.name for target in targets]
 
 
@@ -44,20 +44,21 @@ def test_a_name_that_two_classes_share_is_no_folder_of_either(tmp_path):
 def test_numbers_as_labels_are_not_taken_for_positions():
     """Digits: folder '1' is the class of label 1, or the first class, so it is neither; '0' can only be the first."""
     digits = [str(i) for i in range(10)]
-    allowed = allowed_folder_names(digits, digits)
+    allowed = allowed_folder_names(select_classes("all", digits, digits))
     assert allowed[:2] == [["0001_0", "0"], ["0002_1"]] and allowed[9] == ["0010_9", "10"]
 
 
 def test_a_label_that_is_a_path_is_no_folder(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "0.png").write_bytes(b"")
+    target = target_class(0, "..", "..")
     with pytest.raises(UserError, match="has no readable pictures"):
-        find_real_images(str(tmp_path / "real"), [".."], [".."], {target_class(0, "..", ".."): tmp_path}, 1)
+        find_real_images(str(tmp_path / "real"), [target], {target: tmp_path}, 1)
 
 
 def test_a_function_draws_the_pictures_that_are_missing(tmp_path):
     target = target_class(0, "crane", "crane, bird")
-    files = find_real_images("miniature.world:draw", NAMES, LABELS, {target: tmp_path}, 3)[target]
+    files = find_real_images("miniature.world:draw", [target], {target: tmp_path}, 3)[target]
     assert not any(file.exists() for file in files)
     assert draw_missing_images("miniature.world:draw", target, files) == files
     drawn = [file.read_bytes() for file in files]

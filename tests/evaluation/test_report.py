@@ -1,5 +1,6 @@
 """The page over the classes of a run: what it needs, and that it tells of nothing that is no longer so."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -14,12 +15,16 @@ def test_reports_of_other_evaluations(capsys, tiny_config, tmp_path):
     argv = flags(tiny_config, "--train", "True", "--evaluate", "True", "--num_train_epochs", "1")
     assert main([*argv, "--class_index", "2"]) == 0
     assert main([*argv, "--class_index", "3", "--eval_prompts", "{} at night"]) == 0
+    warning, = (line for line in capsys.readouterr().err.splitlines() if "left out of the summary" in line)
+    assert "0002_crane" in warning and "was evaluated with another eval_prompts" in warning
+    summary, = (tmp_path / "img").rglob("summary_demo.json")
+    assert [found["class_index"] for found in json.loads(summary.read_text())["classes"]] == [3]
     alone = next((tmp_path / "pipeline_token").glob("*/0002*/demo"))
     for name in ("config.yml", "history.jsonl"):
         (alone / name).unlink()
     assert main(flags(tiny_config, "--class_index", "2", "--evaluate", "True")) == 0
     runs = [str(path) for path in sorted((tmp_path / "img").glob("*/*/demo"))]
-    assert "crane, machine" in Path(runs[0], "report.html").read_text()
+    assert "<td>crane, machine</td>" in Path(runs[0], "report.html").read_text()
     assert report.main([runs[1], "--out", str(tmp_path / "page.html")]) == 0 and (tmp_path / "page.html").exists()
     capsys.readouterr()
     assert report.main(runs) == 2 and "with another eval_prompts" in capsys.readouterr().err

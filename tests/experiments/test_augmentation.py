@@ -2,8 +2,8 @@
 
 from statistics import mean
 
-from evaluation.statistics import standard_error
 from experiments import augmentation
+from experiments.common import standard_error
 
 
 def test_the_command(run_experiment, settings, tmp_path):

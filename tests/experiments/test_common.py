@@ -1,7 +1,10 @@
 """What every experiment shares: labs, tokens and pictures that are made once, pages of results, user errors."""
 
+import math
+
 import pytest
 from PIL import Image
+from scipy.stats import sem
 
 from evaluation.statistics import Proportion
 from evaluation.tables import Table
@@ -112,3 +115,9 @@ def test_pictures_of_any_size_become_squares(tmp_path):
     images, numbers = small.load_sets({target_class(3, "a", "a"): [tmp_path / "a.png"],
                                        target_class(5, "b", "b"): [tmp_path / "b.png"]})
     assert images.shape == (2, 3, 64, 64) and numbers.tolist() == [3, 5] and images[:, 0].min() == 1
+
+
+def test_standard_errors():
+    values = [0.5, 0.75, 1.0, 0.25]
+    assert common.standard_error(values) == pytest.approx(sem(values)) and math.isnan(common.standard_error([0.5]))
+    assert (common.mean_with_error(values), common.mean_with_error([0.5])) == ("0.62 (0.16)", "0.50")

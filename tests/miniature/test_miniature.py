@@ -2,8 +2,10 @@
 
 import json
 import multiprocessing
+import os
 import random
 import shutil
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -73,14 +75,14 @@ def test_a_resumed_build_equals_an_uninterrupted_one(tmp_path):
         torch.manual_seed(0)
         model, calls = torch.nn.Linear(4, 8), []
 
-        def compute_loss(generator):
+        def compute_loss(chosen, generator):
             if len(calls) == killed_at:
                 raise KeyboardInterrupt
             calls.append(1)
             return model(torch.randn(8, 4, generator=generator)).pow(2).mean()
 
-        train_modules("toy", torch.nn.ModuleDict({"model": model}), compute_loss, steps=400, lr=1e-2,
-                      weight_decay=0.01, ema=True, cache=cache)
+        train_modules("toy", torch.nn.ModuleDict({"model": model}), compute_loss, batch_size=8, steps=400,
+                      lr=1e-2, weight_decay=0.01, ema=True, cache=cache)
         return model.weight, len(calls)
 
     with pytest.raises(KeyboardInterrupt):
@@ -90,26 +92,34 @@ def test_a_resumed_build_equals_an_uninterrupted_one(tmp_path):
 
 
 def run_workers(work, workers: int, folder: Path):
-    """Run work(rank, workers, folder) in as many processes."""
-    processes = [multiprocessing.get_context("fork").Process(target=work, args=(rank, workers, folder))
+    """Run work(rank, workers, folder) in as many processes; a new process knows nothing of this one's workers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=join_workers, args=(rank, workers, port, work, folder))
                  for rank in range(workers)]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(600)
         assert process.exitcode == 0
+
+
+def join_workers(rank: int, workers: int, port: int, work, folder: Path):
+    """What torchrun does for each process, and then the work."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(workers), "MASTER_ADDR": "127.0.0.1",
+                   "LOCAL_WORLD_SIZE": str(workers), "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    torch.set_num_threads(1)
+    work(rank, workers, folder)
 
 
 def train_on_a_share(rank: int, workers: int, folder: Path):
     """A toy model trained on this worker's share of eight samples."""
-    torch.set_num_threads(1)
-    if workers > 1:
-        torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=workers)
     torch.manual_seed(0)
     model, samples = torch.nn.Linear(4, 8), torch.linspace(0, 1, 32).view(8, 4)
     train_modules("toy", torch.nn.ModuleDict({"model": model}),
-                  lambda generator: model(samples[rank::workers]).square().mean(), steps=20, lr=1e-2,
-                  weight_decay=0.01, cache=folder)
+                  lambda chosen, generator: model(samples[rank::workers]).square().mean(), batch_size=8, steps=20,
+                  lr=1e-2, weight_decay=0.01, cache=folder)
 
 
 def test_two_workers_train_as_one_on_their_shares_of_a_batch(tmp_path):
@@ -126,7 +136,6 @@ def test_two_workers_train_as_one_on_their_shares_of_a_batch(tmp_path):
 
 def write_squares(rank: int, workers: int, folder: Path):
     """Squares of 0 to 4, computed by all workers, as this worker got them."""
-    torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=workers)
     (folder / str(rank)).write_text(str(share_jobs(range(5), lambda i: i * i, "squares")))
 
 

@@ -1,0 +1,25 @@
+"""Where a class keeps its files under one exp_id: the only place that knows their names."""
+
+from pathlib import Path
+
+
+class RunFiles:
+    """The files beside img/<classifier>/<class>/<exp_id> and in pipeline_token/<classifier>/<class>/<exp_id>."""
+
+    def __init__(self, images: Path):
+        self.images = images
+        self.tokens = Path(*images.parts[:-4], "pipeline_token", *images.parts[-3:])
+        self.token_file = self.tokens / "learned_embeds.safetensors"
+        self.config_file = self.tokens / "config.yml"
+        self.history_file = self.tokens / "history.jsonl"
+        self.cost_file = self.tokens / "cost.json"
+        self.state_file = self.tokens / "training_state.pt"  # until the token is there
+        self.error_file = self.tokens / "error.txt"  # why the class failed last
+        self.train_images = images / "train"
+        self.vectors_file = self.train_images / "vectors.safetensors"  # of some updates, for the film
+        self.eval_images = images / "eval"
+        self.metrics_file = self.eval_images / "metrics.json"
+        self.grid_file = self.eval_images / "grid.png"
+        self.report_file = images / "report.html"
+        self.summary_file = images.parent.parent / f"summary_{images.name}.json"
+        self.summary_report = images.parent.parent / f"report_{images.name}.html"
