@@ -122,7 +122,7 @@ class RunConfig:
                                          "batches of other sizes, then faster; for long sweeps.")
     skip_exists: bool = setting(True, "Skip what is finished and resume what is half done. False starts over.")
 
-    def pick(self, names: Iterable[str]) -> dict[str, Any]:
+    def pick_settings(self, names: Iterable[str]) -> dict[str, Any]:
         """{setting: value} of some settings."""
         return {name: getattr(self, name) for name in names}
 

@@ -86,7 +86,7 @@ class Run:
                         for target in self.targets}
         self.sampling = SamplingSettings(config.height, config.width, config.guidance_scale,
                                          config.num_inference_steps)
-        drawn_by = {"weights": list_checkpoint_files(config.model), **config.pick(names_deciding("pictures"))}
+        drawn_by = {"weights": list_checkpoint_files(config.model), **config.pick_settings(names_deciding("pictures"))}
         judges = [name for name in (config.classifier, config.evaluator) if name]
         self.judged_by = [judges, [list_checkpoint_files(resolve_name(name)[1]) for name in judges], config.test_size,
                           config.context_judge, config.real_images]
@@ -187,7 +187,7 @@ class Run:
         config = self.config
         return TrainingJob(
             self.get_generator, lambda: classifier_loss(self.get_judges()["classifier"]),
-            TrainingSettings(**config.pick(TrainingSettings._fields)),
+            TrainingSettings(**config.pick_settings(TrainingSettings._fields)),
             self.training_sampling, asdict(config), names_deciding("token"), config.classes_at_once, config.batch_size)
 
     def list_class_arms(self, folder: RunFolder) -> tuple[list[Arm], list[Arm]]:

@@ -82,7 +82,7 @@ def list_rows(config: RunConfig) -> list[Row]:
 def split_settings(config: RunConfig) -> tuple[TrainingSettings, SamplingSettings]:
     """What the method takes of a config."""
     timesteps = config.train_timesteps and tuple(config.train_timesteps)
-    return (TrainingSettings(**config.pick(TrainingSettings._fields)),
+    return (TrainingSettings(**config.pick_settings(TrainingSettings._fields)),
             SamplingSettings(config.height, config.width, config.guidance_scale, config.num_inference_steps, timesteps))
 
 

@@ -93,7 +93,7 @@ def open_lab(arguments: argparse.Namespace, **changes) -> Lab:
     names = class_names(labels, config.class_names)
     get_generator = functools.cache(lambda: open_generator(config, device))
     drawn_by = {"weights": list_checkpoint_files(config.model),
-                **config.pick(names_deciding("pictures"))}
+                **config.pick_settings(names_deciding("pictures"))}
     flags = [word for name, value in vars(arguments).items()
              if name not in ("work", "out") and value != arguments.parser.get_default(name)
              for word in (f"--{name}", *map(str, value if isinstance(value, list) else [value]))]
@@ -147,7 +147,7 @@ def learn_tokens(lab: Lab, exp_id: str, targets: list[TargetClass] | None = None
     errors = work_on_classes(sweep, TrainingJob(
         lab.get_generator,
         lambda: classifier_loss(lab.get_guide() if is_same else load_classifier(config.classifier, config.device)),
-        TrainingSettings(**config.pick(TrainingSettings._fields)),
+        TrainingSettings(**config.pick_settings(TrainingSettings._fields)),
         sampling_settings(config, config.train_timesteps), asdict(config), names_deciding("token"),
         config.classes_at_once, config.batch_size),
         evaluate_class=lambda folder: None)
@@ -182,7 +182,7 @@ def cached_result(file: Path, settings: dict, make: Callable[[], object]):
 
 def list_settings(lab: Lab, **more) -> dict:
     """All settings that decide what is learned in a lab, and what an experiment adds to them."""
-    return {**lab.config.pick((*names_deciding("token"), "real_images")), **more}
+    return {**lab.config.pick_settings((*names_deciding("token"), "real_images")), **more}
 
 
 def draw_class(lab: Lab, target: TargetClass, name: str, vectors: torch.Tensor | None, images: int,

@@ -148,7 +148,7 @@ def train_until(folder: Path, settings: TrainingSettings, dtype: torch.dtype, un
        dtype=st.sampled_from([torch.float32, torch.float16]), patience=st.integers(1, 12))
 def test_a_training_killed_at_any_updates_ends_the_same(kills, fresh_noise, dtype, patience):
     config = RunConfig(num_train_epochs=12, epoch_size=1, lr=0.05, fresh_noise=fresh_noise, early_stopping=patience)
-    training = TrainingSettings(**config.pick(TrainingSettings._fields))
+    training = TrainingSettings(**config.pick_settings(TrainingSettings._fields))
     with tempfile.TemporaryDirectory() as folder:
         whole, killed = Path(folder, "whole"), Path(folder, "killed")
         expected = train_until(whole, training, dtype, until=12)

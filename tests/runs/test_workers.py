@@ -126,7 +126,7 @@ def job(tiny_config, generator):
         return torch.where(targets == 1, torch.inf, loss), correct
 
     config = replace(tiny_config, num_train_epochs=2)
-    settings = TrainingSettings(**config.pick(TrainingSettings._fields))
+    settings = TrainingSettings(**config.pick_settings(TrainingSettings._fields))
     return TrainingJob(get_generator=lambda: generator, get_loss=lambda: loss_fn, settings=settings,
                        sampling=SamplingSettings(32, 32, 7.0, 3, timesteps=(999, 600)), record=asdict(config),
                        decisive=[], classes_at_once=2, batch_size=None)
