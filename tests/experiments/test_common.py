@@ -74,7 +74,8 @@ def test_a_result_is_a_page_a_file_and_a_line(settings, tmp_path, capsys):
     common.publish_result(lab, "some", "A claim", "We found it.", ["a"], [[half]], "A note.", {"of": half})
     page = (tmp_path / "some.md").read_text()
     assert page == ("# A claim\n\nWe found it.\n\n| a |\n| --- |\n| 0.50 [0.09, 0.91] |\n\nA note. Judged by the "
-                    "evaluator 'miniature_evaluator'. [Wilson 95 % interval over one training's pictures], (standard error).\n\n"
+                    "evaluator 'miniature_evaluator'. [Wilson 95 % interval over one training's pictures], "
+                    "(standard error).\n\n"
                     "![A claim](some.png)\n\n"
                     f"`python -m experiments.some --config {settings} --class_index 'jaguar, cat'`\n")
     assert common.read_json(tmp_path / "some.json")["of"]["count"] == 2
