@@ -36,9 +36,7 @@ def is_clear(differences: list[float]) -> bool:
 
 
 def main(argv: list[str] | None = None, factors: dict[str, tuple] = FACTORS):
-    options = common.parse_options(
-        __doc__, argv, "7,16", seeds=(2, "trainings of each class and variant"), images=(10, "held-out pictures per "
-        "class that judge it"), epoch_size=(8, "pictures per update"), updates=(12, "at most"))
+    options = common.parse_options(__doc__, argv, "7,16", seeds=2, images=10, epoch_size=8, updates=12)
     lab = common.open_lab(options, epoch_size=options.epoch_size, num_train_epochs=options.updates)
     variants = [("nothing", ""), *((factor, value) for factor, values in factors.items() for value in values
                                    if value != getattr(lab.config, factor))]

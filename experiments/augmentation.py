@@ -56,12 +56,8 @@ def measure_arm(lab: common.Lab, arm: str, k: int, seed: int, real: common.Sets,
 
 def main(argv: list[str] | None = None):
     options = common.parse_options(
-        __doc__, argv, "7,8,13,14", real_images=(None, "a folder of real pictures, as for run.py (the config's)"),
-        k=([1, 2, 5, 10], "real pictures per class"), trained=([2], "the k for which the costly arms run too"),
-        seeds=(5, "sets of real pictures, and of starts"), images=(12, "drawn pictures per class"),
-        test=(60, "real pictures per class for the test"), steps=(80, "of every classifier"),
-        inversion_steps=(120, "of textual inversion"), updates=(12, "at most, of tokens whose guide saw k pictures"),
-        epoch_size=(8, "pictures in each of these"))
+        __doc__, argv, "7,8,13,14", real_images=None, k=[1, 2, 5, 10], trained=[2], seeds=5, images=12, test=60,
+        steps=80, inversion_steps=120, epoch_size=8, updates=12)
     lab = common.open_lab(options)
     real = common.load_real_images(lab, options.test + max(options.k) * options.seeds)
     test = small.load_sets({target: files[:options.test] for target, files in real.items()})

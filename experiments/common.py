@@ -39,13 +39,22 @@ Vectors = dict[TargetClass, torch.Tensor | None]  # [K, D] by class, None withou
 MINIATURE, WORLD = "configs/miniature.yml", "miniature.world:draw"  # its settings, and its source of real pictures
 
 
+HELP = {  # of the flags of single experiments
+    "images": "held-out pictures per class", "seeds": "trainings, each with noise or pictures of its own",
+    "epoch_size": "pictures per update", "updates": "of a training, at most", "steps": "of the training",
+    "real_images": "a folder of real pictures instead of the config's", "k": "real pictures per class to learn from",
+    "trained": "for which k the costly arms run too", "test": "real pictures per class for the test",
+    "inversion_steps": "of textual inversion", "nearest_k": "neighbours of coverage",
+    "truth": "real pictures per class to be covered", "drawings": "new drawings to train on",
+    "guide_steps": "of the guides' training", "other": "the other generator (the run's own, trained further)"}
+
+
 class Lab(NamedTuple):
     """An experiment's settings and classes, its models, loaded when first needed, and its folders."""
 
     options: argparse.Namespace
     config: RunConfig
     labels: list[str]
-    names: list[str]
     targets: list[TargetClass]
     work: Path  # tokens and pictures
     out: Path  # results
@@ -55,20 +64,16 @@ class Lab(NamedTuple):
     drawer: Drawer
 
 
-def parse_options(doc: str, argv: list[str] | None, class_index: str, **flags: tuple) -> argparse.Namespace:
-    """The options of every experiment, and `flags` {name: (default, help)} of this one.
-
-    `class_index` names the classes of the miniature that it takes by default.
-    """
+def parse_options(doc: str, argv: list[str] | None, class_index: str, **flags) -> argparse.Namespace:
+    """The options of an experiment, of the miniature's classes by default; its own `flags` with their defaults."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default=MINIATURE, help="settings, such as configs/imagenet.yml (the miniature's)")
     parser.add_argument("--class_index", help=f"which classes, as for run.py (of the miniature: {class_index})")
     parser.add_argument("--work", type=Path, help="keeps what is made for the next call (a folder in img/)")
     parser.add_argument("--out", type=Path, help="where results go (in docs/)")
-    for name, (default, text) in flags.items():
-        many = {"nargs": "*"} if isinstance(default, list) else {}
-        parser.add_argument(f"--{name}", type=str if default is None else int, default=default,
-                            help=text if default is None else f"{text} ({default})", **many)
+    for name, default in flags.items():
+        kind = {"type": str} if default is None else {"type": int, "nargs": "*" if isinstance(default, list) else None}
+        parser.add_argument(f"--{name}", default=default, help=f"{HELP[name]} ({default})", **kind)
     options = parser.parse_args(argv)
     options.given = [word for name, value in vars(options).items()
                      if name not in ("work", "out") and value != parser.get_default(name)
@@ -89,17 +94,16 @@ def open_lab(options: argparse.Namespace, **changes) -> Lab:
     config, _ = parse_settings(["--config", options.config])
     config = replace(config, **{"class_index": options.class_index, "train": True, "output_path": str(work), **changes})
     config.validate_settings()
-    images = given.get("images", 0)
     require(given.get("seeds", 2) > 1, "--seeds must be greater than 1, for a standard error")
-    require(images <= config.seed, f"--images {images} would judge seeds that training uses, from {config.seed} on: "
-                                   f"give {config.seed} or less")
+    images, seed = given.get("images", 0), config.seed
+    require(images <= seed, f"--images {images} would judge seeds that training uses, from {seed} on: give fewer")
     device = choose_device(config.device, config.mixed_precision, local_rank=-1)
     labels = load_labels(config.classifier)
-    names = class_names(labels, config.class_names)
+    targets = select_classes(config.class_index, labels, class_names(labels, config.class_names))
     get_generator = functools.cache(lambda: open_generator(config))
     drawn_by = {"weights": list_checkpoint_files(config.model), **config.pick(names_deciding("pictures"))}
     _, sampling = method_settings(config)
-    return Lab(options, config, labels, names, select_classes(config.class_index, labels, names), work,
+    return Lab(options, config, labels, targets, work,
                options.out or ROOT / "docs/results" / ("" if options.config == MINIATURE else name), get_generator,
                functools.cache(lambda: load_classifier(config.classifier, device)),
                functools.cache(lambda: load_classifier(config.evaluator or config.classifier, device)),
@@ -189,7 +193,7 @@ def load_real_images(lab: Lab, count: int) -> Sets:
     """
     source = lab.config.real_images
     require(source, "this experiment needs real pictures: give --real_images a folder with one folder per class")
-    found = find_real_images(source, lab.names, lab.labels,
+    found = find_real_images(source, class_names(lab.labels, lab.config.class_names), lab.labels,
                              {target: lab.work / "real" / target.folder for target in lab.targets}, count)
     few = [f"{target.title} {len(files)}" for target, files in found.items() if len(files) < count]
     require(not few, f"{count} real pictures per class are needed, and there are of class {', '.join(few)}")
@@ -200,12 +204,6 @@ def measure_accuracy(lab: Lab, sets: Sets) -> Proportion:
     """The share of all classes' pictures that the judge takes for their class."""
     return count_right(right for target, files in sets.items()
                        for right in judge_images(lab.get_judge(), files, target.index).right)
-
-
-def judge_name(lab: Lab) -> str:
-    """Who says what is right, for the notes under a table."""
-    judge = lab.get_judge().name
-    return f"the evaluator '{judge}'" if lab.config.evaluator else f"'{judge}', which also guided the training"
 
 
 def show_sets(lab: Lab, arms: dict[str, Sets], path: Path, title: str = "", count: int = 8):
@@ -222,7 +220,8 @@ def publish_result(lab: Lab, name: str, claim: str, sentence: str, header: list[
     `data` goes into the JSON file and may hold Proportions.
     """
     command, table = shlex.join(["python", "-m", f"experiments.{name}", *lab.options.given]), Table(header, rows)
-    note += f" Judged by {judge_name(lab)}. [Wilson 95 % interval over one training's pictures], (standard error)."
+    judge = f"{'the evaluator' if lab.config.evaluator else 'the guide itself,'} '{lab.get_judge().name}'"
+    note += f" Judged by {judge}. [Wilson 95 % interval over one training's pictures], (standard error)."
     write_text(lab.out / f"{name}.md", f"# {claim}\n\n{sentence}\n\n{table.to_markdown()}\n\n{note}\n\n"
                                        f"![{claim}]({name}.png)\n\n`{command}`\n")
     result = {"claim": claim, "command": command, "found": sentence, "figure": f"{name}.png", **data,

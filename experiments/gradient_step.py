@@ -2,11 +2,10 @@
 
     python -m experiments.gradient_step
 
-A token learns for a fixed number of updates in variants of the loop: the last 1, 2, 5 or all steps with a graph
-(DRaFT-K of Clark et al. 2024), the final step starting at different timesteps, trajectories of different lengths, and
-several noise draws for the last step from each trajectory (DRaFT-LV). The full sampler judges all on other seeds.
-Gradients at the start are compared too: their spread over updates, and the cosine between minus their mean and a
-direction that works, to the adjectives that name the class (in a world that has them) or else to a trained token.
+A token learns for a fixed number of updates in variants of the loop: the last steps with a graph (DRaFT-K of Clark et
+al. 2024), the final step starting at different timesteps, trajectories of different lengths, and several noise draws
+for the last step from each trajectory (DRaFT-LV). Gradients at the start are compared too: their spread over updates,
+and the cosine between minus their mean and the way to the adjectives that name the class, or to a trained token.
 """
 
 import time
@@ -140,9 +139,7 @@ def recommend_variant(results: list[dict]) -> tuple[dict, dict]:
 
 
 def main(argv: list[str] | None = None, variants: tuple[Variant, ...] = VARIANTS):
-    options = common.parse_options(
-        __doc__, argv, "7,16", updates=(10, "of every variant"), epoch_size=(8, "pictures per update"),
-        images=(10, "held-out pictures per class that judge it"))
+    options = common.parse_options(__doc__, argv, "7,16", updates=10, epoch_size=8, images=10)
     lab = common.open_lab(options, epoch_size=options.epoch_size)
     if lab.config.mixed_precision == "fp16":  # gradients are compared here without a loss scale
         lab = common.open_lab(options, epoch_size=options.epoch_size, mixed_precision="bf16")

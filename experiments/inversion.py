@@ -98,9 +98,7 @@ def compare_labels(lab: common.Lab):
 
 
 def main(argv: list[str] | None = None):
-    lab = common.open_lab(common.parse_options(
-        __doc__, argv, "2,7,10,12", images=(30, "held-out pictures per class"),
-        drawings=(3000, "what the guides of nouns are trained on"), guide_steps=(200, "their training")))
+    lab = common.open_lab(common.parse_options(__doc__, argv, "2,7,10,12", images=30, drawings=3000, guide_steps=200))
     sets, result = (count_kinds if lab.config.real_images == common.WORLD else compare_labels)(lab)
     common.show_sets(lab, sets, lab.out / "inversion.png")
     common.publish_result(lab, "inversion", "A token shows what its classifier was trained on", *result)

@@ -92,11 +92,8 @@ def measure_diversity(lab: common.Lab, sets: common.Sets, truth: common.Sets) ->
 
 
 def main(argv: list[str] | None = None):
-    options = common.parse_options(
-        __doc__, argv, "1,3,5,7,9,11,13,15", real_images=(None, "a folder of real pictures (the config's)"),
-        k=(5, "real pictures per class for textual inversion"), steps=(120, "of textual inversion"),
-        images=(10, "pictures per class, prompt and method"), nearest_k=(NEAREST_K, "neighbours of coverage"),
-        truth=(100, "real pictures per class to be covered"))
+    options = common.parse_options(__doc__, argv, "1,3,5,7,9,11,13,15", real_images=None, k=5, steps=120, images=10,
+                                   nearest_k=NEAREST_K, truth=100)
     require(options.images > options.nearest_k, f"--images must be greater than --nearest_k {options.nearest_k}")
     lab = common.open_lab(options)
     real = common.load_real_images(lab, options.k + options.images + options.truth)

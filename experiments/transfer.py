@@ -3,8 +3,7 @@
     python -m experiments.transfer
     python -m experiments.transfer --class_index 281-290 --config configs/imagenet.yml --other stable-diffusion-v1-5/...
 
-Stable Diffusion 1.4 and 1.5 share their text encoder; their UNets were both trained further from that of 1.2. Without
---other the second checkpoint is the miniature, its UNet trained further on pictures that its world draws.
+Without --other the second checkpoint is the miniature, its UNet trained further on pictures that its world draws.
 """
 
 import random
@@ -53,10 +52,7 @@ def train_denoiser(lab: common.Lab, drawings: int, steps: int) -> Path:
 
 
 def main(argv: list[str] | None = None):
-    options = common.parse_options(
-        __doc__, argv, "1,3,5,7,9,11,13,15", other=(None, "the other generator (the run's own, trained further)"),
-        images=(10, "held-out pictures per class and arm"), drawings=(1200, "what the run's own is trained further on"),
-        steps=(100, "of that training"))
+    options = common.parse_options(__doc__, argv, "1,3,5,7,9,11,13,15", other=None, images=10, drawings=1200, steps=100)
     lab = common.open_lab(options)
     require(options.other or lab.config.real_images == common.WORLD,
             "give --other, a checkpoint of the same text encoder")

@@ -56,7 +56,6 @@ def test_pictures_and_real_pictures_are_judged(lab):
     real = common.load_real_images(lab, 3)
     assert [len(files) for files in (*drawn.values(), *real.values())] == [2, 3]
     assert common.measure_accuracy(lab, drawn).count == 2 and common.measure_accuracy(lab, real).value == 1
-    assert common.judge_name(lab) == "the evaluator 'miniature_evaluator'"
 
 
 def test_real_pictures_must_be_enough(write_settings, tmp_path):
