@@ -38,27 +38,24 @@ def is_clear(differences: list[float]) -> bool:
 def main(argv: list[str] | None = None, factors: dict[str, tuple] = FACTORS):
     options = common.parse_options(__doc__, argv, "7,16", seeds=2, images=10, epoch_size=8, updates=12)
     lab = common.open_lab(options, epoch_size=options.epoch_size, num_train_epochs=options.updates)
-    variants = [("nothing", ""), *((factor, value) for factor, values in factors.items() for value in values
-                                   if value != getattr(lab.config, factor))]
-    results = [{"factor": factor, "value": value, **measure_variant(lab, {factor: value} if value != "" else {})}
-               for factor, value in variants]
-    start, rows, bars, clear = results[0]["accuracies"], [], {}, []
-    for found in results:
-        name, accuracies = f"{found['factor']} {found['value']}".strip(), found["accuracies"]
-        differences = [value - before for value, before in zip(accuracies, start, strict=True)]
-        rows.append([name, mean_with_error(accuracies), mean_with_error(differences),
-                     *(f"{found[cost]:.0f}" for cost in ("updates", "pictures_drawn", "seconds"))])
-        bars[name] = accuracies
-        clear += [f"{name} ({mean(differences):+.2f})"] if is_clear(differences) else []
+    results = [{"factor": "nothing", "value": "", **measure_variant(lab, {})}]
+    results += [{"factor": factor, "value": value, **measure_variant(lab, {factor: value})}
+                for factor, values in factors.items() for value in values if value != getattr(lab.config, factor)]
+    bars = {f"{found['factor']} {found['value']}".strip(): found["accuracies"] for found in results}
+    differences = {name: [value - before for value, before in zip(values, bars["nothing"], strict=True)]
+                   for name, values in bars.items()}
+    clear = [f"{name} ({mean(found):+.2f})" for name, found in differences.items() if is_clear(found)]
+    rows = [[name, mean_with_error(bars[name]), mean_with_error(differences[name]),
+             *(f"{found[cost]:.0f}" for cost in ("updates", "pictures_drawn", "seconds"))]
+            for name, found in zip(bars, results, strict=True)]
     plot_curves(lab.out / "ablations.png", "changed", "right class", {"mean of trainings": bars})
     common.publish_result(
         lab, "ablations", "What each setting of the loop does",
-        f"{mean(start):.2f} right where nothing is changed; better or worse by {CLEAR} or more in every training: "
-        f"{', '.join(clear) or 'nothing'}.",
+        f"{mean(bars['nothing']):.2f} right where nothing is changed; better or worse by {CLEAR} or more in every "
+        f"training: {', '.join(clear) or 'nothing'}.",
         ["changed", "right class", "difference", "updates", "pictures drawn to learn", "seconds"], rows,
-        f"Means over {options.seeds} trainings of {len(lab.targets)} classes, by {options.images} held-out pictures. "
-        f"Differences are paired by seed. All start from the config with epoch_size {options.epoch_size} and "
-        f"num_train_epochs {options.updates}.",
+        f"Means over {options.seeds} trainings of {len(lab.targets)} classes, differences paired by seed. All start "
+        f"from the config with epoch_size {options.epoch_size} and num_train_epochs {options.updates}.",
         {"results": results, "seeds": options.seeds, "pictures": options.images})
 
 

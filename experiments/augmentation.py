@@ -3,9 +3,7 @@
     python -m experiments.augmentation
     python -m experiments.augmentation --config configs/cub.yml --real_images DIR --class_index 1-20 --test 10
 
-A small classifier learns from k real pictures per class, alone or with as many drawn pictures in every batch: of the
-plain prompt, with class tokens, with class tokens whose guide itself saw the same k pictures alone, of textual
-inversion from the same k. Real pictures that no arm saw are the test.
+A small classifier learns from k real pictures per class, alone or with as many drawn ones in every batch.
 """
 
 from statistics import mean
@@ -76,11 +74,9 @@ def main(argv: list[str] | None = None):
             for arm, gain in gains.items()) + ".",
         ["trained on", *(f"k = {k}" for k in options.k)],
         [[arm, *(mean_with_error(by_k[k]) if k in by_k else "" for k in options.k)] for arm, by_k in results.items()],
-        f"Accuracy on {options.test} real pictures per class, over {options.seeds} seeds, with {options.images} drawn "
-        f"pictures per class. Of these, {right[PLAIN]} show the class of their label ('{PLAIN}'), and {right[TOKEN]} "
-        f"('{TOKEN}'). The guide of '{TOKEN}', '{lab.config.classifier}', was trained on far more than k pictures, and "
-        f"its tokens bring what it knows; that of '{GUIDED}' is '{REAL}' itself. Empty cells were not run "
-        "(`--trained`).",
+        f"Test accuracy over {options.seeds} seeds. Of the drawn pictures {right[PLAIN]} show their class ('{PLAIN}'), "
+        f"and {right[TOKEN]} ('{TOKEN}'). The guide of '{TOKEN}' was trained on far more than k pictures; that of "
+        f"'{GUIDED}' is '{REAL}'. Empty cells were not run (`--trained`).",
         {"accuracies": results, "steps": options.steps, "drawn": options.images, "right": right})
 
 

@@ -36,6 +36,7 @@ from utils import ROOT, UserError, error_message, list_checkpoint_files, read_js
 
 Sets = dict[TargetClass, list[Path]]  # pictures by class
 Vectors = dict[TargetClass, torch.Tensor | None]  # [K, D] by class, None without a token
+load_once = functools.cache(load_classifier)
 MINIATURE, WORLD = "configs/miniature.yml", "miniature.world:draw"  # its settings, and its source of real pictures
 
 
@@ -72,7 +73,7 @@ def parse_options(doc: str, argv: list[str] | None, class_index: str, **flags) -
     parser.add_argument("--work", type=Path, help="keeps what is made for the next call (a folder in img/)")
     parser.add_argument("--out", type=Path, help="where results go (in docs/)")
     for name, default in flags.items():
-        kind = {"type": str} if default is None else {"type": int, "nargs": "*" if isinstance(default, list) else None}
+        kind = {"type": str} if default is None else {"type": int, "nargs": "+" if isinstance(default, list) else None}
         parser.add_argument(f"--{name}", default=default, help=f"{HELP[name]} ({default})", **kind)
     options = parser.parse_args(argv)
     options.given = [word for name, value in vars(options).items()
@@ -97,7 +98,7 @@ def open_lab(options: argparse.Namespace, **changes) -> Lab:
     require(given.get("seeds", 2) > 1, "--seeds must be greater than 1, for a standard error")
     images, seed = given.get("images", 0), config.seed
     require(images <= seed, f"--images {images} would judge seeds that training uses, from {seed} on: give fewer")
-    device = choose_device(config.device, config.mixed_precision, local_rank=-1)
+    choose_device(config.device, config.mixed_precision, local_rank=-1)
     labels = load_labels(config.classifier)
     targets = select_classes(config.class_index, labels, class_names(labels, config.class_names))
     get_generator = functools.cache(lambda: open_generator(config))
@@ -105,9 +106,9 @@ def open_lab(options: argparse.Namespace, **changes) -> Lab:
     _, sampling = method_settings(config)
     return Lab(options, config, labels, targets, work,
                options.out or ROOT / "docs/results" / ("" if options.config == MINIATURE else name), get_generator,
-               functools.cache(lambda: load_classifier(config.classifier, device)),
-               functools.cache(lambda: load_classifier(config.evaluator or config.classifier, device)),
-               Drawer(get_generator, sampling._replace(timesteps=None), drawn_by, device, config.batch_size))
+               functools.partial(load_once, config.classifier, config.device),
+               functools.partial(load_once, config.evaluator or config.classifier, config.device),
+               Drawer(get_generator, sampling._replace(timesteps=None), drawn_by, config.device, config.batch_size))
 
 
 def open_generator(config: RunConfig) -> Generator:
@@ -140,12 +141,11 @@ def learn_tokens(lab: Lab, targets: list[TargetClass] | None = None, **changes) 
     config.validate_settings()
     folders = {target: RunFolder(config.output_path, config.classifier, target, config.exp_id)
                for target in targets or lab.targets}
-    get_guide = lab.get_guide if config.classifier == lab.config.classifier else \
-        functools.partial(load_classifier, config.classifier, config.device)
     sweep = Sweep(list(folders.values()), lambda folder: folder.token_file.exists(), start_over=False)
     errors = work_on_classes(sweep, TrainingJob(
-        lab.get_generator, lambda: classifier_loss(get_guide()), *method_settings(config), asdict(config),
-        names_deciding("token"), config.classes_at_once, config.batch_size), evaluate_class=lambda folder: None)
+        lab.get_generator, lambda: classifier_loss(load_once(config.classifier, config.device)),
+        *method_settings(config), asdict(config), names_deciding("token"), config.classes_at_once, config.batch_size),
+        evaluate_class=lambda folder: None)
     if errors:
         raise errors[0]
     others = [folder.target.title for folder in sweep.left_to_others()]

@@ -157,11 +157,10 @@ def main(argv: list[str] | None = None, variants: tuple[Variant, ...] = VARIANTS
         ["variant of the loop", "right class", "cosine", "spread", "s per update", "MB per trajectory"],
         [[result["name"], result["right"], *(f"{result[measure]:.2f}" for measure in MEASURES)] for result in results],
         f"Of {len(results)} variants, on {len(lab.targets)} classes, the best and the worst may be so by chance. "
-        f"Trajectories per update: {options.epoch_size}. Cosine: between the first descent direction and the way from "
-        "the initialiser to the adjectives that name the class, or to its token. Spread: standard deviation of "
-        f"{SPREAD} updates' gradients at the start over the norm of their mean. Seconds of equal loops differ by up to "
-        "a third. MB: activations for backward.\n\nHypothesis for Stable Diffusion 1.4, whose noise schedule is the "
-        f"same, not tested: {flag} needs no more updates there either, and a fraction of the UNet's calls.",
+        "Cosine: between the first descent direction and the way from the initialiser to the adjectives that name the "
+        f"class, or to its token. Spread: standard deviation of {SPREAD} updates' gradients at the start over the norm "
+        "of their mean. Seconds of equal loops differ by up to a third. MB: activations for backward. Not tested: "
+        f"whether {flag} suffices for Stable Diffusion 1.4 too, whose noise schedule is the same.",
         {"results": results, "without": plain, "updates": options.updates})
 
 

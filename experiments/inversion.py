@@ -3,10 +3,9 @@
     python -m experiments.inversion                                  a planted bias, and whether the pictures show it
     python -m experiments.inversion --config configs/imagenet.yml --class_index "horizontal bar"
 
-A noun of the miniature's world has two kinds. One guide, which knows nouns alone, is trained on drawings that show some
-nouns in one kind only; another guide sees both kinds of all. Tokens are learned against both, and the evaluator, which
-tells the kinds apart, counts them. With other settings it counts the labels that the classifier sees beside the class
-(among its five likeliest) without and with the token.
+A noun of the miniature's world has two kinds. One guide of nouns is trained on drawings that show some in one kind
+only, another one on both; the evaluator tells the kinds apart. With other settings this counts the labels that the
+classifier sees beside the class (among its five likeliest) without and with the token.
 """
 
 import random
@@ -17,7 +16,7 @@ from torchvision.transforms.functional import to_tensor
 from tqdm import tqdm
 
 from evaluation.accuracy import judge_images, predict_probabilities
-from evaluation.statistics import Proportion, pool_proportions
+from evaluation.statistics import Proportion
 from experiments import common, small
 from miniature.world import LABELS, NOUNS, THINGS, draw
 from prompt_datasets import class_title, select_classes
@@ -58,20 +57,18 @@ def count_kinds(lab: common.Lab):
         sets[f"token of the {guide} guide"] = {target: drawn[noun] for target, noun in nouns.items()}
     rates = {}
     for arm, files in sets.items():
-        kinds = {target: {kind: judge_images(lab.get_judge(), files[target], kind).accuracy
-                          for kind in list_kinds(THINGS[target.index].noun)} for target in lab.targets}
-        planted = pool_proportions(shares[target.index] for target, shares in kinds.items())
-        either = sum(share.successes for shares in kinds.values() for share in shares.values())
-        rates[arm] = {"planted": planted, "noun": Proportion(either, planted.count),
-                      "classes": {target.title: shares[target.index] for target, shares in kinds.items()}}
+        planted, either = common.measure_accuracy(lab, files), sum(
+            judge_images(lab.get_judge(), files[target], kind).accuracy.successes
+            for target in lab.targets for kind in list_kinds(THINGS[target.index].noun))
+        rates[arm] = {"planted": planted, "noun": Proportion(either, planted.count), "classes": {
+            target.title: common.measure_accuracy(lab, {target: files[target]}) for target in lab.targets}}
     before, biased, unbiased = (rate["planted"] for rate in rates.values())
     return sets, (
         f"A guide that saw some nouns in one kind only gives tokens whose pictures are of that kind in {biased}; with "
         f"an unbiased guide's it is {unbiased}, without a token {before}.",
         ["pictures", *(target.label for target in lab.targets), "all", "the noun, of either kind"],
         [[arm, *rate["classes"].values(), rate["planted"], rate["noun"]] for arm, rate in rates.items()],
-        "The biased guide saw each of these nouns as this kind alone, the rarer of its two. Both guides know "
-        f"{len(NOUNS)} nouns and no kinds ({options.drawings} drawings, {options.guide_steps} steps).",
+        "The biased guide saw each of these nouns as this kind alone, the rarer of its two; neither guide knows kinds.",
         {"rates": rates, "pictures_per_class": options.images, "guide_steps": options.guide_steps,
          "drawings": options.drawings})
 
@@ -93,8 +90,7 @@ def compare_labels(lab: common.Lab):
         "Labels come more, or less, often with the token: "
         f"{'; '.join(f'{labels} for {title}' for title, labels in rows)}.",
         ["class", "change of a label's share among the five likeliest"], rows,
-        f"The largest changes over {images} pictures per class, certain to {(2 / images)**0.5:.2f} (two standard "
-        "errors at most).", {"changes": changes})
+        f"The largest changes, certain to {(2 / images)**0.5:.2f} (two standard errors).", {"changes": changes})
 
 
 def main(argv: list[str] | None = None):

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from evaluation.accuracy import judge_images
-from evaluation.pictures import caption_image, draw_sheet, save_animation
+from evaluation.pictures import caption_image, save_animation
 from experiments import common
 from experiments.plots import plot_curves
-from utils import read_tensors, replace_file
+from utils import read_json_lines, read_tensors, replace_file
 
 SEEDS = 8
 
@@ -35,17 +35,18 @@ def main(argv: list[str] | None = None):
     lab = common.open_lab(common.parse_options(__doc__, argv, "7,13,16"), fresh_noise=True)  # which keeps the vectors
     films, curves, rows = {}, {}, []
     for target, run in common.learn_tokens(lab).items():
-        films[target] = {int(update): common.draw_sets(lab, {target: torch.atleast_2d(vectors.float())}, SEEDS)[target]
-                         for update, vectors in sorted(read_tensors(run.vectors_file)[0].items())}
+        films[target] = film = {
+            int(update): common.draw_sets(lab, {target: torch.atleast_2d(vectors.float())}, SEEDS)[target]
+            for update, vectors in sorted(read_tensors(run.vectors_file)[0].items())}
         values = [judge_images(lab.get_judge(), files, target.index).mean_target_probability
-                  for files in films[target].values()]
-        curves[target.title] = dict(zip(films[target], values, strict=True))
-        rows.append([target.title, f"{common.measure_cost({target: run}, 'updates'):.0f}", values[0], values[-1]])
+                  for files in film.values()]
+        curves[target.title] = dict(zip(film, values, strict=True))
+        rows.append([target.title, len(read_json_lines(run.history_file)), values[0], values[-1]])
     plot_curves(lab.out / "iterations_curve.png", "update", "probability of the class",
                 {title: {update: [value] for update, value in curve.items()} for title, curve in curves.items()})
-    draw_sheet([(f"{target.label}, seed {seed}", [files[seed] for files in film.values()])
-                for target, film in films.items() for seed in range(2)], lab.out / "iterations.png", cell=80,
-               title="from the first update to the last, evenly spaced")
+    common.show_sets(lab, {f"seed {seed}": {target: [files[seed] for files in film.values()] for target, film in
+                                            films.items()} for seed in range(2)}, lab.out / "iterations.png",
+                     "from the first update to the last, evenly spaced", count=10)
     write_animation(list(films.values()), lab.out / "iterations.gif")
     first, last = (mean(row[i] for row in rows) for i in (2, 3))
     common.publish_result(
@@ -53,9 +54,8 @@ def main(argv: list[str] | None = None):
         f"The judge's probability of the class changes from {first:.2f} to {last:.2f}, on the same seeds.",
         ["class", "updates", "probability at the first", "at the last"],
         [[title, updates, f"{before:.2f}", f"{after:.2f}"] for title, updates, before, after in rows],
-        f"Mean over {SEEDS} seeds that no update was trained on. As a film: [iterations.gif](iterations.gif); as a "
-        "curve: [iterations_curve.png](iterations_curve.png).",
-        {"probabilities": curves, "seeds": SEEDS})
+        f"Means over {SEEDS} seeds that no update was trained on. See also [iterations.gif](iterations.gif) and "
+        "[iterations_curve.png](iterations_curve.png).", {"probabilities": curves, "seeds": SEEDS})
 
 
 if __name__ == "__main__":

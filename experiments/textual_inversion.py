@@ -110,14 +110,12 @@ def main(argv: list[str] | None = None):
     for name, (vectors, phrase, *costs) in methods.items():
         sets = {prompt: common.draw_sets(lab, vectors, options.images, prompt, phrase) for prompt in PROMPTS}
         shown[name] = {target: [file for files in sets.values() for file in files[target][:4]] for target in real}
-        found = measure_sets(lab, sets, truth)
-        data[name] = {**found, "seconds_per_class": costs[-1]}
+        data[name] = found = {**measure_sets(lab, sets, truth), "seconds_per_class": costs[-1]}
         rows.append([name, found["right"][TEMPLATES[0]], mean_with_error(found["coverage"]),
                      mean_with_error(found["distance"]), *(f"{cost:.0f}" for cost in costs),
                      *(f"{found['right'][text]}, {found['context_kept'].get(text, '-')}" for text in CONTEXTS)])
     common.show_sets(lab, shown, lab.out / "textual_inversion.png", f"four seeds each: {'; '.join(PROMPTS)}", 12)
-    _, ours, theirs = rows
-    ceiling = measure_diversity(lab, more, truth)
+    (_, ours, theirs), ceiling = rows, measure_diversity(lab, more, truth)
     contexts = [f"'{CONTEXTS[i]}': right and kept {ours[i - 2]} and {theirs[i - 2]}" for i in range(2)]
     common.publish_result(
         lab, "textual_inversion", "The class token beside textual inversion",
@@ -126,9 +124,8 @@ def main(argv: list[str] | None = None):
         ["", "right class", "coverage", "distance of two pictures", "real pictures per class",
          "pictures drawn to learn", "seconds per class", *(f"{context}: right, kept" for context in CONTEXTS)],
         [*rows, ["real pictures", "", *map(mean_with_error, ceiling), *[""] * 5]],
-        f"Coverage of {options.truth} real pictures per class; distance in units of theirs. Textual inversion: "
-        f"{options.steps} steps of {PER_STEP} pictures. The class token needs no real pictures, but a classifier that "
-        "was trained on some.",
+        f"Coverage of {options.truth} real pictures per class; distance in units of theirs. The class token needs no "
+        "real pictures, but a classifier that was trained on some.",
         {"methods": data, "ceiling": ceiling, "pictures": options.images, "k": options.k, "steps": options.steps})
 
 

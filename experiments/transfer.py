@@ -16,11 +16,10 @@ from tqdm import tqdm
 
 from experiments import common
 from miniature import world
-from utils import find_path, require
+from utils import find_path, replace_file, require
 
 BATCH, LR = 24, 5e-4
 WITHOUT_CAPTION = 0.1  # of the pictures, for guidance
-OWN, OTHER = "its own generator", "the other generator"
 
 
 def train_denoiser(lab: common.Lab, drawings: int, steps: int) -> Path:
@@ -43,11 +42,9 @@ def train_denoiser(lab: common.Lab, drawings: int, steps: int) -> Path:
         optimizer.zero_grad()
         generator.denoising_loss(latents[rows], cond[rows], noise_source).backward()
         optimizer.step()
-    half_written = folder.with_name("half_written")
-    shutil.rmtree(half_written, ignore_errors=True)
-    shutil.copytree(find_path(lab.config.model), half_written)
-    denoiser.save_pretrained(half_written / "unet")
-    half_written.rename(folder)
+    with replace_file(folder) as temporary:
+        shutil.copytree(find_path(lab.config.model), temporary)
+        denoiser.save_pretrained(temporary / "unet")
     return folder
 
 
@@ -58,21 +55,20 @@ def main(argv: list[str] | None = None):
             "give --other, a checkpoint of the same text encoder")
     learned = common.load_vectors(common.learn_tokens(lab))
     other = options.other or str(train_denoiser(lab, options.drawings, options.steps).resolve())
-    sets = {(name, arm): common.draw_sets(drawing_lab, vectors, options.images)
-            for arm, vectors in (("without", dict.fromkeys(learned)), ("with", learned))
-            for name, drawing_lab in ((OWN, lab), (OTHER, common.open_lab(options, model=other)))}
-    common.show_sets(lab, {f"{arm}, {name}": files for (name, arm), files in sets.items()}, lab.out / "transfer.png")
-    shares = {name: {arm: common.measure_accuracy(lab, sets[name, arm]) for arm in ("without", "with")}
-              for name in (OWN, OTHER)}
-    (before, after), (other_before, other_after) = (by_arm.values() for by_arm in shares.values())
-    kind = options.other or f"the same, its UNet trained further for {options.steps} steps of {BATCH} drawings"
+    sets, rows = {}, []
+    for name, drawing_lab in (("its own generator", lab),
+                              ("the other generator", common.open_lab(options, model=other))):
+        arms = [common.draw_sets(drawing_lab, vectors, options.images) for vectors in (dict.fromkeys(learned), learned)]
+        sets |= {f"without, {name}": arms[0], f"with, {name}": arms[1]}
+        rows.append([name, *(common.measure_accuracy(lab, files) for files in arms)])
+    common.show_sets(lab, sets, lab.out / "transfer.png")
     common.publish_result(
         lab, "transfer", "A token works on another checkpoint of the same text encoder",
-        f"On another checkpoint the token takes the right class from {other_before} to {other_after} ({before} to "
-        f"{after} on its own).",
-        ["drawn by", "without", "with the token"], [[name, *by_arm.values()] for name, by_arm in shares.items()],
-        f"The other generator: {kind}.",
-        {"shares": shares, "pictures_per_class": options.images})
+        f"On another checkpoint the token takes the right class from {rows[1][1]} to {rows[1][2]} ({rows[0][1]} to "
+        f"{rows[0][2]} on its own).", ["drawn by", "without", "with the token"], rows, "The other generator: "
+        + (options.other or f"the same, its UNet trained further for {options.steps} steps of {BATCH} drawings") + ".",
+        {"shares": {name: {"without": before, "with": after} for name, before, after in rows},
+         "pictures_per_class": options.images})
 
 
 if __name__ == "__main__":
