@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None, factors: dict[str, tuple] = FACTORS):
     rows = [[name, mean_with_error(bars[name]), mean_with_error(differences[name]),
              *(f"{found[cost]:.0f}" for cost in ("updates", "pictures_drawn", "seconds"))]
             for name, found in zip(bars, results, strict=True)]
-    plot_curves(lab.out / "ablations.png", "changed", "right class", {"mean of trainings": bars})
+    plot_curves(lab.out / "ablations.png", "changed", "right class", {"": bars})
     common.publish_result(
         lab, "ablations", "What each setting of the loop does",
         f"{mean(bars['nothing']):.2f} right where nothing is changed; better or worse by {CLEAR} or more in every "

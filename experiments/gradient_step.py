@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None, variants: tuple[Variant, ...] = VARIANTS
     plain = common.measure_accuracy(lab, common.draw_sets(lab, dict.fromkeys(lab.targets), options.images))
     results = [measure_variant(lab, variant) for variant in variants]
     plot_curves(lab.out / "gradient_step.png", "", "right class", {
-        "in a variant of the loop": {"no token": plain, **{result["name"]: result["right"] for result in results}}})
+        "": {"no token": plain, **{result["name"]: result["right"] for result in results}}})
     best, advised = recommend_variant(results)
     ties = " and ".join(result["name"] for result in results if result["right"] == best["right"])
     flag = f"`--train_timesteps {' '.join(map(str, advised['timesteps'] or ['none']))}`"

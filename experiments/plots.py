@@ -23,6 +23,7 @@ def plot_curves(path: Path, xlabel: str, ylabel: str, curves: dict[str, dict]):
         axis.errorbar(list(by_x), values, [below, above], fmt="o" if words else "o-", capsize=3, label=label)
     axis.set(xlabel=xlabel, ylabel=ylabel)
     axis.tick_params("x", rotation=90 if words else 0)
-    axis.legend(frameon=False, fontsize=8)
+    if len(curves) > 1:
+        axis.legend(frameon=False, fontsize=8)
     with replace_file(path) as temporary:
         axis.figure.savefig(temporary, format="png", dpi=130, bbox_inches="tight", metadata={"Software": None})
