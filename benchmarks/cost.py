@@ -19,11 +19,10 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import diffusers
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -31,30 +30,22 @@ from benchmarks.plain_loop import train_token
 from benchmarks.random_weights import save_sd14
 from config import RunConfig, parse_settings
 from evaluation.tables import Table
+from experiments.common import method_settings, open_generator, run_script
 from method.losses import classifier_loss
-from method.trainer import Trainer, TrainingSettings
+from method.trainer import Trainer
 from method.training import join_batches, train_tokens
 from models.batch_size import peak_memory_gb
 from models.classifiers import load_classifier
-from models.generator import PRECISIONS, load_generator
-from models.sampling import SamplingSettings
-from prompt_datasets import target_class
+from models.generator import PRECISIONS, Generator
+from prompt_datasets import TargetClass, target_class
 from runs.folders import RunFolder
 from utils import ROOT, find_path, read_json, write_json, write_text
 
 PAPER = {"train_timesteps": None, "epoch_size": 5, "fresh_noise": False}
-FOREVER = {"target_accuracy": 1.0, "early_stopping": 10**6}
+FOREVER = {"target_accuracy": 1.0, "early_stopping": 100_000}
+TARGET = target_class(0, "crane", "crane")
 COLUMNS = ["", "s per update and class", "images/s", "times the plain loop's", "times the paper's plain loop's",
            "UNet images", "floor s", "floor / s", "peak GB", "bytes per class", "median updates to 0.9", "s to 0.9"]
-
-
-class Row(NamedTuple):
-    """A way to train: its name in the table, the plain loop or ours, the run's settings, classes at once."""
-
-    name: str
-    plain: bool
-    config: RunConfig
-    classes: int
 
 
 def name_setting(config: RunConfig) -> str:
@@ -62,55 +53,37 @@ def name_setting(config: RunConfig) -> str:
     return f"{config.train_timesteps or 'paper'} {config.epoch_size}"
 
 
-def new_folder(row: Row, path, index: int = 0) -> RunFolder:
-    return RunFolder(str(path), row.config.classifier, target_class(index, "crane", "crane"), "run")
+def list_rows(config: RunConfig) -> dict[str, tuple[bool, RunConfig, int]]:
+    """By its name: whether a row is the plain loop, its settings, how many classes it trains at once.
 
-
-def list_rows(config: RunConfig) -> list[Row]:
-    """The paper's trajectory; where the config has another, that too, with as many images and with its own number."""
-    paper = replace(config, **PAPER)
+    The paper's trajectory; where the config has another, that too, with as many images and with its own number.
+    """
+    paper, rows = replace(config, **PAPER), {}
     settings = {"paper's trajectory, 5 images": paper}
     if config.train_timesteps:
         settings |= {"short trajectory, 5 images": replace(config, epoch_size=5),
                      f"short trajectory, {config.epoch_size} images": config}
-    rows = [row for name, config in settings.items()
-            for row in (Row(f"plain loop, {name}", True, config, 1), Row(f"ours, {name}", False, config, 1),
-                        Row(f"ours, {name}, 8 classes at once", False, config, 8))]
-    return [*rows, Row("ours, paper's trajectory, 5 images, batches of 1", False, replace(paper, batch_size=1), 1)]
+    for name, found in settings.items():
+        rows |= {f"plain loop, {name}": (True, found, 1), f"ours, {name}": (False, found, 1),
+                 f"ours, {name}, 8 classes at once": (False, found, 8)}
+    return {**rows, "ours, paper's trajectory, 5 images, batches of 1": (False, replace(paper, batch_size=1), 1)}
 
 
-def split_settings(config: RunConfig) -> tuple[TrainingSettings, SamplingSettings]:
-    """What the method takes of a config."""
-    timesteps = config.train_timesteps and tuple(config.train_timesteps)
-    return (TrainingSettings(**config.pick_settings(TrainingSettings._fields)),
-            SamplingSettings(config.height, config.width, config.guidance_scale, config.num_inference_steps, timesteps))
+def new_trainer(config: RunConfig, generator: Generator, target: TargetClass, folder: Path,
+                kind: type[Trainer] = Trainer) -> Trainer:
+    return kind(target, generator.initial_vectors(config.initializer_token), method_settings(config)[0],
+                generator.dtype, folder / "history.jsonl", folder / "training_state.pt", folder / "images")
 
 
-def load_models(row: Row):
-    """A pipeline of diffusers for the plain loop, a generator for ours; and the classifier."""
-    config, dtype = row.config, PRECISIONS[row.config.mixed_precision]
-    classifier = load_classifier(config.classifier, config.device)
-    if row.plain:
-        pipeline = StableDiffusionPipeline.from_pretrained(find_path(config.model) or config.model, torch_dtype=dtype,
-                                                           safety_checker=None, feature_extractor=None)
-        return pipeline.to(config.device), classifier
-    generator = load_generator(config.model, config.device, dtype)
-    generator.set_placeholder(config.placeholder_token)
-    return generator, classifier
-
-
-def new_trainer(row: Row, generator, folder: RunFolder, kind: type[Trainer] = Trainer) -> Trainer:
-    return kind(folder.target, generator.initial_vectors(row.config.initializer_token), split_settings(row.config)[0],
-                generator.dtype, folder.history_file, folder.state_file, folder.train_images)
-
-
-def measure_row(row: Row, updates: int) -> dict:
+def measure_row(plain: bool, config: RunConfig, classes: int, updates: int) -> dict:
     """One row, once, after as many updates to warm up; runs in a process of its own."""
-    (models, classifier), config, count, images, marks = load_models(row), row.config, updates * row.classes, [], []
-    settings, sampling = split_settings(config)
-    unet, = (network for network in (models.components.values() if row.plain else models.networks)
-             if isinstance(network, UNet2DConditionModel))
-    unet.register_forward_pre_hook(lambda network, inputs: images.append(len(inputs[0])))
+    (settings, sampling), classifier = method_settings(config), load_classifier(config.classifier, config.device)
+    models = StableDiffusionPipeline.from_pretrained(
+        find_path(config.model) or config.model, torch_dtype=PRECISIONS[config.mixed_precision], safety_checker=None,
+        feature_extractor=None).to(config.device) if plain else open_generator(config)
+    count, images, marks = updates * classes, [], []
+    denoiser = models.components["unet"] if plain else models.denoiser
+    denoiser.register_forward_pre_hook(lambda network, inputs: images.append(len(inputs[0])))
     cuda = config.device.startswith("cuda")
     if cuda:
         torch.cuda.reset_peak_memory_stats(config.device)  # loading does not count
@@ -127,50 +100,46 @@ def measure_row(row: Row, updates: int) -> dict:
             return len(self.history) == 2 * updates  # the end
 
     with tempfile.TemporaryDirectory() as path:
-        if row.plain:
-            for _ in islice(train_token(models, classifier, new_folder(row, path).target, settings, sampling, None),
-                            2 * updates):
+        if plain:
+            for _ in islice(train_token(models, classifier, TARGET, settings, sampling), 2 * updates):
                 mark_update()
         else:
-            folders = (new_folder(row, f"{path}/{i}", i % len(classifier.labels)) for i in range(row.classes))
-            list(train_tokens(models, classifier_loss(classifier),
-                              (new_trainer(row, models, folder, MarkedTrainer) for folder in folders), row.classes,
-                              sampling, config.batch_size))
+            trainers = (new_trainer(config, models, target_class(i % len(classifier.labels), "crane", "crane"),
+                                    Path(path, str(i)), MarkedTrainer) for i in range(classes))
+            list(train_tokens(models, classifier_loss(classifier), trainers, classes, sampling, config.batch_size))
         (begin, before), (end, after) = marks[count - 1], marks[-1]
         return {"seconds_per_update": (end - begin) / count, "unet_images": (after - before) / count,
                 "images_per_second": config.epoch_size * count / (end - begin),
                 "peak_memory_gb": peak_memory_gb(config.device),
-                "bytes_per_class": count_bytes(row, models, Path(path, "saved"))}
+                "bytes_per_class": count_bytes(plain, config, models, Path(path, "saved"))}
 
 
-def count_bytes(row: Row, models, path: Path) -> int:
-    """What a class of `num_train_epochs` updates leaves on disk without its images.
-
-    The plain loop's save, of an improvement, is not timed.
-    """
-    if row.plain:
+def count_bytes(plain: bool, config: RunConfig, models, path: Path) -> int:
+    """What a class of `num_train_epochs` updates leaves on disk without its images; the whole pipeline, where plain."""
+    if plain:
         models.save_pretrained(path)
     else:
-        folder, trained = new_folder(row, path), None
-        folder.begin_training(asdict(row.config))
-        trainer = new_trainer(row, models, folder)
+        folder, trained = RunFolder(str(path), config.classifier, TARGET, "run"), None
+        folder.begin_training(asdict(config))
+        trainer = new_trainer(config, models, TARGET, folder.tokens)
         while not trained:
             trainer.vectors.grad, loss = torch.randn_like(trainer.vectors), torch.tensor(1 / (1 + len(trainer.history)))
             trained = trainer.finish_update(loss, torch.tensor(0.5), 0.1)
-        folder.save_training(trained, asdict(row.config))
+        folder.save_training(trained, asdict(config))
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and file.suffix != ".png")
 
 
-def count_flops(row: Row) -> int:
+def count_flops(config: RunConfig) -> int:
     """FLOPs of the calls that one update of one class cannot do without: nothing is computed twice."""
-    generator, classifier = load_models(row._replace(plain=False))
+    generator, loss_fn = open_generator(config), classifier_loss(load_classifier(config.classifier, config.device))
+    _, sampling = method_settings(config)
     with tempfile.TemporaryDirectory() as path, FlopCounterMode(display=False) as counter:
-        batch, vectors = join_batches([new_trainer(row, generator, new_folder(row, path))], generator.device)
+        batch, vectors = join_batches([new_trainer(config, generator, TARGET, Path(path))], generator.device)
         embeds = generator.encode(batch.prompts, vectors)
         leaf = embeds.detach().requires_grad_()
         for i in torch.arange(len(batch.seeds)).split(4):
-            z_0 = generator.sample(leaf[batch.prompt_of[i]], batch.seeds[i], split_settings(row.config)[1])
-            classifier_loss(classifier)(generator.decode(z_0), batch.targets[i])[0].sum().backward()
+            z_0 = generator.sample(leaf[batch.prompt_of[i]], batch.seeds[i], sampling)
+            loss_fn(generator.decode(z_0), batch.targets[i])[0].sum().backward()
         embeds.backward(leaf.grad)
     return counter.get_total_flops()
 
@@ -194,10 +163,7 @@ def silence_process():
 
 
 def write_table(out: Path) -> str:
-    """docs/cost.md from docs/cost.json, and from docs/updates.json (benchmarks/updates.py) where that is there.
-
-    The plain loop's seconds are without its saves.
-    """
+    """docs/cost.md from docs/cost.json, and from docs/updates.json (benchmarks/updates.py) where that is there."""
     about, file = read_json(out.with_suffix(".json")), out.with_name("updates.json")
     updates = read_json(file)["settings"] if file.exists() else {}
     rows, table = about.pop("rows"), Table(COLUMNS, [])
@@ -212,6 +178,24 @@ def write_table(out: Path) -> str:
             needed if isinstance(needed, str) else f"{needed * seconds:.3g}"])
     write_text(out.with_suffix(".md"), f"{table.to_markdown()}\n\n{', '.join(f'{k} {v}' for k, v in about.items())}\n")
     return table.to_markdown()
+
+
+def measure_rows(config: RunConfig, updates: int, rounds: int) -> tuple[list[dict], float]:
+    """The medians of every row, and of the machine's FLOPs per second."""
+    rows, rates, measured, results = list_rows(config), [], {}, []
+    flops = {name_setting(found): run_apart(count_flops, found) for plain, found, _ in rows.values() if plain}
+    for i in range(rounds):
+        rates.append(run_apart(measure_rate, config.device, PRECISIONS[config.mixed_precision]))
+        for name, row in rows.items():
+            measured.setdefault(name, []).append(run_apart(measure_row, *row, updates))
+            print(f"round {i + 1}, {name}: {measured[name][i]['seconds_per_update']:.3g} s per update and class",
+                  flush=True)
+    rate = statistics.median(rates)
+    for name, found in measured.items():
+        setting = name_setting(rows[name][1])
+        results.append({"name": name, "setting": setting, "floor_seconds": flops[setting] / rate,
+                        **{key: statistics.median(values[key] for values in found) for key in found[0]}})
+    return results, rate
 
 
 def main():
@@ -231,28 +215,14 @@ def main():
     with tempfile.TemporaryDirectory() as weights:
         if options.random_weights:
             config = replace(config, **run_apart(save_sd14, Path(weights)))
-        rows, flops, rates, rounds = list_rows(config), {}, [], []
-        settings = [name_setting(row.config) for row in rows]
-        for row, setting in zip(rows, settings, strict=True):
-            flops[setting] = flops.get(setting) or run_apart(count_flops, row)
-        for i in range(options.rounds):
-            rates.append(run_apart(measure_rate, config.device, PRECISIONS[config.mixed_precision]))
-            rounds.append([])
-            for row in rows:
-                rounds[i].append(run_apart(measure_row, row, options.updates))
-                print(f"round {i + 1}, {row.name}: {rounds[i][-1]['seconds_per_update']:.3g} s per update and class",
-                      flush=True)
-    rate = statistics.median(rates)
-    results = [{"name": row.name, "setting": setting, "floor_seconds": flops[setting] / rate,
-                **{key: statistics.median(found[key] for found in measured) for key in measured[0]}}
-               for row, setting, measured in zip(rows, settings, zip(*rounds, strict=True), strict=True)]
+        rows, rate = measure_rows(config, options.updates, options.rounds)
     device = torch.cuda.get_device_name() if config.device.startswith("cuda") else f"{torch.get_num_threads()} threads"
     write_json(options.out.with_suffix(".json"), {
         "device": f"{config.device}: {device}", "matmul_flops_per_second": rate,
         "updates": options.updates, "rounds": options.rounds, "python": platform.python_version(),
-        "torch": torch.__version__, "diffusers": diffusers.__version__, "rows": results})
+        "torch": torch.__version__, "diffusers": diffusers.__version__, "rows": rows})
     print(write_table(options.out))
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

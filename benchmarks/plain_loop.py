@@ -1,11 +1,11 @@
 """How a class token is usually coded, to compare with: correct, on a pipeline of diffusers, but plain.
 
 One image at a time, accumulated; both guidance halves of the last step through the UNet with a graph; the whole
-embedding matrix in AdamW, its other rows restored after each step; the whole pipeline saved at every improvement.
+embedding matrix in AdamW, its other rows restored after each step; the whole pipeline saved (not timed) in the end.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
+from itertools import count
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +18,10 @@ from prompt_datasets import TEMPLATES, TargetClass
 
 
 def train_token(pipeline: StableDiffusionPipeline, classifier: Classifier, target: TargetClass,
-                settings: TrainingSettings, sampling: SamplingSettings,
-                folder: Path | None) -> Iterator[tuple[float, torch.Tensor]]:
+                settings: TrainingSettings, sampling: SamplingSettings) -> Iterator[tuple[float, torch.Tensor]]:
     """Update after update of the paper's loop; yields its mean loss and the vector [D] that its images were drawn with.
 
-    `pipeline` is changed: its tokenizer and embedding matrix grow by one, whose row is trained. Without a `folder`
-    nothing is saved.
+    `pipeline` is changed: its tokenizer and embedding matrix grow by one, whose row is trained.
     """
     for network in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         network.requires_grad_(False).eval()
@@ -41,8 +39,7 @@ def train_token(pipeline: StableDiffusionPipeline, classifier: Classifier, targe
     table.requires_grad_(True)
     optimizer = torch.optim.AdamW([table], settings.lr, tuple(settings.betas), settings.eps, settings.weight_decay)
     scaler = torch.amp.GradScaler(table.device.type, init_scale=2.0**10, enabled=pipeline.unet.dtype == torch.float16)
-    best, update = float("inf"), 0
-    while True:
+    for update in count():
         vector, loss = table[token_id].detach().clone(), 0.0
         for i in range(settings.epoch_size):
             prompt = TEMPLATES[i % settings.number_of_prompts].format(f"{settings.placeholder_token} {target.name}")
@@ -51,9 +48,6 @@ def train_token(pipeline: StableDiffusionPipeline, classifier: Classifier, targe
             image_loss = F.cross_entropy(classifier(image), torch.tensor([target.index], device=image.device))
             scaler.scale(image_loss / settings.epoch_size).backward()
             loss += image_loss.item() / settings.epoch_size
-        if loss < best and folder:
-            best = loss
-            pipeline.save_pretrained(folder)
         scaler.unscale_(optimizer)
         table.grad[:token_id] = 0
         torch.nn.utils.clip_grad_norm_([table], settings.max_grad_norm)
@@ -62,7 +56,6 @@ def train_token(pipeline: StableDiffusionPipeline, classifier: Classifier, targe
         optimizer.zero_grad()
         with torch.no_grad():
             table[:token_id] = words
-        update += 1
         yield loss, vector
 
 

@@ -1,5 +1,7 @@
 """Measurements that can be believed: intervals and paired tests for accuracy, distances between sets of features."""
 
+import math
+import statistics
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -48,6 +50,16 @@ def mcnemar_test(before: Iterable[bool], after: Iterable[bool]) -> tuple[int, in
     pairs = list(zip(before, after, strict=True))
     gained, lost = sum(new and not old for old, new in pairs), sum(old and not new for old, new in pairs)
     return gained, lost, binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+
+
+def standard_error(values: list[float]) -> float:
+    """Of the mean of `values`; of one value it is nan."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+def mean_with_error(values: list[float]) -> str:
+    """'0.83 (0.02)', without the error where there is one value."""
+    return f"{statistics.mean(values):.2f}" + (f" ({standard_error(values):.2f})" if len(values) > 1 else "")
 
 
 def compute_metric(metric: Metric, real: torch.Tensor, generated: torch.Tensor):

@@ -1,23 +1,25 @@
-"""What every experiment shares: its arguments, tokens and pictures that are made once, and the page of its result."""
+"""What every experiment shares: its options, tokens and pictures that are made once, and the page of its result.
+
+What was made is found again by a digest of all that decides it: other settings, another folder.
+"""
 
 import argparse
 import functools
 import json
-import math
 import shlex
-import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import mean
 from typing import NamedTuple
 
 import torch
-from matplotlib.figure import Figure
 
 from config import RunConfig, names_deciding, parse_settings
 from evaluation.accuracy import judge_images
-from evaluation.images import Arm, Drawer
+from evaluation.images import Arm, Drawer, digest_json
+from evaluation.pictures import draw_sheet
 from evaluation.real_images import draw_missing_images, find_real_images
 from evaluation.statistics import Proportion, count_right
 from evaluation.tables import Table
@@ -30,29 +32,30 @@ from models.sampling import SamplingSettings
 from prompt_datasets import TEMPLATES, TargetClass, class_names, select_classes
 from runs.folders import RunFolder
 from runs.workers import Sweep, TrainingJob, choose_device, work_on_classes
-from utils import (
-    ROOT,
-    UserError,
-    error_message,
-    list_checkpoint_files,
-    read_json,
-    read_json_lines,
-    replace_file,
-    require,
-    write_json,
-    write_text,
-)
+from utils import ROOT, UserError, error_message, list_checkpoint_files, read_json, require, write_json, write_text
 
-Sets = dict[TargetClass, list[Path]]
+Sets = dict[TargetClass, list[Path]]  # pictures by class
+Vectors = dict[TargetClass, torch.Tensor | None]  # [K, D] by class, None without a token
+load_once = functools.cache(load_classifier)
 MINIATURE, WORLD = "configs/miniature.yml", "miniature.world:draw"  # its settings, and its source of real pictures
+
+
+HELP = {  # of the flags of single experiments
+    "images": "held-out pictures per class", "seeds": "trainings, each with noise or pictures of its own",
+    "epoch_size": "pictures per update", "updates": "of a training, at most", "steps": "of the training",
+    "real_images": "a folder of real pictures instead of the config's", "k": "real pictures per class to learn from",
+    "trained": "for which k the costly arms run too", "test": "real pictures per class for the test",
+    "inversion_steps": "of textual inversion", "nearest_k": "neighbours of coverage",
+    "truth": "real pictures per class to be covered", "drawings": "new drawings to train on",
+    "guide_steps": "of the guides' training", "other": "the other generator (the run's own, trained further)"}
 
 
 class Lab(NamedTuple):
     """An experiment's settings and classes, its models, loaded when first needed, and its folders."""
 
+    options: argparse.Namespace
     config: RunConfig
     labels: list[str]
-    names: list[str]
     targets: list[TargetClass]
     work: Path  # tokens and pictures
     out: Path  # results
@@ -60,96 +63,88 @@ class Lab(NamedTuple):
     get_guide: Callable[[], Classifier]
     get_judge: Callable[[], Classifier]  # the evaluator, or the guide where the config has none
     drawer: Drawer
-    flags: list[str]  # of the command, but for the folders
 
 
-def build_parser(doc: str, class_index: str) -> argparse.ArgumentParser:
-    """The arguments of every experiment; `class_index` names the classes of the miniature that it takes by default."""
+def parse_options(doc: str, argv: list[str] | None, class_index: str, **flags) -> argparse.Namespace:
+    """The options of an experiment, of the miniature's classes by default; its own `flags` with their defaults."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default=MINIATURE, help="settings, such as configs/imagenet.yml (the miniature's)")
     parser.add_argument("--class_index", help=f"which classes, as for run.py (of the miniature: {class_index})")
-    parser.add_argument("--work", type=Path, help="keeps tokens and pictures for the next call (img/results/<config>)")
-    parser.add_argument("--out", type=Path, help="(docs/results; of another config its own folder in there)")
-    parser.set_defaults(classes_of_miniature=class_index, parser=parser)
-    return parser
+    parser.add_argument("--work", type=Path, help="keeps what is made for the next call (a folder in img/)")
+    parser.add_argument("--out", type=Path, help="where results go (in docs/)")
+    for name, default in flags.items():
+        kind = {"type": str} if default is None else {"type": int, "nargs": "+" if isinstance(default, list) else None}
+        parser.add_argument(f"--{name}", default=default, help=f"{HELP[name]} ({default})", **kind)
+    options = parser.parse_args(argv)
+    options.given = [word for name, value in vars(options).items()
+                     if name not in ("work", "out") and value != parser.get_default(name)
+                     for word in (f"--{name}", *map(str, value if isinstance(value, list) else [value]))]
+    options.class_index = options.class_index or (class_index if options.config == MINIATURE else "")
+    return options
 
 
-def open_lab(arguments: argparse.Namespace, **changes) -> Lab:
-    """The lab of `arguments`; `changes` are settings that the experiment itself decides.
+def open_lab(options: argparse.Namespace, **changes) -> Lab:
+    """The lab of `options`; `changes` are settings that the experiment itself decides.
 
-    A UserError where settings cannot work, or training may have seen the seeds of `arguments.images`.
+    A UserError where settings cannot work, or training may have seen the seeds of `options.images`.
     """
-    name, is_miniature = Path(arguments.config).stem, arguments.config == MINIATURE
-    classes = arguments.class_index or (arguments.classes_of_miniature if is_miniature else "")
-    work = arguments.work or Path("img/results", name)
-    config, _ = parse_settings(["--config", arguments.config])
-    config = replace(config, **{"class_index": classes, "train": True, "output_path": str(work), **changes})
+    given, name = vars(options), Path(options.config).stem
+    if given.get("real_images"):
+        changes["real_images"] = options.real_images
+    work = options.work or Path("img/results", name)
+    config, _ = parse_settings(["--config", options.config])
+    config = replace(config, **{"class_index": options.class_index, "train": True, "output_path": str(work), **changes})
     config.validate_settings()
-    images = getattr(arguments, "images", 0)
-    require(images <= config.seed, f"--images {images} would judge seeds that training uses, from {config.seed} on: "
-                                   f"give {config.seed} or less")
-    device = choose_device(config.device, config.mixed_precision, local_rank=-1)
+    require(given.get("seeds", 2) > 1, "--seeds must be greater than 1, for a standard error")
+    images, seed = given.get("images", 0), config.seed
+    require(images <= seed, f"--images {images} would judge seeds that training uses, from {seed} on: give fewer")
+    choose_device(config.device, config.mixed_precision, local_rank=-1)
     labels = load_labels(config.classifier)
-    names = class_names(labels, config.class_names)
-    get_generator = functools.cache(lambda: open_generator(config, device))
-    drawn_by = {"weights": list_checkpoint_files(config.model),
-                **config.pick_settings(names_deciding("pictures"))}
-    flags = [word for name, value in vars(arguments).items()
-             if name not in ("work", "out") and value != arguments.parser.get_default(name)
-             for word in (f"--{name}", *map(str, value if isinstance(value, list) else [value]))]
-    return Lab(config, labels, names, select_classes(config.class_index, labels, names), work,
-               arguments.out or ROOT / "docs/results" / ("" if is_miniature else name), get_generator,
-               functools.cache(lambda: load_classifier(config.classifier, device)),
-               functools.cache(lambda: load_classifier(config.evaluator or config.classifier, device)),
-               Drawer(get_generator, sampling_settings(config), drawn_by, device, config.batch_size), flags)
+    targets = select_classes(config.class_index, labels, class_names(labels, config.class_names))
+    get_generator = functools.cache(lambda: open_generator(config))
+    drawn_by = {"weights": list_checkpoint_files(config.model), **config.pick_settings(names_deciding("pictures"))}
+    _, sampling = method_settings(config)
+    return Lab(options, config, labels, targets, work,
+               options.out or ROOT / "docs/results" / ("" if options.config == MINIATURE else name), get_generator,
+               functools.partial(load_once, config.classifier, config.device),
+               functools.partial(load_once, config.evaluator or config.classifier, config.device),
+               Drawer(get_generator, sampling._replace(timesteps=None), drawn_by, config.device, config.batch_size))
 
 
-def open_generator(config: RunConfig, device: str) -> Generator:
-    generator = load_generator(config.model, device, PRECISIONS[config.mixed_precision],
+def open_generator(config: RunConfig) -> Generator:
+    generator = load_generator(config.model, config.device, PRECISIONS[config.mixed_precision],
                                config.gradient_checkpointing, config.torch_compile)
     generator.set_placeholder(config.placeholder_token)
     return generator
 
 
-def sampling_settings(config: RunConfig, timesteps: list[int] | None = None) -> SamplingSettings:
-    return SamplingSettings(config.height, config.width, config.guidance_scale, config.num_inference_steps,
-                            timesteps and tuple(timesteps))
+def method_settings(config: RunConfig) -> tuple[TrainingSettings, SamplingSettings]:
+    """What training takes of a config; drawing takes the same, without its timesteps."""
+    timesteps = config.train_timesteps and tuple(config.train_timesteps)
+    return (TrainingSettings(**config.pick_settings(TrainingSettings._fields)),
+            SamplingSettings(config.height, config.width, config.guidance_scale, config.num_inference_steps, timesteps))
 
 
-def judge_name(lab: Lab) -> str:
-    """Who says what is right, for the notes under a table."""
-    judge = lab.get_judge().name
-    return f"the evaluator '{judge}'" if lab.config.evaluator else f"'{judge}', which also guided the training"
+def digest_training(config: RunConfig, **more) -> str:
+    """A folder's name for all that decides what is learned: settings, weights, and what an experiment adds."""
+    decisive = config.pick_settings((*names_deciding("token"), "real_images"))
+    return digest_json([decisive, list_checkpoint_files(config.model), more])[:12]
 
 
-def choose_shown(lab: Lab) -> list[TargetClass]:
-    """Four classes at most, for a figure."""
-    return lab.targets[::max(1, len(lab.targets) // 4)][:4]
-
-
-def learn_tokens(lab: Lab, exp_id: str, targets: list[TargetClass] | None = None,
-                 **changes) -> dict[TargetClass, RunFolder]:
+def learn_tokens(lab: Lab, targets: list[TargetClass] | None = None, **changes) -> dict[TargetClass, RunFolder]:
     """The run folders of these classes (of all), trained where they are not yet; `changes` to the lab's settings.
 
-    A UserError where there are tokens of other settings, a class fails, or other processes are training some.
+    A UserError where a class fails, or other processes are training some.
     """
-    config = replace(lab.config, exp_id=exp_id, classes_at_once=8, **changes)
+    config = replace(lab.config, classes_at_once=8, **changes)
+    config.exp_id = digest_training(config)
     config.validate_settings()
-    folders = {target: RunFolder(config.output_path, config.classifier, target, exp_id)
+    folders = {target: RunFolder(config.output_path, config.classifier, target, config.exp_id)
                for target in targets or lab.targets}
-    for folder in folders.values():
-        try:
-            folder.refuse_other_settings(asdict(config), names_deciding("token"))
-        except UserError as error:
-            raise UserError(f"{error} (here: another --work)") from error
-    is_same = config.classifier == lab.config.classifier
     sweep = Sweep(list(folders.values()), lambda folder: folder.token_file.exists(), start_over=False)
     errors = work_on_classes(sweep, TrainingJob(
-        lab.get_generator,
-        lambda: classifier_loss(lab.get_guide() if is_same else load_classifier(config.classifier, config.device)),
-        TrainingSettings(**config.pick_settings(TrainingSettings._fields)),
-        sampling_settings(config, config.train_timesteps), asdict(config), names_deciding("token"),
-        config.classes_at_once, config.batch_size),
+        lab.get_generator, lambda: classifier_loss(load_once(config.classifier, config.device)),
+        *method_settings(config), asdict(config), names_deciding("token"), config.classes_at_once, config.batch_size),
         evaluate_class=lambda folder: None)
     if errors:
         raise errors[0]
@@ -158,43 +153,37 @@ def learn_tokens(lab: Lab, exp_id: str, targets: list[TargetClass] | None = None
     return folders
 
 
-def load_vectors(folder: RunFolder) -> torch.Tensor:
-    return load_token(folder.token_file).vectors
+def load_vectors(folders: dict[TargetClass, RunFolder]) -> Vectors:
+    return {target: load_token(folder.token_file).vectors for target, folder in folders.items()}
 
 
-def read_updates(folder: RunFolder) -> list[dict]:
-    return read_json_lines(folder.history_file)
+def measure_cost(folders: dict[TargetClass, RunFolder], key: str) -> float:
+    """The mean 'updates' or 'seconds' of these trainings."""
+    return mean(read_json(folder.cost_file, key)[key] for folder in folders.values())
 
 
-def read_seconds(folder: RunFolder) -> float:
-    return read_json(folder.cost_file, "seconds")["seconds"]
+def cached_result(lab: Lab, make: Callable[[], object], **settings):
+    """What `make` returned in an earlier call with the same lab and settings (as JSON stores it), or returns now."""
+    file = lab.work / "cached" / f"{digest_training(lab.config, **settings)}.json"
+    if not file.exists():
+        write_json(file, {"settings": settings, "value": make()})
+    return read_json(file, "value")["value"]
 
 
-def cached_result(file: Path, settings: dict, make: Callable[[], object]):
-    """What `make` returned in an earlier call with the same settings (as JSON stores it), or returns now."""
-    found = read_json(file) if file.exists() else {}
-    settings = json.loads(json.dumps(settings))
-    if found.get("settings") != settings:
-        found = {"settings": settings, "value": make()}
-        write_json(file, found)
-    return found["value"]
+def draw_sets(lab: Lab, vectors: Vectors, images: int, template: str = TEMPLATES[0], phrase: str | None = None) -> Sets:
+    """Seeds 0 to images - 1 of every class with its vectors or without, drawn where missing.
 
-
-def list_settings(lab: Lab, **more) -> dict:
-    """All settings that decide what is learned in a lab, and what an experiment adds to them."""
-    return {**lab.config.pick_settings((*names_deciding("token"), "real_images")), **more}
-
-
-def draw_class(lab: Lab, target: TargetClass, name: str, vectors: torch.Tensor | None, images: int,
-               template: str = TEMPLATES[0], phrase: str | None = None) -> list[Path]:
-    """Seeds 0 to images - 1 of a class with vectors [K, D] or without (None), drawn where missing, in folder `name`.
-
-    `phrase` takes the place of '<placeholder> <class name>' in the template.
+    With vectors, `phrase` takes the place of '<placeholder> <class name>' in the template.
     """
-    phrase = phrase or (target.name if vectors is None else f"{lab.config.placeholder_token} {target.name}")
-    folder = lab.work / "pictures" / target.folder
-    lab.drawer.draw_arms([Arm(name, template.format(phrase), vectors, images)], folder, target.title)
-    return [folder / name / f"{seed}.png" for seed in range(images)]
+    sets = {}
+    for target, of_class in vectors.items():
+        words = phrase or f"{lab.config.placeholder_token} {target.name}"
+        arm = Arm("", template.format(target.name if of_class is None else words), of_class, images)
+        arm = arm._replace(folder=digest_json(lab.drawer.describe_arms([arm]))[:12])
+        folder = lab.work / "pictures" / target.folder
+        lab.drawer.draw_arms([arm], folder, target.title)
+        sets[target] = [folder / arm.folder / f"{seed}.png" for seed in range(images)]
+    return sets
 
 
 def load_real_images(lab: Lab, count: int) -> Sets:
@@ -204,7 +193,7 @@ def load_real_images(lab: Lab, count: int) -> Sets:
     """
     source = lab.config.real_images
     require(source, "this experiment needs real pictures: give --real_images a folder with one folder per class")
-    found = find_real_images(source, select_classes("all", lab.labels, lab.names),
+    found = find_real_images(source, select_classes("all", lab.labels, class_names(lab.labels, lab.config.class_names)),
                              {target: lab.work / "real" / target.folder for target in lab.targets}, count)
     few = [f"{target.title} {len(files)}" for target, files in found.items() if len(files) < count]
     require(not few, f"{count} real pictures per class are needed, and there are of class {', '.join(few)}")
@@ -217,55 +206,36 @@ def measure_accuracy(lab: Lab, sets: Sets) -> Proportion:
                        for right in judge_images(lab.get_judge(), files, target.index).right)
 
 
-def publish_result(lab: Lab, name: str, claim: str, sentence: str, table: Table, data: dict, figure: str | None = None):
-    """Write <name>.md and <name>.json, list all results in README.md beside them, and print the table and `sentence`.
+def show_sets(lab: Lab, arms: dict[str, Sets], path: Path, title: str = "", count: int = 8):
+    """Write a sheet of every arm's first pictures, of four classes at most."""
+    shown = lab.targets[::max(1, len(lab.targets) // 4)][:4]
+    draw_sheet([(f"{target.label}: {arm}", sets[target][:count]) for target in shown for arm, sets in arms.items()],
+               path, cell=72, title=title)
+
+
+def publish_result(lab: Lab, name: str, claim: str, sentence: str, header: list[str], rows: list[list], note: str,
+                   data: dict):
+    """Write <name>.md, which shows <name>.png, and <name>.json, list all results in README.md, and print the table.
 
     `data` goes into the JSON file and may hold Proportions.
     """
-    command = shlex.join(["python", "-m", f"experiments.{name}", *lab.flags])
-    paragraphs = (f"# {claim}", sentence, table.to_markdown(), table.note, f"![{claim}]({figure})" if figure else "",
-                  f"`{command}`")
-    write_text(lab.out / f"{name}.md", "\n\n".join(filter(None, paragraphs)) + "\n")
-    result = {"claim": claim, "command": command, "found": sentence, "figure": figure, **data,
+    command, table = shlex.join(["python", "-m", f"experiments.{name}", *lab.options.given]), Table(header, rows)
+    judge = f"{'the evaluator' if lab.config.evaluator else 'the guide itself,'} '{lab.get_judge().name}'"
+    note += f" Judged by {judge}. [Wilson 95 % interval over one training's pictures], (standard error)."
+    write_text(lab.out / f"{name}.md", f"# {claim}\n\n{sentence}\n\n{table.to_markdown()}\n\n{note}\n\n"
+                                       f"![{claim}]({name}.png)\n\n`{command}`\n")
+    result = {"claim": claim, "command": command, "found": sentence, "figure": f"{name}.png", **data,
               "config": {**asdict(lab.config), "output_path": "."}}
     write_json(lab.out / f"{name}.json", json.loads(json.dumps(result, default=asdict)))
     index = Table(["claim", "command", "figure", "what we found", "paper"], [])
     for path in sorted(lab.out.glob("*.json")):
         found = read_json(path, "claim", "command", "figure", "found")
-        index.rows.append([found["claim"], f"`{found['command']}`",
-                           f"[{path.stem}]({found['figure'] or path.stem + '.md'})",
+        index.rows.append([found["claim"], f"`{found['command']}`", f"[{path.stem}]({found['figure']})",
                            f"{found['found']} [more]({path.stem}.md)", ""])
     write_text(lab.out / "README.md", "# Results\n\nEach row is written by its command, with a page of its own beside "
                "it. 'Right' is by an evaluator that did not guide. The paper's column is empty: its tables are not at "
                f"hand.\n\n{index.to_markdown()}\n")
     print(table.to_markdown(), f"\n{sentence}")
-
-
-def standard_error(values: list[float]) -> float:
-    """Of the mean of `values`; of one value it is nan."""
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-
-
-def mean_with_error(values: list[float]) -> str:
-    """'0.83 (0.02)', without the error where there is one value."""
-    return f"{statistics.mean(values):.2f}" + (f" ({standard_error(values):.2f})" if len(values) > 1 else "")
-
-
-def new_axes(width: float, height: float, columns: int = 1):
-    """A figure (inches) and its axes, an array of them for several columns."""
-    figure = Figure((width, height))
-    axes = figure.subplots(1, columns, sharey=True)
-    for axis in figure.axes:
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def save_figure(figure: Figure, path: Path):
-    """Write a PNG, with a legend of what is labelled in its first axes."""
-    if figure.axes[0].get_legend_handles_labels()[0]:
-        figure.axes[0].legend(frameon=False, fontsize=8)
-    with replace_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=130, bbox_inches="tight", metadata={"Software": None})
 
 
 def run_script(main: Callable[[], None]):

@@ -2,25 +2,23 @@
 
     python -m experiments.gradient_step
 
-A token learns for a fixed number of updates in variants of the loop: the last 1, 2, 5 or all steps with a graph
-(DRaFT-K of Clark et al. 2024), the final step starting at different timesteps, trajectories of different lengths, and
-several noise draws for the last step from each trajectory (DRaFT-LV). The full sampler judges all on other seeds.
-Gradients at the start are compared too: their spread over updates, and the cosine between minus their mean and a
-direction that works, to the adjectives that name the class (in a world that has them) or else to a trained token.
+A token learns for a fixed number of updates in variants of the loop: the last steps with a graph (DRaFT-K of Clark et
+al. 2024), the final step starting at different timesteps, trajectories of different lengths, and several noise draws
+for the last step from each trajectory (DRaFT-LV). Gradients at the start are compared too: their spread over updates,
+and the cosine between minus their mean and the way to the adjectives that name the class, or to a trained token.
 """
 
 import time
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from evaluation.tables import Table
 from experiments import common
+from experiments.plots import plot_curves
 from method.losses import classifier_loss
 from miniature.world import THINGS
 from models.batch_size import default_batch_size, fit_batch_size
@@ -34,9 +32,8 @@ MEASURES = ("cosine", "spread", "seconds_per_update", "mb_per_trajectory")  # of
 
 
 class Variant(NamedTuple):
-    """A loop: its group and name, its timesteps, how many last ones carry the graph, noise draws for the last one."""
+    """A loop: its timesteps, how many last ones carry the graph, noise draws for the last one."""
 
-    group: str
     name: str
     timesteps: tuple[int, ...] | None  # None: the sampler's own, as the paper trains
     graph_steps: int = 1
@@ -44,13 +41,12 @@ class Variant(NamedTuple):
 
 
 VARIANTS = (
-    *(Variant("steps with a graph (of ten, to t = 99)", str(count), TEN, count) for count in (1, 2, 5, 10)),
-    *(Variant("timestep of the final step", str(t), (999, (999 + t) // 2, t))
-      for t in (900, 800, 700, 600, 400, 200, 50)),
-    Variant("timestep of the final step", "paper's", None),
-    *(Variant("steps of the trajectory (to t = 600)", str(len(steps)), steps)
+    *(Variant(f"last {count} of ten steps with a graph (to 99)", TEN, count) for count in (1, 2, 5, 10)),
+    *(Variant(f"final step from {t}", (999, (999 + t) // 2, t)) for t in (900, 800, 700, 600, 400, 200, 50)),
+    Variant("final step as in the paper", None),
+    *(Variant(f"trajectory of {len(steps)} (to 600)", steps)
       for steps in ((600,), (999, 600), (999, 900, 800, 700, 600))),
-    *(Variant("noise draws for the final step", str(draws), (999, 800, 600), 1, draws) for draws in (1, 2, 4)))
+    *(Variant(f"noise draws for the final step: {draws}", (999, 800, 600), 1, draws) for draws in (1, 2, 4)))
 
 
 def draw_latents(generator: Generator, cond: torch.Tensor, seeds: list[int], sampling: SamplingSettings,
@@ -79,16 +75,16 @@ def measure_gradient(lab: common.Lab, target: TargetClass, vectors: torch.Tensor
     return vectors.grad
 
 
-def learn_vectors(lab: common.Lab, target: TargetClass, variant: Variant, updates: int) -> dict:
-    """The mean of the last three vectors after `updates` of AdamW as the config has it, and MEASURES."""
-    config = lab.config
-    most = default_batch_size(config.epoch_size, config.device, config.height, config.width)
-    step = fit_batch_size(measure_gradient, config.batch_size, most)
+def learn_vectors(lab: common.Lab, target: TargetClass, variant: Variant) -> dict:
+    """The mean of the last three vectors after `--updates` of AdamW as the config has it, and MEASURES."""
+    config, updates, past = lab.config, lab.options.updates, []
+    step = fit_batch_size(measure_gradient, config.batch_size,
+                          default_batch_size(config.epoch_size, config.device, config.height, config.width))
     vectors = lab.get_generator().initial_vectors(config.initializer_token).requires_grad_()
     gradients = torch.stack([step(lab, target, vectors, update, variant) for update in range(SPREAD)]).flatten(1).cpu()
     cosine = F.cosine_similarity(-gradients.mean(0), find_direction(lab, target).flatten(), dim=0)
     optimizer = torch.optim.AdamW([vectors], config.lr, tuple(config.betas), config.eps, config.weight_decay)
-    past, started = [], time.monotonic()
+    started = time.monotonic()
     for update in range(updates):
         vectors.grad = step(lab, target, vectors, update, variant)
         torch.nn.utils.clip_grad_norm_([vectors], config.max_grad_norm)
@@ -103,11 +99,10 @@ def learn_vectors(lab: common.Lab, target: TargetClass, variant: Variant, update
 def find_direction(lab: common.Lab, target: TargetClass) -> torch.Tensor:
     """From the initialiser to what names the class [K, D], on the CPU."""
     generator = lab.get_generator()
-    start = generator.initial_vectors(lab.config.initializer_token).cpu()
     adjectives = next((thing.adjectives for thing in THINGS if thing.label == target.label), ())
-    if adjectives:
-        return torch.stack([generator.initial_vectors(word).cpu() for word in adjectives]).mean(0) - start
-    return common.load_vectors(common.learn_tokens(lab, "gradient_step", [target])[target]) - start
+    end = torch.stack([generator.initial_vectors(word) for word in adjectives]).mean(0).cpu() if adjectives else \
+        common.load_vectors(common.learn_tokens(lab, [target]))[target]
+    return end - generator.initial_vectors(lab.config.initializer_token).cpu()
 
 
 def measure_graph(lab: common.Lab, target: TargetClass, vectors: torch.Tensor, variant: Variant) -> float:
@@ -125,34 +120,14 @@ def measure_graph(lab: common.Lab, target: TargetClass, vectors: torch.Tensor, v
     return sum(activations.values()) / 1e6
 
 
-def measure_variant(lab: common.Lab, variant: Variant, updates: int, images: int) -> dict:
-    """What a variant learned for every class, cached in the work folder, and how its pictures are judged."""
-    steps = "_".join(map(str, variant.timesteps or ["paper"]))
-    name = f"gradient_step/{steps}_graph{variant.graph_steps}_draws{variant.draws}"
+def measure_variant(lab: common.Lab, variant: Variant) -> dict:
+    """What a variant learned for every class, and how its pictures are judged."""
     learned = {target: common.cached_result(
-        lab.work / f"{name}_{target.number}.json", common.list_settings(lab, updates=updates, spread=SPREAD),
-        partial(learn_vectors, lab, target, variant, updates)) for target in lab.targets}
-    sets = {target: common.draw_class(lab, target, name, torch.tensor(found["vectors"]), images)
-            for target, found in learned.items()}
-    measures = {name: mean(found[name] for found in learned.values()) for name in MEASURES}
-    return {**variant._asdict(), "right": common.measure_accuracy(lab, sets), **measures}
-
-
-def draw_figure(results: list[dict], plain: float, path: Path):
-    """Accuracy and cosine of every group's variants."""
-    groups = list(dict.fromkeys(result["group"] for result in results))
-    figure, _ = common.new_axes(3.4 * len(groups), 3, len(groups))
-    for axis, group in zip(figure.axes, groups, strict=True):
-        found = [result for result in results if result["group"] == group]
-        x, right = range(len(found)), [result["right"] for result in found]
-        errors = [[share.value - share.low for share in right], [share.high - share.value for share in right]]
-        axis.errorbar(x, [share.value for share in right], errors, fmt="o-", capsize=3, label="right class")
-        axis.plot(x, [result["cosine"] for result in found], "s--", label="cosine")
-        axis.axhline(plain, color="grey", linewidth=0.8, linestyle=":", label="right without a token")
-        axis.set_xticks(x, [result["name"] for result in found], fontsize=8)
-        axis.set_xlabel(group, fontsize=8)
-    figure.axes[0].set(ylim=(None, 1.02), ylabel="share, or cosine")
-    common.save_figure(figure, path)
+        lab, partial(learn_vectors, lab, target, variant), target=target.number, loop=variant[1:], spread=SPREAD,
+        updates=lab.options.updates) for target in lab.targets}
+    vectors = {target: torch.tensor(found["vectors"]) for target, found in learned.items()}
+    return {**variant._asdict(), **{name: mean(found[name] for found in learned.values()) for name in MEASURES},
+            "right": common.measure_accuracy(lab, common.draw_sets(lab, vectors, lab.options.images))}
 
 
 def recommend_variant(results: list[dict]) -> tuple[dict, dict]:
@@ -164,39 +139,29 @@ def recommend_variant(results: list[dict]) -> tuple[dict, dict]:
 
 
 def main(argv: list[str] | None = None, variants: tuple[Variant, ...] = VARIANTS):
-    parser = common.build_parser(__doc__, "7,16")
-    for name, default, text in (("updates", 10, "of every variant"), ("epoch_size", 8, "pictures per update"),
-                                ("images", 10, "held-out pictures per class that judge it")):
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} ({default})")
-    options = parser.parse_args(argv)
+    options = common.parse_options(__doc__, argv, "7,16", updates=10, epoch_size=8, images=10)
     lab = common.open_lab(options, epoch_size=options.epoch_size)
     if lab.config.mixed_precision == "fp16":  # gradients are compared here without a loss scale
         lab = common.open_lab(options, epoch_size=options.epoch_size, mixed_precision="bf16")
-    plain = common.measure_accuracy(lab, {target: common.draw_class(lab, target, "without", None, options.images)
-                                          for target in lab.targets})
-    results = [measure_variant(lab, variant, options.updates, options.images) for variant in variants]
-    draw_figure(results, plain.value, lab.out / "gradient_step.png")
+    plain = common.measure_accuracy(lab, common.draw_sets(lab, dict.fromkeys(lab.targets), options.images))
+    results = [measure_variant(lab, variant) for variant in variants]
+    plot_curves(lab.out / "gradient_step.png", "", "right class", {
+        "": {"no token": plain, **{result["name"]: result["right"] for result in results}}})
     best, advised = recommend_variant(results)
-    ties = [f"{result['group']}: {result['name']}" for result in results if result["right"] == best["right"]]
+    ties = " and ".join(result["name"] for result in results if result["right"] == best["right"])
     flag = f"`--train_timesteps {' '.join(map(str, advised['timesteps'] or ['none']))}`"
-    table = Table(
-        ["variant of the loop", "", "right class", "cosine", "spread", "s per update", "MB per trajectory"],
-        [[result["group"], result["name"], result["right"], *(f"{result[measure]:.2f}" for measure in MEASURES)]
-         for result in results],
-        note=f"Right by {common.judge_name(lab)} on held-out seeds, by the full sampler [Wilson 95 % interval over "
-             f"the pictures of one training per class, {len(lab.targets)} classes]. Of {len(results)} variants the "
-             f"best and the worst may be so by chance. Trajectories per update: {options.epoch_size}. Cosine: between "
-             "the first descent direction and the way from the initialiser to the adjectives that name the class, or "
-             f"to its token. Spread: standard deviation of {SPREAD} updates' gradients at the start over the norm of "
-             "their mean. Seconds of equal loops differ by up to a third. MB: activations for backward.\n\nHypothesis "
-             "for Stable Diffusion 1.4, whose noise schedule is the same, not tested: a final step from far more "
-             f"noise than its sampler's own last one (\"paper's\"), such as {flag}, needs no more updates there "
-             "either, and a fraction of the UNet's calls.")
     common.publish_result(
         lab, "gradient_step", "How many steps need a gradient, and from where",
-        f"After {options.updates} updates best, {best['right'].value:.2f} right ({plain.value:.2f} without a token), "
-        f"with {', and '.join(ties)}. Recommended here: {flag}, the fastest single gradient step whose interval "
-        "reaches that.", table, {"results": results, "without": plain, "updates": options.updates}, "gradient_step.png")
+        f"After {options.updates} updates best, {best['right'].value:.2f} right ({plain.value:.2f} without a token): "
+        f"{ties}. Recommended here: {flag}, the fastest single gradient step whose interval reaches that.",
+        ["variant of the loop", "right class", "cosine", "spread", "s per update", "MB per trajectory"],
+        [[result["name"], result["right"], *(f"{result[measure]:.2f}" for measure in MEASURES)] for result in results],
+        f"Of {len(results)} variants, on {len(lab.targets)} classes, the best and the worst may be so by chance. "
+        "Cosine: between the first descent direction and the way from the initialiser to the adjectives that name the "
+        f"class, or to its token. Spread: standard deviation of {SPREAD} updates' gradients at the start over the norm "
+        "of their mean. Seconds of equal loops differ by up to a third. MB: activations for backward. Not tested: "
+        f"whether {flag} suffices for Stable Diffusion 1.4 too, whose noise schedule is the same.",
+        {"results": results, "without": plain, "updates": options.updates})
 
 
 if __name__ == "__main__":

@@ -11,24 +11,20 @@ from transformers import ResNetConfig, ResNetForImageClassification, ViTImagePro
 from prompt_datasets import TargetClass
 from utils import load_images
 
-SIDE = 64
+SIDE, WIDTH = 64, 16
 ALIKE = 8  # pictures of a batch that the augmentation transforms alike, for speed
 AUGMENTATION = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomAffine(10, (0.1, 0.1), (0.85, 1.15), fill=0.5),
                            v2.ColorJitter(0.2, 0.2, 0.2)])
 Samples = tuple[torch.Tensor, torch.Tensor]  # pictures [N, 3, H, W] in [0, 1] and their classes [N]
 
 
-def new_classifier(labels: list[str], seed: int, width: int) -> ResNetForImageClassification:
-    """A small ResNet, the same for the same seed."""
+def train_classifier(labels: list[str], parts: list[Samples], steps: int, batch: int, seed: int,
+                     title: str) -> ResNetForImageClassification:
+    """A small ResNet, trained with standard augmentation; several `parts` share every batch evenly."""
     torch.manual_seed(seed)
-    return ResNetForImageClassification(ResNetConfig(
-        embedding_size=width, hidden_sizes=[width * times for times in (1, 2, 3, 4)], depths=[1, 1, 1, 1],
+    model = ResNetForImageClassification(ResNetConfig(
+        embedding_size=WIDTH, hidden_sizes=[WIDTH, 2 * WIDTH, 3 * WIDTH, 4 * WIDTH], depths=[1, 1, 1, 1],
         layer_type="basic", id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)}))
-
-
-def train_classifier(model: ResNetForImageClassification, parts: list[Samples], steps: int, seed: int, title: str,
-                     batch: int = 64) -> ResNetForImageClassification:
-    """Train with standard augmentation; several `parts` share every batch evenly."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.05)

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict, replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +12,8 @@ from diffusers import StableDiffusionPipeline
 
 from benchmarks import updates
 from benchmarks.plain_loop import train_token
+from evaluation.statistics import Proportion
+from experiments.common import run_script
 from method.losses import classifier_loss
 from models.classifiers import load_classifier
 from tests.method.conftest import PAPER, SETTINGS, SHORT, make_trainer, open_generator, read_history, train_one
@@ -30,21 +31,23 @@ def test_plain_loop_takes_our_steps(tiny_model, tiny_classifier, tmp_path, sampl
     generator = open_generator(tiny_model, torch.float32)
     ours = train_one(generator, classifier_loss(classifier), tmp_path, sampling=sampling, num_train_epochs=4, **changes)
     losses = [line["loss"] for line in read_history(tmp_path)]
-    loop = train_token(open_pipeline(tiny_model), classifier, make_trainer(generator, tmp_path / "target").target,
-                       SETTINGS._replace(**changes), sampling, tmp_path / "plain")
+    pipeline = open_pipeline(tiny_model)
+    loop = train_token(pipeline, classifier, make_trainer(generator, tmp_path / "target").target,
+                       SETTINGS._replace(**changes), sampling)
     plain = [next(loop) for _ in range(4)]
     assert [loss for loss, _ in plain] == pytest.approx(losses, rel=1e-4)
     assert (torch.stack([vector for _, vector in plain])[:, None] - ours.every_update).abs().max() < 1e-4
-    saved = open_pipeline(tmp_path / "plain")
-    table = saved.text_encoder.get_input_embeddings().weight
-    least = ours.every_update[losses.index(min(losses))]
-    assert (table[saved.tokenizer.convert_tokens_to_ids("newclas")] - least).abs().max() < 1e-4
+    table = pipeline.text_encoder.get_input_embeddings().weight
     assert torch.equal(table[:-1], generator.text_encoder.get_input_embeddings().weight)
 
 
+def write_settings(config, path):
+    settings = asdict(replace(config, train=False, train_timesteps=[999, 600], epoch_size=3))
+    path.write_text(yaml.safe_dump({key: value for key, value in settings.items() if value is not None}))
+
+
 def test_cost_table(tiny_config, tmp_path):
-    settings = replace(tiny_config, train=False, class_index="", train_timesteps=[999, 600], epoch_size=3)
-    (tmp_path / "tiny.yml").write_text(yaml.safe_dump({k: v for k, v in asdict(settings).items() if v is not None}))
+    write_settings(replace(tiny_config, class_index=""), tmp_path / "tiny.yml")
     write_json(tmp_path / "updates.json", {"settings": {"[999, 600] 3": {"median": 4}}})
     done = subprocess.run([sys.executable, "-m", "benchmarks.cost", "--config", tmp_path / "tiny.yml", "--updates", "1",
                            "--rounds", "1", "--out", tmp_path / "cost"], capture_output=True, text=True, timeout=600)
@@ -60,19 +63,43 @@ def test_cost_table(tiny_config, tmp_path):
     assert line.endswith(f"| 4 | {4 * ours['seconds_per_update']:.3g} |")
 
 
-def test_updates_to_accuracy(tmp_path):
-    folders = [tmp_path / str(i) for i in range(3)]
-    for folder, shares in zip(folders, ([0.5, 0.8, 0.9], [0.1, 0.2, 0.3], [0.4, 1.0]), strict=True):
-        write_json(folder / "accuracy.json",
-                   {"updates": 9, "accuracies": {2 * i: share for i, share in enumerate(shares)}})
-    assert updates.summarise_classes(folders) == {"median": 4, "classes": [4, None, 2], "updates": [9, 9, 9]}
-    assert updates.summarise_classes(folders[1:2])["median"] == "not reached"
+@pytest.fixture
+def run_updates(tiny_config, tmp_path):
+    """Runs the command for classes 1 and 2 of the tiny checkpoint and returns its JSON file."""
+    def run_main():
+        write_settings(tiny_config, tmp_path / "tiny.yml")
+        run_script(lambda: updates.main(["--config", str(tmp_path / "tiny.yml"), "--class_index", "1-2", "--work",
+                                         str(tmp_path / "work"), "--out", str(tmp_path / "updates.json")]))
+        return json.loads((tmp_path / "updates.json").read_text())
+
+    return run_main
 
 
-def test_nine_of_ten_are_nine_tenths():
-    generator = SimpleNamespace(device="cpu", encode=lambda prompts, vectors: vectors,
-                                sample=lambda cond, seeds, sampling: cond, decode=lambda latents: latents)
-    logits = torch.eye(3)[[2] * 9 + [0]]
-    found = updates.judge_updates(generator, lambda images: logits, "a crane", index=2, sampling=SHORT,
-                                  vectors=torch.zeros(6, 1, 4), every=3)
-    assert found == {0: 0.9}
+def test_updates_to_accuracy(run_updates, monkeypatch, tmp_path):
+    monkeypatch.setattr(updates, "AT_MOST", 4)
+    found = run_updates()
+    assert set(found["settings"]) == {"[999, 600] 3", "paper 5"}
+    assert found["settings"]["paper 5"]["updates"] == [4, 4]
+    written = {file: file.stat().st_mtime_ns for file in (tmp_path / "work").rglob("*.*") if file.is_file()}
+    assert run_updates() == found
+    assert written == {file: file.stat().st_mtime_ns for file in written}  # nothing was made again
+
+
+def test_a_class_that_diverges_is_one_line(run_updates, monkeypatch, capsys):
+    monkeypatch.setattr(updates, "classifier_loss", lambda classifier: lambda images, targets: (
+        images.sum((1, 2, 3)) * torch.nan, targets < 0))
+    with pytest.raises(SystemExit, match="2"):
+        run_updates()
+    assert "error: update 0 of class 1 (crane, bird) has a non-finite loss" in capsys.readouterr().err
+
+
+def test_the_median_is_in_words_where_most_classes_fail():
+    assert updates.summarise_classes([4, None, 2]) == {"median": 4, "classes": [4, None, 2]}
+    assert updates.summarise_classes([None, 2, None])["median"] == "not reached"
+
+
+def test_nine_of_ten_are_nine_tenths(monkeypatch):
+    monkeypatch.setattr(updates.common, "draw_sets", lambda lab, vectors, images: vectors)
+    monkeypatch.setattr(updates.common, "measure_accuracy", lambda lab, sets: Proportion(int(*sets.values()), 10))
+    assert updates.count_updates(None, "crane", torch.tensor([8, 10, 10, 9])) == updates.EVERY
+    assert updates.count_updates(None, "crane", torch.tensor([8, 10, 10, 8])) is None

@@ -2,8 +2,8 @@
 
 from statistics import mean
 
+from evaluation.statistics import standard_error
 from experiments import augmentation
-from experiments.common import standard_error
 
 
 def test_the_command(run_experiment, settings, tmp_path):
@@ -14,8 +14,7 @@ def test_the_command(run_experiment, settings, tmp_path):
         **dict.fromkeys((augmentation.REAL, augmentation.PLAIN, augmentation.TOKEN), ["1", "2"]),
         **dict.fromkeys((augmentation.GUIDED, augmentation.INVERTED), ["2"])}
     assert all(len(seeds) == 2 for by_k in result["accuracies"].values() for seeds in by_k.values())
-    guides = sorted(path.name.split("_")[0] for path in (tmp_path / "work" / "guides").iterdir())
-    assert guides == ["k1", "k1", "k2", "k2"]
+    assert len(list((tmp_path / "work" / "guides").iterdir())) == 4  # of two k and two seeds
     assert run_experiment("augmentation", settings, *flags) == result
     token, real = (result["accuracies"][arm]["2"] for arm in (augmentation.TOKEN, augmentation.REAL))
     gains = [100 * (with_token - alone) for with_token, alone in zip(token, real, strict=True)]  # paired by seed

@@ -6,55 +6,59 @@ import pytest
 from PIL import Image
 from scipy.stats import sem
 
-from evaluation.statistics import Proportion
-from evaluation.tables import Table
+from evaluation.statistics import Proportion, mean_with_error, standard_error
 from experiments import common, small
+from experiments.plots import plot_curves
 from prompt_datasets import target_class
 from utils import UserError
 
 
 def open_lab(settings, *flags):
-    return common.open_lab(common.build_parser("", "7").parse_args(["--config", settings, *flags]))
+    return common.open_lab(common.parse_options("", ["--config", settings, *flags], "7"))
 
 
 def test_tokens_are_learned_once(lab, capsys):
-    (target, folder), = common.learn_tokens(lab, "token").items()
-    assert target.number == 7 and common.load_vectors(folder).shape == (1, lab.get_generator().token_width)
-    assert [line["update"] for line in common.read_updates(folder)] == [0, 1] and common.read_seconds(folder) >= 0
+    folders = common.learn_tokens(lab)
+    (target, folder), = folders.items()
+    assert target.number == 7 and common.load_vectors(folders)[target].shape == (1, lab.get_generator().token_width)
+    assert common.measure_cost(folders, "updates") == 2 and common.measure_cost(folders, "seconds") >= 0
     written = folder.token_file.stat().st_mtime_ns
     capsys.readouterr()
-    assert common.learn_tokens(lab, "token", lab.targets)[target].token_file.stat().st_mtime_ns == written
+    assert common.learn_tokens(lab, lab.targets)[target].token_file.stat().st_mtime_ns == written
     assert capsys.readouterr().out == ""
-    with pytest.raises(UserError, match="trained with lr 0.005, now 0.1.*another --work"):
-        common.learn_tokens(lab, "token", lr=0.1)
+
+
+def test_tokens_of_other_settings_are_other_tokens(lab):
+    folders = [common.learn_tokens(lab, **changes)[lab.targets[0]] for changes in ({}, {"lr": 0.1}, {"batch_size": 1})]
+    assert folders[0].token_file.read_bytes() != folders[1].token_file.read_bytes()
+    assert folders[0].token_file == folders[2].token_file  # which changes speed and memory alone
 
 
 def test_classes_that_another_process_holds_are_one_line(lab):
-    folder = common.RunFolder(lab.config.output_path, lab.config.classifier, lab.targets[0], "token")
+    folder = common.RunFolder(lab.config.output_path, lab.config.classifier, lab.targets[0],
+                              common.digest_training(lab.config))
     assert folder.try_lock()
     with pytest.raises(UserError, match=r"other processes are training class 7 \(jaguar, cat\)"):
-        common.learn_tokens(lab, "token")
+        common.learn_tokens(lab)
 
 
-def test_results_are_cached_by_their_settings(tmp_path, lab):
+def test_results_are_cached_by_their_settings(lab):
     calls = []
 
     def make():
         calls.append(1)
         return {"a": [1, 2]}
 
-    for settings in (common.list_settings(lab, k=(1, 2)), common.list_settings(lab, k=[1, 2]),
-                     common.list_settings(lab, k=[1, 3])):
-        assert common.cached_result(tmp_path / "cached.json", settings, make) == {"a": [1, 2]}
+    for k in ((1, 2), [1, 2], [1, 3]):
+        assert common.cached_result(lab, make, k=k) == {"a": [1, 2]}
     assert len(calls) == 2
 
 
 def test_pictures_and_real_pictures_are_judged(lab):
-    drawn = {target: common.draw_class(lab, target, "without", None, 2) for target in lab.targets}
+    drawn = common.draw_sets(lab, dict.fromkeys(lab.targets), 2)
     real = common.load_real_images(lab, 3)
     assert [len(files) for files in (*drawn.values(), *real.values())] == [2, 3]
     assert common.measure_accuracy(lab, drawn).count == 2 and common.measure_accuracy(lab, real).value == 1
-    assert common.judge_name(lab) == "the evaluator 'miniature_evaluator'"
 
 
 def test_real_pictures_must_be_enough(write_settings, tmp_path):
@@ -69,23 +73,23 @@ def test_real_pictures_must_be_enough(write_settings, tmp_path):
 def test_a_result_is_a_page_a_file_and_a_line(settings, tmp_path, capsys):
     lab = open_lab(settings, "--class_index", "jaguar, cat", "--work", "w", "--out", str(tmp_path))
     half = Proportion(1, 2)
-    common.publish_result(lab, "some", "A claim", "We found it.", Table(["a"], [[half]], note="A note."), {"of": half})
+    common.publish_result(lab, "some", "A claim", "We found it.", ["a"], [[half]], "A note.", {"of": half})
     page = (tmp_path / "some.md").read_text()
-    assert page == ("# A claim\n\nWe found it.\n\n| a |\n| --- |\n| 0.50 [0.09, 0.91] |\n\nA note.\n\n"
+    assert page == ("# A claim\n\nWe found it.\n\n| a |\n| --- |\n| 0.50 [0.09, 0.91] |\n\nA note. Judged by the "
+                    "evaluator 'miniature_evaluator'. [Wilson 95 % interval over one training's pictures], "
+                    "(standard error).\n\n"
+                    "![A claim](some.png)\n\n"
                     f"`python -m experiments.some --config {settings} --class_index 'jaguar, cat'`\n")
     assert common.read_json(tmp_path / "some.json")["of"]["count"] == 2
     assert "| A claim | `python -m experiments.some" in (tmp_path / "README.md").read_text()
     assert "We found it." in capsys.readouterr().out
 
 
-def test_figures_have_a_legend_where_there_is_something_to_tell_apart(tmp_path):
-    sizes = []
-    for label in (None, "a line"):
-        figure, axes = common.new_axes(4, 2, columns=2)
-        axes[0].plot([1, 2], label=label)
-        common.save_figure(figure, tmp_path / "figure.png")
-        sizes.append(figure.axes[0].get_legend() is not None)
-    assert sizes == [False, True] and Image.open(tmp_path / "figure.png").width > 300
+@pytest.mark.parametrize("found", [[0.2, 0.4], [0.2], Proportion(1, 2)])
+def test_figures_show_means_and_shares_over_numbers_and_names(tmp_path, found):
+    for x in ("1", 5, "a name"):
+        plot_curves(tmp_path / "figure.png", "x", "y", {"a line": {x: found}})
+        assert Image.open(tmp_path / "figure.png").width > 300
 
 
 def test_user_errors_are_one_line(capsys):
@@ -119,5 +123,5 @@ def test_pictures_of_any_size_become_squares(tmp_path):
 
 def test_standard_errors():
     values = [0.5, 0.75, 1.0, 0.25]
-    assert common.standard_error(values) == pytest.approx(sem(values)) and math.isnan(common.standard_error([0.5]))
-    assert (common.mean_with_error(values), common.mean_with_error([0.5])) == ("0.62 (0.16)", "0.50")
+    assert standard_error(values) == pytest.approx(sem(values)) and math.isnan(standard_error([0.5]))
+    assert (mean_with_error(values), mean_with_error([0.5])) == ("0.62 (0.16)", "0.50")

@@ -10,8 +10,7 @@ from method.losses import classifier_loss
 from method.training import Batch, token_gradient
 from prompt_datasets import TEMPLATES
 
-ONE, TWO = Variant("steps with a graph", "1", (999, 600)), Variant("steps with a graph", "2", (999, 600), 2)
-DRAWS = Variant("draws", "2", (999, 600), 1, 2)
+ONE, TWO, DRAWS = Variant("one", (999, 600)), Variant("two", (999, 600), 2), Variant("draws", (999, 600), 1, 2)
 
 
 def test_the_command(run_experiment, settings):
