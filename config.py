@@ -12,7 +12,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin
 
-from utils import FUNCTION, UserError, read_yaml, require, suggest_word
+from utils import FUNCTION, UserError, import_function, read_yaml, require, suggest_word
 
 Check = tuple[Callable[[Any], bool], str]  # whether a value can work, and the same in words
 TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -141,6 +141,8 @@ class RunConfig:
         require(not self.train or self.seed >= self.test_size,
                 f"seed {self.seed} would train on images that evaluation uses (seeds 0 to {self.test_size - 1}): give "
                 f"--seed {self.test_size} or more, or --test_size {self.seed} or less")
+        if self.context_judge:
+            import_function(self.context_judge, "context_judge")
         check_output_path(self.output_path)
 
 

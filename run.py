@@ -24,13 +24,11 @@ if __name__ == "__main__":
 
 import functools
 import math
-import traceback
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from config import RunConfig, names_deciding, parse_settings
 from evaluation.accuracy import judge_class, load_metrics
@@ -48,29 +46,22 @@ from models.sampling import SamplingSettings
 from prompt_datasets import TEMPLATES, TargetClass, class_names, read_eval_prompts, select_classes
 from runs.folders import RunFolder
 from runs.workers import Sweep, TrainingJob, choose_device, work_on_classes
-from utils import UserError, error_message, import_function, list_checkpoint_files, read_tensors, require, to_printable
-
-NO_MEMORY = ("not enough memory on the device for these models: try --mixed_precision fp16 or bf16, a smaller --model, "
-             "--classifier or --evaluator, or another --device")
+from utils import UserError, exit_code, guard_output, list_checkpoint_files, read_tensors, require, to_printable
 
 
 def main(argv: list[str]) -> int:
     """Do what the command line asks for; the exit code: 2 for a user error."""
-    try:
-        config, list_classes = parse_settings(argv, __doc__)
-        if list_classes:
-            print("\n".join(f"{i + 1:5d}  {label}" for i, label in enumerate(load_labels(config.classifier))))
-            return 0
-        config.eval_prompts = read_eval_prompts(config.eval_prompts)
-        config.validate_settings()
-        Run(config).run_sweep()
-    except (UserError, OSError, torch.OutOfMemoryError) as error:
-        if "--debug" in argv:
-            traceback.print_exc()
-        line = NO_MEMORY if isinstance(error, torch.OutOfMemoryError) else error_message(error)
-        tqdm.write(f"error: {line}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: run_command(argv), debug="--debug" in argv)
+
+
+def run_command(argv: list[str]):
+    config, list_classes = parse_settings(argv, __doc__)
+    if list_classes:
+        print("\n".join(f"{i + 1:5d}  {label}" for i, label in enumerate(load_labels(config.classifier))))
+        return
+    config.eval_prompts = read_eval_prompts(config.eval_prompts)
+    config.validate_settings()
+    Run(config).run_sweep()
 
 
 class Run:
@@ -132,8 +123,6 @@ class Run:
     def check_settings(self):
         """Find out before any long work, and before anything is written, what cannot work."""
         config = self.config
-        if config.context_judge:
-            import_function(config.context_judge, "context_judge")
         for text in (*(target.name for target in self.targets), *TEMPLATES, *config.eval_prompts):
             require(config.placeholder_token.lower() not in text.lower(),  # the tokenizer would find it in there
                     f"placeholder_token '{config.placeholder_token}' is part of '{text}': take a word that stands "
@@ -257,4 +246,5 @@ def list_titles(folders: list[RunFolder]) -> str:
 
 
 if __name__ == "__main__":
+    guard_output()
     sys.exit(main(sys.argv[1:]))

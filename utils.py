@@ -3,11 +3,14 @@
 import difflib
 import errno
 import importlib
+import io
 import json
 import os
+import sys
 import threading
+import traceback
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +21,7 @@ import torch
 import yaml
 from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
 
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # or transformers asks owners of .bin files to convert
 
@@ -26,6 +30,8 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LARGEST_TEXT = 2**20  # bytes of a YAML file or a list of prompts: a larger one is another kind of file
 CHECKPOINT_SUFFIXES = {".safetensors", ".bin", ".json", ".txt"}
 FUNCTION = r"[A-Za-z_]\w*(\.\w+)*:\w+"  # module:function
+NO_MEMORY = ("not enough memory on the device for these models: try --mixed_precision fp16 or bf16, a smaller --model, "
+             "--classifier or --evaluator, or another --device")
 WITHOUT_GPU_OR_NETWORK = "or try --config configs/miniature.yml, which needs no download, no account and no GPU"
 
 
@@ -54,12 +60,48 @@ def join_lines(text) -> str:
     return " ".join(str(text).split())
 
 
-def error_message(error: UserError | OSError) -> str:
+def error_message(error: UserError | OSError | torch.OutOfMemoryError) -> str:
     """One line for the user: our own message, or the system's about a file."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return NO_MEMORY
     if isinstance(error, UserError) or error.filename is None:
         return to_printable(str(error))
     full = "; free some space: the files on disk are whole, and the same command resumes"
     return to_printable(f"'{error.filename}': {error.strerror}{full if error.errno in DISK_FULL else ''}")
+
+
+def exit_code(work: Callable[[], None], debug: bool = False) -> int:
+    """Do an entry point's work: 0, or 2 and one line for a user error; `debug` shows where it came from."""
+    try:
+        work()
+    except (UserError, OSError, torch.OutOfMemoryError) as error:
+        if debug:
+            traceback.print_exc()
+        tqdm.write(f"error: {error_message(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+class OptionalOutput(io.FileIO):
+    """What a program prints; once its reader or terminal has gone, nothing."""
+
+    def write(self, data) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            return len(data)
+
+
+def guard_output():
+    """Let neither a closed stream, a reader that has gone nor letters that an encoding lacks end an entry point."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)  # None: closed
+        if stream is getattr(sys, f"__{name}__"):  # no test's
+            file = OptionalOutput(stream.fileno() if stream else os.devnull, "w", closefd=not stream)
+            setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(file), stream.encoding if stream else "utf-8",
+                                                "backslashreplace", line_buffering=True))
 
 
 # ---------------------------------------------------------------- paths and functions that the user names

@@ -31,7 +31,8 @@ from runs.workers import Sweep, TrainingJob, choose_device, work_on_classes
 from utils import (
     ROOT,
     UserError,
-    error_message,
+    exit_code,
+    guard_output,
     list_checkpoint_files,
     read_json,
     read_json_lines,
@@ -258,8 +259,5 @@ def save_figure(figure: Figure, path: Path):
 
 def run_script(main: Callable[[], None]):
     """Run an experiment; a user error is one line and exit code 2."""
-    try:
-        main()
-    except (UserError, OSError) as error:
-        print(f"error: {error_message(error)}", file=sys.stderr)
-        raise SystemExit(2) from None
+    guard_output()
+    sys.exit(exit_code(main))

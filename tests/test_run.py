@@ -1,7 +1,10 @@
 """The real command line: help, errors before any work, a whole run on the tiny checkpoint, and the same run again."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,8 @@ import yaml
 from config import RunConfig
 from method.class_token import load_token, save_token
 from run import Run, main
-from utils import write_json
+from tests.conftest import save_classifier
+from utils import ROOT, write_json
 
 
 def flags(config: RunConfig, *more):
@@ -108,6 +112,17 @@ def test_evaluate_without_a_token(capsys, tiny_config):
 def test_list_classes(capsys, tiny_config):
     assert main(["--classifier", tiny_config.classifier, "--list_classes"]) == 0
     assert capsys.readouterr().out.splitlines()[2].split(None, 1) == ["3", "tiger cat"]
+
+
+@pytest.mark.parametrize("command, code", [
+    ("run.py --classifier {vit} --list_classes | true", 0), ("run.py --classifier {vit} --list_classes >&-", 0),
+    ("-m evaluation.report nowhere >&- 2>&-", 2), ("-m evaluation.report --help | true", 0),
+    ("-m experiments.iterations --config nowhere.yml >&- 2>&-", 2), ("-m experiments.iterations --help | true", 0)])
+def test_entry_points_need_nobody_who_reads(tmp_path, command, code):
+    vit = save_classifier(tmp_path / "vit", ["鶴", "虎猫"])
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; exec {sys.executable} {command.format(vit=vit)}"], cwd=ROOT,
+                          env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
 
 
 def test_help_explains_every_setting(capsys):

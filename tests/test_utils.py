@@ -1,12 +1,14 @@
 """Files that are whole or not there, and images that come back from them."""
 
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from utils import load_images, replace_file, save_pixels, to_pixels
+from utils import ROOT, load_images, replace_file, save_pixels, to_pixels
 
 
 def test_replace_file_leaves_the_old_file_when_writing_fails(tmp_path):
@@ -38,3 +40,17 @@ def test_two_threads_may_write_one_file(tmp_path):
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(write, ("one", "two")))
     assert (tmp_path / "file").read_text() in ("one", "two") and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("shell, printed", [
+    ("{}", "鶴\n"), ("{} >&-", ""), ("{} 2>&-", "鶴\n"), ("{} >&- 2>&-", ""),
+    ("PYTHONIOENCODING=ascii {}", "\\u9db4\n"), ("set -o pipefail; {} | true", ""),
+    ("set -o pipefail; {} 2>&1 >/dev/null | true", ""),
+    ("PYTHONUNBUFFERED=1 PYTHONIOENCODING=latin-1 {} 2>&1 >&- | tail -1", "\\u9db4\n")])
+def test_no_output_ends_a_program(shell, printed):
+    """A closed stream, a reader that has gone, an encoding without the letter: the program does its work."""
+    program = "import sys, utils; utils.guard_output(); print(chr(0x9db4)); print(chr(0x9db4), file=sys.stderr); " \
+              "sys.exit(7)"
+    done = subprocess.run(["bash", "-c", shell.format(f"{sys.executable} -c '{program}'")], capture_output=True,
+                          text=True, cwd=ROOT)
+    assert done.returncode == (0 if "tail" in shell else 7) and done.stdout == printed and "rror" not in done.stderr
