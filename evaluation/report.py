@@ -25,7 +25,7 @@ from evaluation.images import ARMS, CONTROLS, FRAMES
 from evaluation.pictures import caption_image, draw_sheet, inline_animation, inline_image, list_numbered, shrink_image
 from method.class_token import load_token
 from method.trainer import HISTORY_KEYS
-from utils import exit_code, guard_output, read_json, read_json_lines, read_yaml, require, save_image, write_text
+from utils import exit_code, expand_path, read_json, read_json_lines, read_yaml, require, save_image, write_text
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
@@ -172,16 +172,15 @@ def write_report(runs: list[Path], out: Path):
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="img/<classifier>/<class>/<run>")
-    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page to write (report.html)")
-    arguments = parser.parse_args(argv)
+    parser.add_argument("--out", default="report.html", help="the page to write (report.html)")
 
     def make_report():
-        write_report(arguments.runs, arguments.out)
-        print(f"report: {arguments.out}")
+        arguments = parser.parse_args(argv)
+        write_report(arguments.runs, out := Path(expand_path(arguments.out, "--out")))
+        print(f"report: {out}")
 
     return exit_code(make_report)
 
 
 if __name__ == "__main__":
-    guard_output()
     sys.exit(main(sys.argv[1:]))

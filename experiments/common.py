@@ -32,7 +32,6 @@ from utils import (
     ROOT,
     UserError,
     exit_code,
-    guard_output,
     list_checkpoint_files,
     read_json,
     read_json_lines,
@@ -259,5 +258,4 @@ def save_figure(figure: Figure, path: Path):
 
 def run_script(main: Callable[[], None]):
     """Run an experiment; a user error is one line and exit code 2."""
-    guard_output()
     sys.exit(exit_code(main))

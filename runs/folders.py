@@ -23,7 +23,7 @@ from utils import (
     is_same_source,
     read_yaml,
     require,
-    settings_as_words,
+    to_words,
     write_json,
     write_tensors,
     write_yaml,
@@ -91,7 +91,7 @@ class RunFolder:
         """
         if not self.config_file.exists():
             return []
-        now, remedy = settings_as_words(settings), f"remove '{self.tokens}' to train the class again"
+        now, remedy = to_words(settings), f"remove '{self.tokens}' to train the class again"
         try:
             before = read_yaml(str(self.config_file), "lr: 0.001")
         except UserError as error:
