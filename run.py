@@ -11,9 +11,12 @@ import sys
 
 
 def end_process(number: int, _frame=None):
-    """End at once, with one line: files are whole or not there, and the same command resumes."""
-    os.write(2, f"\nstopped by {signal.Signals(number).name}: the same command resumes\n".encode())
-    os._exit(128 + number)
+    """End at once, with one line: every file is whole or not there."""
+    try:
+        os.write(2, f"\nstopped by {signal.Signals(number).name}: the same command resumes, or starts over where "
+                    "--skip_exists is False\n".encode())
+    finally:  # also where nobody reads
+        os._exit(128 + number)
 
 
 if __name__ == "__main__":
@@ -46,7 +49,7 @@ from models.sampling import SamplingSettings
 from prompt_datasets import TEMPLATES, TargetClass, class_names, read_eval_prompts, select_classes
 from runs.folders import RunFolder
 from runs.workers import Sweep, TrainingJob, choose_device, work_on_classes
-from utils import UserError, exit_code, guard_output, list_checkpoint_files, read_tensors, require, to_printable
+from utils import UserError, exit_code, list_checkpoint_files, read_tensors, require, to_printable
 
 
 def main(argv: list[str]) -> int:
@@ -77,6 +80,8 @@ class Run:
                         for target in self.targets}
         self.sampling = SamplingSettings(config.height, config.width, config.guidance_scale,
                                          config.num_inference_steps)
+        timesteps = config.train_timesteps
+        self.training_sampling = self.sampling._replace(timesteps=timesteps and tuple(timesteps))
         drawn_by = {"weights": list_checkpoint_files(config.model), **config.pick(names_deciding("pictures"))}
         judges = [name for name in (config.classifier, config.evaluator) if name]
         self.judged_by = [judges, [list_checkpoint_files(resolve_name(name)[1]) for name in judges], config.test_size,
@@ -92,7 +97,8 @@ class Run:
         config = self.config
         self.check_settings()
         sweep = Sweep(list(self.folders.values()), self.is_finished, start_over=not config.skip_exists)
-        untrained = [folder for folder in sweep.folders if self.needs_training(folder)]
+        untrained = [folder for folder in sweep.folders
+                     if config.train and not (config.skip_exists and folder.token_file.exists())]
         for folder in sweep.folders:
             if folder not in untrained and config.evaluate:
                 folder.check_token(config.classifier, config.test_size)  # before gigabytes are loaded for nothing
@@ -125,14 +131,11 @@ class Run:
         config = self.config
         for text in (*(target.name for target in self.targets), *TEMPLATES, *config.eval_prompts):
             require(config.placeholder_token.lower() not in text.lower(),  # the tokenizer would find it in there
-                    f"placeholder_token '{config.placeholder_token}' is part of '{text}': take a word that stands "
-                    "nowhere else, such as newclas")
+                    f"placeholder_token '{config.placeholder_token}' is part of '{text}': take a word that "
+                    "stands nowhere else")
         if config.train and config.skip_exists:
             for folder in self.folders.values():
                 folder.refuse_other_settings(asdict(config), names_deciding("token"))
-
-    def needs_training(self, folder: RunFolder) -> bool:
-        return self.config.train and not (self.config.skip_exists and folder.token_file.exists())
 
     def load_checked_generator(self) -> Generator:
         """The frozen generator, sure to take every prompt of these classes."""
@@ -152,11 +155,6 @@ class Run:
                 generator.encode([template.format(f"{config.placeholder_token} {target.name}")
                                   for template in templates], vectors.expand(len(templates), *vectors.shape))
         return generator
-
-    @property
-    def training_sampling(self) -> SamplingSettings:
-        timesteps = self.config.train_timesteps
-        return self.sampling._replace(timesteps=timesteps and tuple(timesteps))
 
     def load_judges(self) -> dict[str, Classifier]:
         """The guiding classifier, and for an evaluation the evaluator."""
@@ -193,15 +191,12 @@ class Run:
 
     def is_finished(self, folder: RunFolder) -> bool:
         """Whether all that this command asks for is there, of these settings."""
-        if not folder.token_file.exists():
-            return False
-        if not self.config.evaluate:
-            return True
-        if not folder.metrics_file.exists():
-            return False
+        if not (self.config.evaluate and folder.token_file.exists()):
+            return folder.token_file.exists()
         try:
             arms, film = self.list_class_arms(folder)
-            return (load_metrics(folder.metrics_file).evaluation == self.digest_evaluation(arms + film)
+            return (folder.metrics_file.exists()
+                    and load_metrics(folder.metrics_file).evaluation == self.digest_evaluation(arms + film)
                     and not self.drawer.find_missing(arms + film, folder.eval_images)[1])
         except UserError:  # truncated or foreign: evaluated again, which says what cannot be
             return False
@@ -246,5 +241,4 @@ def list_titles(folders: list[RunFolder]) -> str:
 
 
 if __name__ == "__main__":
-    guard_output()
     sys.exit(main(sys.argv[1:]))
