@@ -82,6 +82,10 @@ class RunConfig:
         "inception", "What FID, KID and coverage compare, where real_images are given: inception, inception:<file of "
         "weights>, or a classifier's last features (the same choices as classifier).", GIVEN, path=True)
     output_path: str = setting(".", "The folder that holds pipeline_token/ and img/.", GIVEN, path=True)
+    train_images: str = setting(
+        "all", "The training pictures that stay once a class is trained, 0.4 MB each at 512 x 512: all (of 50 updates "
+        "100 MB per class), film (of the ten updates at most that the report's film shows: 20 MB), or none.",
+        one_of("all", "film", "none"))
     num_train_epochs: int = setting(50, "Updates at most.", from_to(1, 100_000), "token")
     epoch_size: int = setting(5, "Images per update.", from_to(1, 10_000), "token")
     number_of_prompts: int = setting(3, "How many of the paper's prompt templates take turns.", from_to(1, 3), "token")

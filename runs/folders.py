@@ -138,9 +138,13 @@ class RunFolder:
 
     def save_training(self, trained: TrainedToken, settings: dict):
         """Write a token with its history and versions, last of all; then the training's state is no longer needed."""
-        updates = len(trained.every_update)
+        updates, frames = len(trained.every_update), choose_frames(trained.every_update)
         if settings["fresh_noise"]:  # no seed comes back: the film over the updates has to be drawn
-            write_tensors(self.vectors_file, choose_frames(trained.every_update))
+            write_tensors(self.vectors_file, frames)
+        kept = {"all": None, "film": frames, "none": {}}[settings["train_images"]]
+        for update in self.train_images.glob("[0-9]*") if kept is not None else ():
+            if update.name not in kept:
+                shutil.rmtree(update)
         memory = peak_memory_gb(str(trained.vectors.device))
         write_json(self.cost_file, {"updates": updates, "seconds": round(trained.seconds, 1),
                                     "peak_memory_gb": round(memory, 2)})

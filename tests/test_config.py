@@ -78,6 +78,7 @@ FLAGS = [  # a flag, its value, and what the line must say besides both
     ("max_grad_norm", "0", "greater than 0"),
     ("seed", "-1", "from 0 to"),
     ("seed", str(2**32), "from 0 to 4,294,967,295"),
+    ("train_images", "some", "all, film or none"),
     ("seed", "1", "would train on images that evaluation uses (seeds 0 to 1): give --seed 2 or more"),
     ("guidance_scale", "-1", "from 0 to 100"),
     ("guidance_scale", "nan", "from 0 to 100"),
@@ -216,7 +217,8 @@ def test_what_a_setting_decides():
     assert {"lr", "seed", "guidance_scale", "model", "classifier"} <= set(names_deciding("token"))
     assert {"guidance_scale", "model", "height", "mixed_precision"} <= set(names_deciding("pictures"))
     neither = set(SETTINGS) - {*names_deciding("token"), *names_deciding("pictures")}
-    assert {"batch_size", "classes_at_once", "device", "evaluator", "skip_exists", "exp_id", "test_size"} <= neither
+    assert {"batch_size", "classes_at_once", "device", "evaluator", "skip_exists", "exp_id", "test_size",
+            "train_images"} <= neither
     assert not {"lr", "seed"} & set(names_deciding("pictures"))
 
 

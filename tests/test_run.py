@@ -245,6 +245,31 @@ def test_another_setting_is_another_run(tiny_config, tmp_path, capsys):
     assert main([*argv, "--lr", "0.1"]) == 0  # the new settings are the run's from here on
 
 
+@pytest.mark.parametrize("fresh_noise", ["False", "True"])
+def test_which_training_pictures_stay(tiny_config, tmp_path, capsys, fresh_noise):
+    """All, those of the film's updates, or none; neither the token nor the film depends on it."""
+    found, pages = {}, {}
+    for value in ("all", "film", "none"):
+        argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--evaluate", "True", "--epoch_size", "2",
+                     "--num_train_epochs", "13", "--target_accuracy", "1", "--early_stopping", "13", "--fresh_noise",
+                     fresh_noise, "--train_images", value, "--output_path", str(tmp_path / value))
+        assert main(argv) == 0
+        train, = (tmp_path / value).rglob("train")
+        found[value] = {path.parent.name for path in train.glob("*/*.png")}
+        pages[value] = next((tmp_path / value).rglob("report.html")).read_text()
+        assert len(list(train.glob("*/*.png"))) == 2 * len(found[value])
+        assert (train / "vectors.safetensors").exists() == (fresh_noise == "True")
+        before = file_times(tmp_path / value)
+        assert main([*argv, "--train_images", "all"]) == 0 and file_times(tmp_path / value) == before
+    updates = {f"{update:03d}" for update in range(13)}
+    assert found == {"all": updates, "film": updates - {"002", "006", "010"}, "none": set()}
+    films = {value: re.findall("data:image/gif[^\"]*", page) for value, page in pages.items()}
+    assert len(films["all"]) == 1 and films["all"] == films["film"]
+    assert films["none"] == (films["all"] if fresh_noise == "True" else [])
+    first, *others = (load_token(path).vectors for path in sorted(tmp_path.rglob("learned_embeds.safetensors")))
+    assert all(torch.equal(vectors, first) for vectors in others)
+
+
 def test_token_of_another_model(capsys, tiny_config, tmp_path):
     assert main(flags(tiny_config, "--class_index", "3", "--train", "True", "--num_train_epochs", "1")) == 0
     file = next((tmp_path / "pipeline_token").rglob("*.safetensors"))
