@@ -31,8 +31,8 @@ def initial_vectors(tokenizer, text_encoder, initializer: str) -> torch.Tensor:
         UserError: the initialiser is not exactly one token of the vocabulary.
     """
     ids = tokenizer(initializer, add_special_tokens=False).input_ids
-    require(len(ids) == 1, f"initializer_token must be one token of the vocabulary, as most short words are; "
-                           f"'{initializer}' is {len(ids)}: {tokenizer.convert_ids_to_tokens(ids)}")
+    require(len(ids) == 1, f"initializer_token must be one token of the vocabulary; '{initializer}' is {len(ids)}: "
+                           f"{tokenizer.convert_ids_to_tokens(ids)}; most short words are one")
     table = text_encoder.get_input_embeddings().weight
     require(ids[0] < len(table), f"initializer_token '{initializer}' is no word that the model learned: take another")
     return table[ids].detach().float().clone()
