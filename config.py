@@ -12,16 +12,19 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin
 
-from utils import FUNCTION, UserError, read_yaml, require, suggest_word
+from utils import FUNCTION, UserError, expand_path, import_function, read_yaml, require, suggest_word
 
 Check = tuple[Callable[[Any], bool], str]  # whether a value can work, and the same in words
 TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+SEEDS = 2**32  # how many torch tells apart: seed 2**32 draws what seed 0 draws
 
 
-def setting(default, text: str, check: Check | None = None, decides: str = ""):
-    """A field of RunConfig; `decides`: 'token', 'pictures', both, or nothing but speed, memory and output."""
+def setting(default, text: str, check: Check | None = None, decides: str = "", path: bool = False):
+    """A field of RunConfig; `decides`: 'token', 'pictures', both, or nothing but speed, memory and output; `path`: it
+    is, or may be, a path.
+    """
     start = {"default_factory": lambda: list(default)} if isinstance(default, list) else {"default": default}
-    return field(**start, metadata={"help": text, "check": check, "decides": decides.split()})
+    return field(**start, metadata={"help": text, "check": check, "decides": decides.split(), "path": path})
 
 
 def from_to(low: float, high: float) -> Check:
@@ -32,13 +35,20 @@ def greater_than(low: float, high: float) -> Check:
     return lambda value: low < value <= high, f"greater than {low}, {high:,} at most"
 
 
+def one_of(*choices: str) -> Check:
+    return lambda value: value in choices, f"{', '.join(choices[:-1])} or {choices[-1]}"
+
+
+def word_such_as(example: str) -> Check:
+    return (lambda value: 0 < len(value) <= 50 and not set(value) & set(" {}") and value != "__metadata__",
+            f"one word of 50 letters at most, without spaces, such as {example}")
+
+
 def is_folder_name(name: str) -> bool:
     return 0 < len(name.encode()) <= 100 and name.strip(". ") == name and not set(name) & set("/\\")
 
 
 GIVEN = (lambda value: bool(value.strip()), "a name or a folder (--help shows which)")
-WORD = (lambda value: 0 < len(value) <= 50 and not set(value) & set(" {}") and value != "__metadata__",
-        "one word of 50 letters at most, without spaces, such as newclas")
 SIDE = (lambda value: 8 <= value <= 8192 and value % 8 == 0, "divisible by 8, for the VAE, and from 8 to 8,192")
 
 
@@ -46,40 +56,48 @@ SIDE = (lambda value: 8 <= value <= 8192 and value % 8 == 0, "divisible by 8, fo
 class RunConfig:
     """The reference setting of Discriminative Class Tokens (ICCV 2023): Stable Diffusion 1.4 on a CUDA GPU."""
 
-    class_index: str = setting("", "Which classes: a number counted from 1 (283), a range (1-12), a list (1,5,9), "
-                                   "'all', or a name ('tiger cat'). --list_classes shows them.")
+    class_index: str = setting(
+        "", "Which classes: a number counted from 1 (283), a range (1-12), a list (1,5,9), 'all', or a name ('tiger "
+            "cat'). --list_classes shows them.")
     train: bool = setting(False, "Learn a token for each class.")
     evaluate: bool = setting(False, "Draw the same seeds without and with the token, and judge them.")
     exp_id: str = setting("demo", "The name of the run: the last folder of every output.", (
-        is_folder_name, "a folder's name of 100 letters at most, without / or \\, and without a dot or space at its "
-                        "ends, such as demo"))
-    model: str = setting("CompVis/stable-diffusion-v1-4", "The generator: a hub id or folder in the layout of a "
-                         "StableDiffusionPipeline.", GIVEN, "token pictures")
-    classifier: str = setting("inet", "The guiding classifier: inet, inat, cub, miniature, miniature_evaluator, "
-                              "a transformers image classifier (hub id or folder), or timm:<name>.", GIVEN, "token")
-    evaluator: str | None = setting(None, "A second classifier that judges and never guides (the same choices). "
-                                          "'none': only the guiding one judges.", GIVEN)
-    class_names: str | None = setting(None, "A YAML file {number: name} of names to use in prompts instead of the "
-                                            "classifier's own, such as {135: crane bird}.", GIVEN, "token")
-    real_images: str | None = setting(None, "Real pictures, shown beside the generated ones and compared with them: a "
-                                            "folder with one folder per class (named 0283_tiger_cat, 283, tiger cat "
-                                            "or the label), or module:function that draws one.", GIVEN)
-    features: str = setting("inception", "What FID, KID and coverage compare, where real_images are given: inception, "
-                                         "inception:<file of weights>, or a classifier's last features (the same "
-                                         "choices as classifier).", GIVEN)
-    output_path: str = setting(".", "The folder that holds pipeline_token/ and img/.", GIVEN)
+        is_folder_name, "a folder's name of 100 bytes at most, without / or \\, without a dot or space at its ends"))
+    model: str = setting(
+        "CompVis/stable-diffusion-v1-4", "The generator: a hub id or folder in StableDiffusionPipeline's layout.",
+        GIVEN, "token pictures", path=True)
+    classifier: str = setting(
+        "inet", "The guiding classifier: inet, inat, cub, miniature, miniature_evaluator, a transformers image "
+        "classifier (hub id or folder), or timm:<name>.", GIVEN, "token", path=True)
+    evaluator: str | None = setting(
+        None, "A second classifier that judges and never guides (the same choices). 'none': only the guiding one "
+        "judges.", GIVEN, path=True)
+    class_names: str | None = setting(
+        None, "A YAML file {number: name} of names to use in prompts instead of the classifier's own, such as "
+        "{135: crane bird}.", GIVEN, "token", path=True)
+    real_images: str | None = setting(
+        None, "Real pictures, shown beside the generated ones and compared with them: a folder with one folder per "
+        "class (0283_tiger_cat, 283, tiger cat or the label), or module:function that draws one.", GIVEN, path=True)
+    features: str = setting(
+        "inception", "What FID, KID and coverage compare, where real_images are given: inception, inception:<file of "
+        "weights>, or a classifier's last features (the same choices as classifier).", GIVEN, path=True)
+    output_path: str = setting(".", "The folder that holds pipeline_token/ and img/.", GIVEN, path=True)
+    train_images: str = setting(
+        "all", "The training pictures that stay once a class is trained, 0.4 MB each at 512 x 512: all (of 50 updates "
+        "100 MB per class), film (of the ten updates at most that the report's film shows: 20 MB), or none.",
+        one_of("all", "film", "none"))
     num_train_epochs: int = setting(50, "Updates at most.", from_to(1, 100_000), "token")
     epoch_size: int = setting(5, "Images per update.", from_to(1, 10_000), "token")
     number_of_prompts: int = setting(3, "How many of the paper's prompt templates take turns.", from_to(1, 3), "token")
-    target_accuracy: float = setting(0.7, "Stop when more than this share of an update's images is classified right; "
-                                          "with fresh noise, of the last three updates' images.", from_to(0, 1),
-                                     "token")
-    early_stopping: int = setting(15, "Stop after this many updates without a better loss.", from_to(1, 100_000),
-                                  "token")
-    batch_size: int | None = setting(None, "Images held in memory with a graph at once; changes speed and memory, not "
-                                           "results. 'none': as many as fit.", from_to(1, 10_000))
-    classes_at_once: int = setting(1, "Classes that learn together in the same batches; changes speed and memory, not "
-                                      "results.", from_to(1, 1000))
+    target_accuracy: float = setting(
+        0.7, "Stop when more than this share of an update's images is classified right; with fresh noise, of the last "
+        "three updates' images.", from_to(0, 1), "token")
+    early_stopping: int = setting(15, "Updates without a better loss until it stops.", from_to(1, 100_000), "token")
+    batch_size: int | None = setting(
+        None, "Images held in memory with a graph at once; changes speed and memory, not results. 'none': as many as "
+        "fit.", from_to(1, 10_000))
+    classes_at_once: int = setting(
+        1, "Classes that learn together in the same batches; changes speed and memory, not results.", from_to(1, 1000))
     lr: float = setting(1.25e-3, "AdamW's learning rate (0.00025 x 5 images).", greater_than(0, 1000), "token")
     betas: list[float] = setting([0.9, 0.999], "AdamW's betas.", (
         lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas),
@@ -87,39 +105,41 @@ class RunConfig:
     weight_decay: float = setting(1e-2, "AdamW's weight decay, on the trained vector.", from_to(0, 1000), "token")
     eps: float = setting(1e-8, "AdamW's epsilon.", greater_than(0, 1), "token")
     max_grad_norm: float = setting(1.0, "The gradient's norm is clipped to this.", greater_than(0, 10**9), "token")
-    seed: int = setting(35, "Seed of the first training image; the next ones count up. Evaluation uses 0 to "
-                            "test_size - 1, so this must not be below test_size.", from_to(0, 2**32), "token")
-    guidance_scale: float = setting(7.0, "Classifier-free guidance, in training and evaluation alike; none at 1 or "
-                                         "less.", from_to(0, 100), "token pictures")
+    seed: int = setting(
+        35, "Seed of the first training image; the next ones count up. Evaluation uses 0 to test_size - 1, so this "
+        "must not be below test_size.", from_to(0, SEEDS - 1), "token")
+    guidance_scale: float = setting(
+        7.0, "Classifier-free guidance, in training too; none at 1 or less.", from_to(0, 100), "token pictures")
     height: int = setting(512, "Image height in pixels, divisible by 8.", SIDE, "token pictures")
     width: int = setting(512, "Image width in pixels, divisible by 8.", SIDE, "token pictures")
-    num_inference_steps: int = setting(30, "Denoising steps of the checkpoint's own scheduler.", from_to(1, 999),
-                                       "token pictures")
-    train_timesteps: list[int] | None = setting(None, "Timesteps of the training trajectory, such as 999 800 600; it "
-                                                "jumps from the last one to z_0. 'none': the checkpoint's own "
-                                                "scheduler, as in the paper.", (
-        lambda steps: steps and None not in steps and steps == sorted(set(steps), reverse=True)
-        and steps[-1] >= 0 and steps[0] <= 999,
-        "falling numbers from 999 to 0, from noise to image, such as 999 800 600"), "token")
+    num_inference_steps: int = setting(30, "Steps of the checkpoint's scheduler.", from_to(1, 999), "token pictures")
+    train_timesteps: list[int] | None = setting(
+        None, "Timesteps of the training trajectory, such as 999 800 600; it jumps from the last one to z_0. 'none': "
+        "the checkpoint's own scheduler, as in the paper.", (
+            lambda steps: steps and None not in steps and steps == sorted(set(steps), reverse=True)
+            and steps[-1] >= 0 and steps[0] <= 999,
+            "falling numbers from 999 to 0, from noise to image, such as 999 800 600"), "token")
     fresh_noise: bool = setting(False, "New noise in every update instead of the paper's same seeds.", None, "token")
-    placeholder_token: str = setting("newclas", "The word that stands for the token in prompts.", WORD, "token")
-    initializer_token: str = setting("a", "The word whose embedding the token starts from.", WORD, "token")
+    placeholder_token: str = setting("newclas", "The token's word in prompts.", word_such_as("newclas"), "token")
+    initializer_token: str = setting("a", "The word whose embedding it starts from.", word_such_as("a"), "token")
     test_size: int = setting(10, "Evaluation images per class, each without and with the token.", from_to(1, 100_000))
-    eval_prompts: list[str] = setting([], "More prompts to evaluate in, with {} for the class, such as \"A painting of "
-                                          "{}\" \"A photo of a {} in the snow\"; or a text file with one per line.")
-    context_judge: str | None = setting(None, "module:function that says which words of a prompt a picture (PIL) "
-                                              "shows, or None: eval_prompts are then judged by it too.", (
-        lambda value: re.fullmatch(FUNCTION, value), "module:function"))
-    controls: bool = setting(False, "Evaluate an untrained and a random token of the same norm too: what they gain is "
-                                    "not the training's.")
+    eval_prompts: list[str] = setting(
+        [], "More prompts to evaluate in, with {} for the class, such as \"A painting of {}\" \"A photo of a {} in the "
+        "snow\"; or a text file with one per line.", path=True)
+    context_judge: str | None = setting(
+        None, "module:function that says which words of a prompt a picture (PIL) shows, or None: eval_prompts are then "
+        "judged by it too.", (lambda value: re.fullmatch(FUNCTION, value), "module:function"))
+    controls: bool = setting(
+        False, "Evaluate an untrained and a random token of the same norm too: what they gain is not the training's.")
     device: str = setting("cuda", "cuda, cuda:1, mps or cpu.", (
         lambda value: re.fullmatch(r"cuda(:\d{1,3})?|mps|cpu", value), "cuda, cuda:1, mps or cpu"))
-    mixed_precision: str = setting("fp16", "Precision of the frozen generator: no, fp16 or bf16. The token and the "
-                                           "classifiers are always float32.", (
-        lambda value: value in ("no", "fp16", "bf16"), "no, fp16 or bf16"), "token pictures")
+    mixed_precision: str = setting(
+        "fp16", "Precision of the frozen generator: no, fp16 or bf16. The token and the classifiers are always "
+        "float32.", one_of("no", "fp16", "bf16"), "token pictures")
     gradient_checkpointing: bool = setting(False, "Recompute activations in the last step: slower, less memory.")
-    torch_compile: bool = setting(False, "Compile the generator's networks: minutes at the start, and again for "
-                                         "batches of other sizes, then faster; for long sweeps.")
+    torch_compile: bool = setting(
+        False, "Compile the generator's networks: minutes at the start, and again for batches of other sizes, then "
+        "faster; for long sweeps.")
     skip_exists: bool = setting(True, "Skip what is finished and resume what is half done. False starts over.")
 
     def pick_settings(self, names: Iterable[str]) -> dict[str, Any]:
@@ -132,15 +152,21 @@ class RunConfig:
                                   "shows the classes of the classifier")
         require(self.train or self.evaluate, "nothing to do: give --train True, --evaluate True or both")
         for entry in SETTINGS.values():
-            value, check = getattr(self, entry.name), entry.metadata["check"]
+            value, check, (_, _, is_optional) = getattr(self, entry.name), entry.metadata["check"], value_type(entry)
             for part in value if isinstance(value, list) else [value]:
                 require(not isinstance(part, str) or part.isprintable(),
                         f"{entry.name} {part!r} has unprintable characters")
-            require(check is None or value is None and is_optional(entry) or value is not None and check[0](value),
+            require(check is None or value is None and is_optional or value is not None and check[0](value),
                     f"{entry.name} must be {describe_values(entry)}, not {value!r}")
+        images = self.epoch_size * (self.num_train_epochs if self.fresh_noise else 1)
         require(not self.train or self.seed >= self.test_size,
                 f"seed {self.seed} would train on images that evaluation uses (seeds 0 to {self.test_size - 1}): give "
                 f"--seed {self.test_size} or more, or --test_size {self.seed} or less")
+        require(not self.train or self.seed + images <= SEEDS,
+                f"seed {self.seed} is too high for {images} training images: there are {SEEDS} seeds, after which "
+                f"evaluation's come back; give --seed {SEEDS - images} or less")
+        if self.context_judge:
+            import_function(self.context_judge, "context_judge")
         check_output_path(self.output_path)
 
 
@@ -152,31 +178,29 @@ def names_deciding(what: str) -> list[str]:
     return [name for name, entry in SETTINGS.items() if what in entry.metadata["decides"]]
 
 
-def is_optional(entry: Field) -> bool:
-    return NoneType in get_args(entry.type)
-
-
-def value_type(entry: Field) -> tuple[type, bool]:
-    """The type of one value of a setting, and whether the setting is a list of them."""
-    kind = next((part for part in get_args(entry.type) if part is not NoneType), entry.type) if is_optional(entry) \
-        else entry.type
-    return (get_args(kind)[0], True) if get_origin(kind) is list else (kind, False)
+def value_type(entry: Field) -> tuple[type, bool, bool]:
+    """The type of one value of a setting, whether the setting is a list of them, and whether it may be None."""
+    is_optional = NoneType in get_args(entry.type)
+    kind = get_args(entry.type)[0] if is_optional else entry.type
+    return (get_args(kind)[0], True, is_optional) if get_origin(kind) is list else (kind, False, is_optional)
 
 
 def describe_values(entry: Field) -> str:
-    check, (kind, _) = entry.metadata["check"], value_type(entry)
+    check, (kind, _, is_optional) = entry.metadata["check"], value_type(entry)
     words = check[1] if check else {bool: "True or False"}.get(kind, f"of type {kind.__name__}")
-    return words + ", or none" * is_optional(entry)
+    return words + ", or none" * is_optional
 
 
 def value_reader(entry: Field) -> Callable[[str], Any]:
     """What turns a word of the command line or of a file into a value of the setting."""
-    kind, _ = value_type(entry)
+    kind, is_list, is_optional = value_type(entry)
 
     def read_value(text: str):
-        if is_optional(entry) and text == "none":
+        if is_optional and text == "none":
             return None
         try:
+            if entry.metadata["path"] and not (is_list and "{}" in text):  # no prompt
+                return expand_path(text, entry.name)
             return TRUTH[text.lower()] if kind is bool else kind(text)
         except (ValueError, KeyError) as error:
             raise UserError(f"{entry.name} must be {describe_values(entry)}: invalid {kind.__name__} value: "
@@ -189,24 +213,20 @@ def check_output_path(path: str):
     """Raise UserError where nothing can be written to `path`, or to the folder that it would be made in."""
     for folder in (Path(path).absolute(), Path(path, "img").absolute(), Path(path, "pipeline_token").absolute()):
         there = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
-        require(there.is_dir(), f"output_path '{path}' cannot be a folder: '{there}' is none")
+        require(there.is_dir(), f"output_path '{path}' cannot be a folder: '{there}' is a file")
         require(os.access(there, os.W_OK | os.X_OK), f"output_path '{path}': '{there}' may not be written "
                                                      "to, or is on a read-only file system; give another folder")
 
 
 def read_settings(path: str) -> dict[str, Any]:
-    """{setting: value} of a YAML file; one that is left empty keeps its default.
-
-    Raises:
-        UserError: no such file, not a mapping, a key that is no setting or a value of another type.
-    """
+    """{setting: value} of a YAML file; one that is left empty keeps its default."""
     values = {}
     for key, words in read_yaml(path, "lr: 0.001").items():
         require(key in SETTINGS, f"'{path}' has an unknown setting '{key}'; "
                                  + (suggest_word(key, SETTINGS) or "--help lists them"))
-        read_value, (_, is_list) = value_reader(SETTINGS[key]), value_type(SETTINGS[key])
+        read_value, (_, is_list, is_optional) = value_reader(SETTINGS[key]), value_type(SETTINGS[key])
         require(isinstance(words, str) or is_list, f"'{path}': {key} must be one value, not {words}")
-        if words in ("null", "~", "", []) or words == "none" and is_optional(SETTINGS[key]):
+        if words in ("null", "~", "", []) or words == "none" and is_optional:
             continue
         parts = words if isinstance(words, list) else [words]
         values[key] = [read_value(part) for part in parts] if is_list else read_value(words)
@@ -217,8 +237,9 @@ class OneLineParser(argparse.ArgumentParser):
     """Says what is wrong in one line instead of printing forty flags first."""
 
     def error(self, message):
-        flag = message.partition("unrecognized arguments: ")[2].split(" ")[0]
-        hint = suggest_word(flag, [f"--{name}" for name in SETTINGS]) or "--help explains it"
+        word = message.partition("unrecognized arguments: ")[2].split(" ")[0]
+        hint = "a value with spaces needs quotes" if word.lstrip("-") == word != "" else \
+            suggest_word(word, [f"--{name}" for name in SETTINGS]) or "--help explains it"
         raise UserError(f"{message.removeprefix('argument ').rstrip('.')}; {hint}")
 
 
@@ -229,12 +250,13 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
 def build_parser(description: str | None) -> OneLineParser:
     parser = OneLineParser(usage="python run.py [--config FILE.yml] [--SETTING VALUE ...]", description=description,
                            allow_abbrev=False, formatter_class=HelpFormatter)
-    parser.add_argument("--config", metavar="FILE.yml", help="A YAML file of these settings; flags override it.")
+    parser.add_argument("--config", metavar="FILE.yml", type=lambda text: expand_path(text, "config"),
+                        help="A YAML file of these settings; flags override it.")
     parser.add_argument("--list_classes", action="store_true", help="Print the classes of --classifier and stop.")
     parser.add_argument("--debug", action="store_true", help="Show where in the code an error came from.")
     defaults = RunConfig()
     for name, entry in SETTINGS.items():
-        kind, is_list = value_type(entry)
+        kind, is_list, _ = value_type(entry)
         more = {"nargs": "+"} if is_list else {"nargs": "?", "const": True} if kind is bool else {}
         parser.add_argument(f"--{name}", type=value_reader(entry), default=getattr(defaults, name),
                             metavar=kind.__name__.upper(), help=entry.metadata["help"], **more)
@@ -242,13 +264,7 @@ def build_parser(description: str | None) -> OneLineParser:
 
 
 def parse_settings(argv: list[str], description: str | None = None) -> tuple[RunConfig, bool]:
-    """The settings of defaults, then the file of --config, then flags; and whether to list the classes.
-
-    '--train_timesteps none' and the like unset an optional setting.
-
-    Raises:
-        UserError: a flag, key or value that is no setting.
-    """
+    """The settings of defaults, then the file of --config, then flags; and whether to list the classes."""
     parser = build_parser(description)
     argv = [re.sub("^--[^=]*", lambda name: "--" + name[0][2:].replace("-", "_"), part) for part in argv]
     config_file = parser.parse_args(argv).config

@@ -36,11 +36,7 @@ class PromptDataset(Dataset):
 
 
 def read_eval_prompts(given: list[str]) -> list[str]:
-    """The prompts of --eval_prompts, given or the lines of the one text file given, without the always evaluated one.
-
-    Raises:
-        UserError: no such file, a prompt without exactly one {} for the class, or two that share a folder.
-    """
+    """The prompts of --eval_prompts, given or lines of the one text file given, without the always evaluated one."""
     if len(given) == 1 and "{}" not in given[0]:
         file = find_path(given[0])
         require(file and file.is_file(), f"eval_prompts: '{given[0]}' is neither a file nor a prompt, which has a {{}} "
@@ -51,7 +47,8 @@ def read_eval_prompts(given: list[str]) -> list[str]:
         require(template.count("{}") == 1 and not set(template.replace("{}", "")) & set("{}"),
                 f"eval_prompts: '{template}' needs one {{}} where the class goes, such as 'A painting of {{}}'")
     folders = [prompt_folder(template) for template in given]
-    require(len(set(folders)) == len(folders), f"eval_prompts: two prompts differ in no letter or digit: {given}")
+    require(len(set(folders)) == len(folders),  # their pictures would share one
+            f"eval_prompts: two prompts differ in no letter or digit, so leave out one of them: {given}")
     return [template for template in given if template != TEMPLATES[0]]
 
 
@@ -61,11 +58,7 @@ def class_name(label: str) -> str:
 
 
 def class_names(labels: list[str], overrides: str | None = None) -> list[str]:
-    """The name of every class, from its label or from a YAML file {number from 1: name}.
-
-    Raises:
-        UserError: no such file, or not a mapping of class numbers to names.
-    """
+    """The name of every class, from its label or from a YAML file {number from 1: name}."""
     names = [class_name(label) for label in labels]
     for number, name in (read_yaml(overrides, "135: crane bird") if overrides else {}).items():
         valid = re.fullmatch("[0-9]{1,9}", number) and 1 <= int(number) <= len(names)
@@ -104,11 +97,7 @@ def target_class(index: int, name: str, label: str) -> TargetClass:
 
 
 def select_classes(selection: str, labels: list[str], names: list[str]) -> list[TargetClass]:
-    """The classes of '283', '1-12', '1,5,9', 'all', a name or a whole label, numbers counted from 1.
-
-    Raises:
-        UserError: a number outside the classifier's classes, a name it does not know or that several classes share.
-    """
+    """The classes of '283', '1-12', '1,5,9', 'all', a name or a whole label, numbers counted from 1."""
     selection = selection.strip()
     if selection == "all":
         chosen = range(len(labels))

@@ -11,9 +11,12 @@ import sys
 
 
 def end_process(number: int, _frame=None):
-    """End at once, with one line: files are whole or not there, and the same command resumes."""
-    os.write(2, f"\nstopped by {signal.Signals(number).name}: the same command resumes\n".encode())
-    os._exit(128 + number)
+    """End at once, with one line: every file is whole or not there."""
+    try:
+        os.write(2, f"\nstopped by {signal.Signals(number).name}: the same command resumes, or starts over where "
+                    "--skip_exists is False\n".encode())
+    finally:  # also where nobody reads
+        os._exit(128 + number)
 
 
 if __name__ == "__main__":
@@ -24,13 +27,11 @@ if __name__ == "__main__":
 
 import functools
 import math
-import traceback
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from config import RunConfig, names_deciding, parse_settings
 from evaluation.accuracy import judge_class, load_metrics
@@ -48,29 +49,22 @@ from models.sampling import SamplingSettings
 from prompt_datasets import TEMPLATES, TargetClass, class_names, class_number, read_eval_prompts, select_classes
 from runs.folders import RunFolder
 from runs.workers import Sweep, TrainingJob, choose_device, work_on_classes
-from utils import UserError, error_message, import_function, list_checkpoint_files, read_tensors, require, to_printable
-
-NO_MEMORY = ("not enough memory on the device for these models: try --mixed_precision fp16 or bf16, a smaller --model, "
-             "--classifier or --evaluator, or another --device")
+from utils import UserError, exit_code, list_checkpoint_files, read_tensors, require, to_printable
 
 
 def main(argv: list[str]) -> int:
     """Do what the command line asks for; the exit code: 2 for a user error."""
-    try:
-        config, list_classes = parse_settings(argv, __doc__)
-        if list_classes:
-            print("\n".join(f"{class_number(i):5d}  {label}" for i, label in enumerate(load_labels(config.classifier))))
-            return 0
-        config.eval_prompts = read_eval_prompts(config.eval_prompts)
-        config.validate_settings()
-        Run(config).run_sweep()
-    except (UserError, OSError, torch.OutOfMemoryError) as error:
-        if "--debug" in argv:
-            traceback.print_exc()
-        line = NO_MEMORY if isinstance(error, torch.OutOfMemoryError) else error_message(error)
-        tqdm.write(f"error: {line}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: run_command(argv), debug="--debug" in argv)
+
+
+def run_command(argv: list[str]):
+    config, list_classes = parse_settings(argv, __doc__)
+    if list_classes:
+        print("\n".join(f"{class_number(i):5d}  {label}" for i, label in enumerate(load_labels(config.classifier))))
+        return
+    config.eval_prompts = read_eval_prompts(config.eval_prompts)
+    config.validate_settings()
+    Run(config).run_sweep()
 
 
 class Run:
@@ -86,6 +80,8 @@ class Run:
                         for target in self.targets}
         self.sampling = SamplingSettings(config.height, config.width, config.guidance_scale,
                                          config.num_inference_steps)
+        timesteps = config.train_timesteps
+        self.training_sampling = self.sampling._replace(timesteps=timesteps and tuple(timesteps))
         drawn_by = {"weights": list_checkpoint_files(config.model), **config.pick_settings(names_deciding("pictures"))}
         judges = [name for name in (config.classifier, config.evaluator) if name]
         self.judged_by = [judges, [list_checkpoint_files(resolve_name(name)[1]) for name in judges], config.test_size,
@@ -101,7 +97,8 @@ class Run:
         config = self.config
         self.check_settings()
         sweep = Sweep(list(self.folders.values()), self.is_finished, start_over=not config.skip_exists)
-        untrained = [folder for folder in sweep.folders if self.needs_training(folder)]
+        untrained = [folder for folder in sweep.folders
+                     if config.train and not (config.skip_exists and folder.token_file.exists())]
         for folder in sweep.folders:
             if folder not in untrained and config.evaluate:
                 folder.check_token(config.classifier, config.test_size)  # before gigabytes are loaded for nothing
@@ -132,18 +129,13 @@ class Run:
     def check_settings(self):
         """Find out before any long work, and before anything is written, what cannot work."""
         config = self.config
-        if config.context_judge:
-            import_function(config.context_judge, "context_judge")
         for text in (*(target.name for target in self.targets), *TEMPLATES, *config.eval_prompts):
             require(config.placeholder_token.lower() not in text.lower(),  # the tokenizer would find it in there
-                    f"placeholder_token '{config.placeholder_token}' is part of '{text}': take a word that stands "
-                    "nowhere else, such as newclas")
+                    f"placeholder_token '{config.placeholder_token}' is part of '{text}': take a word that "
+                    "stands nowhere else")
         if config.train and config.skip_exists:
             for folder in self.folders.values():
                 folder.refuse_other_settings(asdict(config), names_deciding("token"))
-
-    def needs_training(self, folder: RunFolder) -> bool:
-        return self.config.train and not (self.config.skip_exists and folder.token_file.exists())
 
     def load_checked_generator(self) -> Generator:
         """The frozen generator, sure to take every prompt of these classes."""
@@ -163,11 +155,6 @@ class Run:
                 generator.encode([template.format(f"{config.placeholder_token} {target.name}")
                                   for template in templates], vectors.expand(len(templates), *vectors.shape))
         return generator
-
-    @property
-    def training_sampling(self) -> SamplingSettings:
-        timesteps = self.config.train_timesteps
-        return self.sampling._replace(timesteps=timesteps and tuple(timesteps))
 
     def load_judges(self) -> dict[str, Classifier]:
         """The guiding classifier, and for an evaluation the evaluator."""
@@ -204,15 +191,12 @@ class Run:
 
     def is_finished(self, folder: RunFolder) -> bool:
         """Whether all that this command asks for is there, of these settings."""
-        if not folder.token_file.exists():
-            return False
-        if not self.config.evaluate:
-            return True
-        if not folder.metrics_file.exists():
-            return False
+        if not (self.config.evaluate and folder.token_file.exists()):
+            return folder.token_file.exists()
         try:
             arms, film = self.list_class_arms(folder)
-            return (load_metrics(folder.metrics_file)["evaluation"] == self.digest_evaluation(arms + film)
+            return (folder.metrics_file.exists()
+                    and load_metrics(folder.metrics_file)["evaluation"] == self.digest_evaluation(arms + film)
                     and not self.drawer.find_missing(arms + film, folder.eval_images)[1])
         except UserError:  # truncated or foreign: evaluated again, which says what cannot be
             return False

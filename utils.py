@@ -3,11 +3,15 @@
 import difflib
 import errno
 import importlib
+import io
 import json
 import os
+import re
+import sys
 import threading
+import traceback
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,8 +20,9 @@ import numpy as np
 import safetensors.torch
 import torch
 import yaml
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
 
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # or transformers asks owners of .bin files to convert
 
@@ -41,8 +46,8 @@ def require(condition, message: str):
 
 def suggest_word(word: str, known: Iterable[str]) -> str:
     """A question where `word` is close to one of `known`, else an empty string."""
-    close = difflib.get_close_matches(word, known, 1)
-    return f"did you mean '{close[0]}'?" if close else ""
+    close = difflib.get_close_matches(word, known := list(known), 1)
+    return f"did you mean '{close[0]}'?" if close and word not in known else ""
 
 
 def to_printable(text: str) -> str:
@@ -54,15 +59,58 @@ def join_lines(text) -> str:
     return " ".join(str(text).split())
 
 
-def error_message(error: UserError | OSError) -> str:
+def error_message(error: UserError | OSError | torch.OutOfMemoryError) -> str:
     """One line for the user: our own message, or the system's about a file."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "not enough memory on the device: try --mixed_precision bf16, smaller models, or another --device"
     if isinstance(error, UserError) or error.filename is None:
         return to_printable(str(error))
-    full = "; free some space: the files on disk are whole, and the same command resumes"
+    full = "; free some space: the files on disk are whole, and the command can be given again"
     return to_printable(f"'{error.filename}': {error.strerror}{full if error.errno in DISK_FULL else ''}")
 
 
-# ---------------------------------------------------------------- paths and functions that the user names
+class OptionalOutput(io.FileIO):
+    """What a program prints; once its reader has gone, nothing."""
+
+    def write(self, data) -> int:
+        with suppress(BrokenPipeError):
+            return super().write(data)
+        return len(data)
+
+
+def guard_output():
+    """Let neither a closed stream, a reader that has gone nor letters that an encoding lacks end the program."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)  # None: closed
+        if stream is getattr(sys, f"__{name}__"):  # no test's
+            file = OptionalOutput(stream.fileno() if stream else os.devnull, "w", closefd=not stream)
+            setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(file), stream.encoding if stream else "utf-8",
+                                                "backslashreplace", line_buffering=True))
+
+
+def exit_code(work: Callable[[], None], debug: bool = False) -> int:
+    """Do an entry point's work: 0, or 2 and one line for a user error; `debug` shows where it came from."""
+    guard_output()
+    try:
+        work()
+    except (UserError, OSError, torch.OutOfMemoryError) as error:
+        if debug:
+            traceback.print_exc()
+        tqdm.write(f"error: {error_message(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def expand_path(text: str, setting: str) -> str:
+    """A path with its ~ and $VARIABLES filled in, also after 'mean:' and the like; a UserError for unknown ones."""
+    prefix, path = re.fullmatch(r"((?:[\w-]+:)*)(.*)", text, re.DOTALL).groups()
+    full = os.path.expanduser(path)
+    require(not full.startswith("~") or os.path.lexists(path),
+            f"{setting} '{text}': there is no user '{path.split('/')[0][1:]}'; ./{path} would be a folder")
+    unset = [name for name in re.findall(r"\$\{?(\w+)", full) if name not in os.environ]
+    require(not unset or os.path.lexists(full), f"{setting} '{text}': the variable ${''.join(unset[:1])} is not set")
+    return prefix + os.path.expandvars(full)
+
 
 def find_path(name: str) -> Path | None:
     """`name` as a path from here or from the repository; None where neither exists (a hub id, for example)."""
@@ -87,60 +135,43 @@ def list_checkpoint_files(source: str) -> dict[str, list[int]]:
 
 
 def import_function(reference: str, setting: str):
-    """The function that 'module:function' names; `setting` is the flag that named it.
-
-    Raises:
-        UserError: no such module or function.
-    """
+    """The function that 'module:function', the value of `setting`, names; a UserError where there is none."""
     module, _, name = reference.partition(":")
     try:
         function = getattr(importlib.import_module(module), name, None)
     except ModuleNotFoundError as error:
         raise UserError(f"{setting}: no module '{error.name}' for '{reference}'") from error
-    require(callable(function), f"{setting} '{reference}': module '{module}' has no function '{name}'; write it as "
-                                "module:function")
+    require(callable(function), f"{setting} '{reference}': module '{module}' has no function '{name}'")
     return function
 
-
-# ---------------------------------------------------------------- reading
 
 def broken_file_error(path: Path, reason) -> UserError:
     return UserError(f"'{path}' is broken ({join_lines(reason)}): remove it and run the same command again")
 
 
 def read_text(path: str) -> str:
-    """A small text file in UTF-8 that a person wrote.
-
-    Raises:
-        UserError: no such file, larger than LARGEST_TEXT, or not UTF-8.
-    """
+    """A text file that a person wrote; a UserError where it is missing, larger than LARGEST_TEXT or not UTF-8."""
     found = find_path(path)
     require(found and found.is_file(), f"no file '{path}'")
-    size = found.stat().st_size
-    require(size <= LARGEST_TEXT, f"'{path}' has {size} bytes: it is not a text file of settings, names or prompts")
+    require(found.stat().st_size <= LARGEST_TEXT, f"'{path}' has {found.stat().st_size} bytes: it is not a text file")
     try:
-        return found.read_text(encoding="utf-8")
+        return found.read_text(encoding="utf-8-sig")  # with or without a byte-order mark
     except UnicodeDecodeError as error:
-        raise UserError(f"'{path}' is not a text file in UTF-8") from error
+        raise UserError(f"'{path}' is not a text file in UTF-8: save it as one") from error
 
 
 class WordsLoader(yaml.BaseLoader):
     """Makes strings, lists and mappings alone; a repeated key is an error."""
 
     def construct_mapping(self, node, deep=False):
-        counts = Counter(str(key.value) for key, _ in node.value)
-        repeated = [key for key, count in counts.items() if count > 1]
-        if repeated:
-            raise yaml.constructor.ConstructorError(None, None, f"'{repeated[0]}' is there twice", node.start_mark)
+        for key, count in Counter(str(key.value) for key, _ in node.value).items():
+            if count > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is there twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: str, example: str) -> dict[str, str | list[str]]:
-    """A YAML file of 'key: value' lines, every scalar as it was typed (`no` stays 'no', 1e-3 stays '1e-3').
-
-    Raises:
-        UserError: no such file, not YAML, or not a mapping of words to words or plain lists; `example` is a right line.
-    """
+    """A YAML file of lines such as `example`, every scalar as it was typed (`no` stays 'no'); else a UserError."""
     try:
         values = yaml.load(read_text(path), Loader=WordsLoader) or {}  # nosec B506  # it makes strings alone
     except (yaml.YAMLError, RecursionError) as error:
@@ -153,42 +184,33 @@ def read_yaml(path: str, example: str) -> dict[str, str | list[str]]:
     return values
 
 
-def settings_as_words(settings: dict) -> dict[str, str | list[str]]:
+def to_words(settings: dict) -> dict[str, str | list[str]]:
     """Settings as `read_yaml` reads them back from the file that `write_yaml` made of them."""
     return yaml.load(yaml.safe_dump(settings), Loader=yaml.BaseLoader)  # nosec B506  # it makes strings alone
 
 
 def read_json(path: Path, *keys: str) -> dict:
-    """A JSON object of ours that has these `keys`.
-
-    Raises:
-        UserError: truncated, or not ours.
-    """
-    return parse_json_objects(path, [path.read_bytes()], keys)[0]
+    """A JSON object of ours that has these `keys`; a UserError where it is truncated or not ours."""
+    return parse_json(path, path.read_bytes(), keys)
 
 
 def read_json_lines(path: Path, *keys: str) -> list[dict]:
-    """The JSON objects of a file of ours, one per line, which have these `keys`; errors as in `read_json`."""
-    return parse_json_objects(path, path.read_bytes().splitlines(), keys)
+    """The JSON objects of a file of ours, one per line; otherwise as `read_json`."""
+    return [parse_json(path, line, keys) for line in path.read_bytes().splitlines()]
 
 
-def parse_json_objects(path: Path, parts: list[bytes], keys: tuple[str, ...]) -> list[dict]:
+def parse_json(path: Path, data: bytes, keys: tuple[str, ...]) -> dict:
     try:
-        values = [json.loads(part) for part in parts]
+        value = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise broken_file_error(path, error) from error
-    for value in values:
-        if not isinstance(value, dict) or set(keys) - value.keys():
-            raise broken_file_error(path, f"not an object with {', '.join(keys)}")
-    return values
+    if not isinstance(value, dict) or set(keys) - value.keys():
+        raise broken_file_error(path, f"not a JSON object{' with ' * bool(keys)}{', '.join(keys)}")
+    return value
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors of a safetensors file of ours, and its header.
-
-    Raises:
-        UserError: truncated, or not ours.
-    """
+    """The tensors of a safetensors file of ours, and its header; a UserError where it is truncated or not ours."""
     try:
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -196,15 +218,9 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise broken_file_error(path, error) from error
 
 
-# ---------------------------------------------------------------- writing
-
 @contextmanager
 def replace_file(path: Path):
-    """Yield a temporary path beside `path` that takes its place at the end: a reader never sees half a file.
-
-    Raises:
-        OSError: naming `path`: the disk is full, the folder read-only; the old file is untouched.
-    """
+    """Yield a temporary path beside `path` that takes its place at the end; an OSError leaves `path` as it was."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")  # two may write one file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -241,8 +257,6 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
         temporary.write_bytes(len(header).to_bytes(8, "little") + header + data[end:])
 
 
-# ---------------------------------------------------------------- images
-
 def to_pixels(images: torch.Tensor) -> np.ndarray:
     """Images [B, 3, H, W] in [0, 1] -> uint8 [B, H, W, 3], converted on their device: fewer bytes leave a GPU."""
     return (images.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
@@ -251,16 +265,13 @@ def to_pixels(images: torch.Tensor) -> np.ndarray:
 def submit_images(pool: ThreadPoolExecutor, writes: list[Future], paths: list[Path], chosen: Iterable[int],
                   pixels: np.ndarray):
     """Start writing uint8 [B, H, W, 3] to those paths that the indices `chosen` [B] name; add to `writes`."""
-    writes += [pool.submit(save_image, Image.fromarray(image), paths[int(i)])
-               for i, image in zip(chosen, pixels, strict=True)]
+    writes += [pool.submit(save_image, Image.fromarray(part), paths[i]) for i, part in zip(chosen, pixels, strict=True)]
 
 
 def save_pixels(pixels: np.ndarray, paths: list[Path]):
     """Write uint8 [B, H, W, 3] as PNG files, on four threads."""
     with ThreadPoolExecutor(4) as pool:
-        submit_images(pool, writes := [], paths, range(len(paths)), pixels)
-    for write in writes:
-        write.result()
+        list(pool.map(save_image, map(Image.fromarray, pixels), paths))
 
 
 def save_image(image: Image.Image, path: Path, **options):
@@ -270,24 +281,18 @@ def save_image(image: Image.Image, path: Path, **options):
 
 
 def read_image(path: Path) -> Image.Image:
-    """An image file as RGB.
-
-    Raises:
-        UserError: not an image, or a truncated one.
-    """
+    """An image file as RGB; a UserError where it is none, truncated, or out of reach."""
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise UserError(f"'{path}' cannot be read: {error.strerror}") from error
         raise broken_file_error(path, error) from error
 
 
 def load_images(paths: list[Path]) -> torch.Tensor:
-    """Image files of one size as float [B, 3, H, W] in [0, 1].
-
-    Raises:
-        UserError: a broken one, or one of another size than the first.
-    """
+    """Image files as float [B, 3, H, W] in [0, 1]; a UserError where one is broken or of another size."""
     arrays = [np.asarray(read_image(path)) for path in paths]
     for path, array in zip(paths, arrays, strict=True):
         if array.shape != arrays[0].shape:

@@ -38,9 +38,15 @@ def find_real_images(source: str, classes: list[TargetClass], runs: dict[TargetC
     known = [name for spellings in allowed for name in spellings]
     present = [folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
     unknown = sorted(set(present) - set(known))
-    require(not unknown, f"'{source}' has folders that are no class: {', '.join(map(repr, unknown[:5]))}; "
-                         + (suggest_word("".join(unknown[:1]), known) or
-                            f"name them such as '{known[0]}', by the numbers and names of --list_classes"))
+    first = "".join(unknown[:1])
+    if first.isdecimal() and not 1 <= int(first) <= len(classes):
+        hint = f"the classes are numbered 1 to {len(classes)}"
+    elif first.isdecimal():  # resembles quite other numbers
+        hint = f"did you mean '{int(first)}'?" if first.lstrip("0") in known else ""
+    else:
+        hint = suggest_word(first, known)
+    hint = hint or f"name them such as '{known[0]}', by the numbers and names of --list_classes"
+    require(not unknown, f"'{source}' has folders that are no class: {', '.join(map(repr, unknown[:5]))}; {hint}")
     with tqdm(runs, desc="real pictures", unit="class", delay=2) as bar:  # closed before an error is printed
         return {target: find_class_images(root, target, allowed[target.index]) for target in bar}
 

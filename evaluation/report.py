@@ -28,7 +28,7 @@ from evaluation.pictures import caption_image, draw_sheet, encode_address, inlin
 from method.class_token import load_token
 from method.trainer import HISTORY_KEYS
 from prompt_datasets import class_title
-from utils import UserError, error_message, read_json, read_json_lines, read_yaml, require, save_image, write_text
+from utils import exit_code, expand_path, read_json, read_json_lines, read_yaml, require, save_image, write_text
 
 SHOWN = 10  # pictures per row
 MANY = 50  # classes beyond which a page shows less of each: ImageNet's thousand come to about 60 MB
@@ -131,15 +131,15 @@ def write_report(runs: list[RunFiles], out: Path):
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="img/<classifier>/<class>/<run>")
-    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page to write (report.html)")
-    arguments = parser.parse_args(argv)
-    try:
-        write_report([RunFiles(run.resolve()) for run in arguments.runs], arguments.out)
-    except (UserError, OSError) as error:
-        print(f"error: {error_message(error)}", file=sys.stderr)
-        return 2
-    print(f"report: {arguments.out}")
-    return 0
+    parser.add_argument("--out", default="report.html", help="the page to write (report.html)")
+
+    def make_report():
+        arguments = parser.parse_args(argv)
+        runs, out = [RunFiles(run.resolve()) for run in arguments.runs], Path(expand_path(arguments.out, "--out"))
+        write_report(runs, out)
+        print(f"report: {out}")
+
+    return exit_code(make_report)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from models.sampling import SamplingSettings
 from prompt_datasets import TEMPLATES, TargetClass, class_names, select_classes
 from runs.folders import RunFolder
 from runs.workers import Sweep, TrainingJob, choose_device, work_on_classes
-from utils import ROOT, UserError, error_message, list_checkpoint_files, read_json, require, write_json, write_text
+from utils import ROOT, exit_code, list_checkpoint_files, read_json, require, write_json, write_text
 
 Sets = dict[TargetClass, list[Path]]  # pictures by class
 Vectors = dict[TargetClass, torch.Tensor | None]  # [K, D] by class, None without a token
@@ -240,8 +240,4 @@ def publish_result(lab: Lab, name: str, claim: str, sentence: str, header: list[
 
 def run_script(main: Callable[[], None]):
     """Run an experiment; a user error is one line and exit code 2."""
-    try:
-        main()
-    except (UserError, OSError) as error:
-        print(f"error: {error_message(error)}", file=sys.stderr)
-        raise SystemExit(2) from None
+    sys.exit(exit_code(main))

@@ -77,7 +77,7 @@ def _explain_causes(source: str, causes: list[BaseException], instead: str) -> s
     elif unreachable or caused_by(LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, URLError):
         reason = "it is not downloaded yet and the hub cannot be reached; connect once, or give the path of a copy;"
     else:
-        reason = f"{first} (half downloaded, perhaps, and the hub cannot be reached);"
+        reason = f"{first} (half downloaded, perhaps: remove it from ~/.cache/huggingface and connect);"
     return f"{reason} {instead}"
 
 

@@ -127,7 +127,10 @@ def resolve_name(name: str) -> tuple[str, str]:
 
 def _read_labels(config) -> list[str]:
     labels = {int(i): join_lines(to_printable(str(label))) for i, label in config.id2label.items()}
-    require(labels, "its config.json names no classes (id2label)")
+    named = f"the config.json of '{config.name_or_path}' numbers its classes from 0 on (id2label), but"
+    require(labels, f"{named} names no classes")
+    missing = next((i for i in range(len(labels)) if i not in labels), None)
+    require(missing is None, f"{named} has no class {missing}, and {len(labels)} classes up to {max(labels)}")
     return [labels[i] for i in range(len(labels))]
 
 

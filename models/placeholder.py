@@ -16,12 +16,11 @@ def add_placeholder(tokenizer, placeholder: str) -> int:
     require(placeholder and placeholder == "".join(placeholder.split()),
             f"placeholder_token must be one word without spaces, not '{placeholder}'")
     known = tokenizer(placeholder, add_special_tokens=False).input_ids
-    require(len(known) > 1, f"placeholder_token '{placeholder}' is in the vocabulary already; "
-                            "take a word nobody uses, such as newclas")
+    require(len(known) > 1, f"placeholder_token '{placeholder}' is in the vocabulary already: make up another word")
     tokenizer.add_tokens(placeholder)
     token_id = tokenizer.convert_tokens_to_ids(placeholder)
     require(tokenizer(f"a {placeholder} a", add_special_tokens=False).input_ids.count(token_id) == 1,
-            f"placeholder_token '{placeholder}' is not read as one token; take a plain word, such as newclas")
+            f"placeholder_token '{placeholder}' is not read as one token: take a word of plain letters")
     return token_id
 
 
@@ -33,9 +32,9 @@ def initial_vectors(tokenizer, text_encoder, initializer: str) -> torch.Tensor:
     """
     ids = tokenizer(initializer, add_special_tokens=False).input_ids
     require(len(ids) == 1, f"initializer_token must be one token of the vocabulary; '{initializer}' is {len(ids)}: "
-                           f"{tokenizer.convert_ids_to_tokens(ids)}")
+                           f"{tokenizer.convert_ids_to_tokens(ids)}; most short words are one")
     table = text_encoder.get_input_embeddings().weight
-    require(ids[0] < len(table), f"initializer_token '{initializer}' has no embedding of its own")
+    require(ids[0] < len(table), f"initializer_token '{initializer}' is no word that the model learned: take another")
     return table[ids].detach().float().clone()
 
 
@@ -50,8 +49,8 @@ def tokenize_prompts(tokenizer, prompts: list[str], placeholder_id: int | None, 
     length, rows, masks = tokenizer.model_max_length, [], []
     for prompt, ids in zip(prompts, tokenizer(prompts).input_ids, strict=True):
         row = [part for i in ids for part in (range(i, i + num_vectors) if i == placeholder_id else (i,))]
-        require(len(row) <= length, f"the prompt has {len(row)} tokens and the model reads {length}, so its end, and "
-                                    f"the class token where it stands there, would be cut off: '{prompt}'")
+        require(len(row) <= length, f"the prompt has {len(row)} tokens and the model reads {length}, so its end would "
+                                    f"be cut off: shorten it, or the class's name in it by --class_names: '{prompt}'")
         rows.append(row + [tokenizer.pad_token_id] * (length - len(row)))
         masks.append([1] * len(row) + [0] * (length - len(row)))
     return torch.tensor(rows), torch.tensor(masks)

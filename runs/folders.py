@@ -3,7 +3,6 @@
 import platform
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import diffusers
@@ -19,16 +18,7 @@ from method.trainer import TrainedToken
 from models.batch_size import peak_memory_gb
 from models.classifiers import folder_name
 from prompt_datasets import TargetClass
-from utils import (
-    UserError,
-    is_same_source,
-    read_yaml,
-    require,
-    settings_as_words,
-    write_json,
-    write_tensors,
-    write_yaml,
-)
+from utils import UserError, is_same_source, read_yaml, require, to_words, write_json, write_tensors, write_yaml
 
 
 class RunFolder(RunFiles):
@@ -40,11 +30,7 @@ class RunFolder(RunFiles):
         self.lock = FileLock(self.tokens.with_name(f".{exp_id}.lock"))
 
     def try_lock(self) -> bool:
-        """Claim the class, unless another process holds it; the system drops the lock of a process that dies.
-
-        Raises:
-            UserError: the lock cannot be had at all, for example a link lies in its place.
-        """
+        """Claim the class, unless another process holds it; the system drops the lock of a process that dies."""
         path = Path(self.lock.lock_file)
         require(not path.is_symlink(), f"'{path}' is a link, and no lock: remove it")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,9 +41,7 @@ class RunFolder(RunFiles):
         return True
 
     def print_line(self, text: str):
-        """A line about the class; several processes may print in turn."""
         tqdm.write(f"class {self.target.title}: {text}")
-        sys.stdout.flush()
 
     def results_of_images(self) -> list[Path]:
         """What tells of evaluation pictures, and is wrong once they are drawn again."""
@@ -70,22 +54,18 @@ class RunFolder(RunFiles):
         return tuple(file.stat().st_mtime_ns if file.exists() else None for file in files)
 
     def changed_settings(self, settings: dict, names: list[str]) -> list[str]:
-        """What of `names` differs between the training that left config.yml and `settings`, in words.
-
-        Raises:
-            UserError: config.yml is not of a run.
-        """
+        """What of `names` differs between the training that left config.yml and `settings`, in words."""
         if not self.config_file.exists():
             return []
-        now, remedy = settings_as_words(settings), f"remove '{self.tokens}' to train the class again"
+        now, remedy = to_words(settings), f"remove '{self.tokens}' to train the class again"
         try:
             before = read_yaml(str(self.config_file), "lr: 0.001")
         except UserError as error:
             raise UserError(f"{error}; {remedy}") from error
-        require(all(isinstance(before.get(name), str) for name in ("model", "classifier", "lr")),
+        require(all(isinstance(before.get(name), str) for name in ("model", "classifier", "lr", "skip_exists")),
                 f"'{self.config_file}' does not hold the settings of a run; {remedy}")
         return [f"{name} {before[name]}, now {now[name]}" for name in names if before.get(name, now[name]) != now[name]
-                and not (name in ("model", "classifier") and is_same_source(before[name], now[name]))]
+                and not (name in ("model", "classifier", "class_names") and is_same_source(before[name], now[name]))]
 
     def refuse_other_settings(self, settings: dict, names: list[str]):
         """Raise UserError where a token, or half of one, was trained with other settings than these."""
@@ -104,9 +84,10 @@ class RunFolder(RunFiles):
         header = load_token(self.token_file).header
         guide, seed = header.get("classifier", classifier), header.get("seed", str(test_size))
         require(is_same_source(guide, classifier), f"'{self.token_file}' was trained with the classifier '{guide}', "
-                                                   f"not '{classifier}': give it or another --exp_id")
-        require(re.fullmatch("[0-9]{1,12}", seed), f"'{self.token_file}' names {seed[:20]!r} as the seed of its "
-                                                   "training: it is not ours")
+                                                   f"not '{classifier}': give that one, or another --exp_id")
+        require(re.fullmatch("[0-9]{1,10}", seed) and int(seed) < 2**32,
+                f"'{self.token_file}' names {seed[:20]!r} as the seed of its training, and seeds go from 0 to "
+                f"{2**32 - 1}: remove it and train again")
         require(int(seed) >= test_size, f"'{self.token_file}' was trained on seeds from {seed} on, which {test_size} "
                                         f"evaluation images would use too: give --test_size {seed} or less")
 
@@ -118,31 +99,38 @@ class RunFolder(RunFiles):
             for half in folder.rglob(".*.tmp"):
                 half.unlink()
 
-    def start_over(self, train: bool):
-        """Remove the class's evaluation, and with `train` its token and training."""
-        if train:
-            for file in (self.token_file, self.state_file):  # first: a kill here leaves nothing that seems whole
-                file.unlink(missing_ok=True)
-            for folder in (self.tokens, self.train_images):
-                shutil.rmtree(folder, ignore_errors=not folder.exists())
-        for file in self.results_of_images():
+    def delete_evaluation(self):
+        """Have every picture drawn and judged again."""
+        for file in (*self.results_of_images(), self.eval_images / RECORD):
             file.unlink(missing_ok=True)
-        (self.eval_images / RECORD).unlink(missing_ok=True)  # so that every picture is drawn again
 
-    def begin_training(self, settings: dict):
-        """Write config.yml, unless a half-trained token is to be resumed."""
-        if self.state_file.exists():
+    def begin_training(self, settings: dict, start_over: bool = False):
+        """Resume a half-trained token, or write config.yml in the place of all that is there."""
+        if self.state_file.exists() and not start_over:
             self.print_line("resumes its training")
             return
-        self.start_over(train=True)
-        write_yaml(self.config_file, {**settings, "class_index": str(self.target.number), "skip_exists": True})
+        written = self.tokens / ".config.yml.tmp"  # before anything is removed: the disk may be full
+        write_yaml(written, {**settings, "class_index": str(self.target.number), "skip_exists": True})
+        for file in (self.token_file, self.state_file):  # first: a kill here leaves nothing that seems whole
+            file.unlink(missing_ok=True)
+        for path in (*self.tokens.iterdir(), self.train_images):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path != written:
+                path.unlink(missing_ok=True)
+        self.delete_evaluation()
+        written.replace(self.config_file)
         self.print_line("starts its training")
 
     def save_training(self, trained: TrainedToken, settings: dict):
         """Write a token with its history and versions, last of all; then the training's state is no longer needed."""
-        updates = len(trained.every_update)
+        updates, frames = len(trained.every_update), choose_frames(trained.every_update)
         if settings["fresh_noise"]:  # no seed comes back: the film over the updates has to be drawn
-            write_tensors(self.vectors_file, choose_frames(trained.every_update))
+            write_tensors(self.vectors_file, frames)
+        kept = {"all": None, "film": frames, "none": {}}[settings["train_images"]]
+        for update in self.train_images.glob("[0-9]*") if kept is not None else ():
+            if update.name not in kept:
+                shutil.rmtree(update)
         memory = peak_memory_gb(str(trained.vectors.device))
         write_json(self.cost_file, {"updates": updates, "seconds": round(trained.seconds, 1),
                                     "peak_memory_gb": round(memory, 2)})

@@ -18,11 +18,7 @@ from utils import WITHOUT_GPU_OR_NETWORK, UserError, error_message, require, wri
 
 
 def choose_device(device: str, mixed_precision: str, local_rank: int) -> str:
-    """The device to compute on; `local_rank` is this process's number among a launcher's on this machine, or -1.
-
-    Raises:
-        UserError: the device is not there, or cannot do what is asked.
-    """
+    """The device to compute on; `local_rank` is this process's number among a launcher's on this machine, or -1."""
     kind, _, number = device.partition(":")
     require(kind != "cuda" or torch.cuda.is_available(), "no CUDA GPU here: use --device cpu --mixed_precision no, "
                                                          f"which is slow, {WITHOUT_GPU_OR_NETWORK}")
@@ -53,11 +49,14 @@ class Sweep:
         """Whether a class is neither finished nor failed in this sweep, by any process."""
         if folder in self.finished or self.has_failed(folder):
             return False
-        if self.start_over and folder.last_change() == self.changes_before[folder]:
+        if self.is_to_start_over(folder):
             return True
         if self.is_finished(folder):
             self.finished.add(folder)
         return folder not in self.finished
+
+    def is_to_start_over(self, folder: RunFolder) -> bool:
+        return self.start_over and folder.last_change() == self.changes_before[folder]
 
     def has_failed(self, folder: RunFolder) -> bool:
         *_, before = self.changes_before[folder]
@@ -134,9 +133,12 @@ def work_on_classes(sweep: Sweep, job: TrainingJob | None, evaluate_class: Calla
             for trainer, end in train_tokens(job.get_generator(), job.get_loss(), itertools.chain([first], trainers),
                                              job.classes_at_once, job.sampling, job.batch_size):
                 folder = folder_of[trainer.target]
-                if not isinstance(end, UserError):
+                if isinstance(end, UserError):
+                    folder.state_file.unlink(missing_ok=True)  # it diverged: other settings may be tried
+                    finish_class(folder, end)
+                else:
                     folder.save_training(end, job.record)
-                finish_class(folder, end if isinstance(end, UserError) else None)
+                    finish_class(folder, None)
     finally:  # also where the disk is full
         bar.close()
         for folder in sweep.folders:
@@ -148,25 +150,22 @@ def start_trainers(sweep: Sweep, job: TrainingJob | None,
                    finish_class: Callable[[RunFolder, UserError | None], None]) -> Iterator[Trainer]:
     """The trainer of every class that this process claims; what has its token, or cannot start, is finished here."""
     for folder in sweep.claim_classes():
-        if sweep.start_over and folder.last_change() == sweep.changes_before[folder]:
-            folder.start_over(train=bool(job))
+        start_over = sweep.is_to_start_over(folder)
         try:
-            if job:  # another command may have come in between
+            if job and not start_over:  # another command may have come in between
                 folder.refuse_other_settings(job.record, job.decisive)
-            if not job or folder.token_file.exists():
+            if job and (start_over or not folder.token_file.exists()):
+                folder.begin_training(job.record, start_over)
+                generator, settings = job.get_generator(), job.settings
+                trainer = Trainer(folder.target, generator.initial_vectors(settings.initializer_token), settings,
+                                  generator.dtype, folder.history_file, folder.state_file, folder.train_images)
+            else:
+                if start_over:
+                    folder.delete_evaluation()
                 folder.print_line("has its token already")
                 finish_class(folder, None)
                 continue
-            trainer = new_trainer(folder, job)
         except UserError as error:  # a broken state
             finish_class(folder, error)
             continue
         yield trainer
-
-
-def new_trainer(folder: RunFolder, job: TrainingJob) -> Trainer:
-    """The trainer of a claimed class, at its first update or where it was left."""
-    folder.begin_training(job.record)
-    generator = job.get_generator()
-    return Trainer(folder.target, generator.initial_vectors(job.settings.initializer_token), job.settings,
-                   generator.dtype, folder.history_file, folder.state_file, folder.train_images)

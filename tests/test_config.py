@@ -9,7 +9,7 @@ import pytest
 from config import SETTINGS, names_deciding, parse_settings
 from run import main
 from tests.test_run import error_of, flags
-from utils import write_yaml
+from utils import UserError, write_yaml
 
 FLAGS = [  # a flag, its value, and what the line must say besides both
     ("class_index", "0", "the classifier's classes are 1 to 5"),
@@ -28,10 +28,16 @@ FLAGS = [  # a flag, its value, and what the line must say besides both
     ("exp_id", "../x", "a folder's name"),
     ("exp_id", "..", "a folder's name"),
     ("exp_id", "/etc", "a folder's name"),
-    ("exp_id", "x" * 101, "of 100 letters at most"),
+    ("exp_id", "x" * 101, "of 100 bytes at most"),
+    ("exp_id", "鶴" * 34, "of 100 bytes at most"),
     ("exp_id", "a\nb", "has unprintable characters"),
     ("model", " ", "a name or a folder"),
-    ("model", "~nobody-of-this-name/model", "no such folder, and no hub id either"),
+    ("model", "~nobody-of-this-name/model", "there is no user 'nobody-of-this-name'; ./~nobody-of-this-name/model"),
+    ("output_path", "~nobody-of-this-name", "there is no user 'nobody-of-this-name'"),
+    ("output_path", "{tmp}/$NO_SUCH/x", "the variable $NO_SUCH is not set"),
+    ("output_path", "${NO_SUCH}", "the variable $NO_SUCH is not set"),
+    ("config", "$NO_SUCH/x.yml", "the variable $NO_SUCH is not set"),
+    ("eval_prompts", "~nobody-of-this-name/prompts.txt", "there is no user 'nobody-of-this-name'"),
     ("model", "x" * 5000, "no such folder, and no hub id either"),
     ("model", "nowhere/at all", "no such folder, and no hub id either"),
     ("classifier", "", "a name or a folder"),
@@ -46,7 +52,7 @@ FLAGS = [  # a flag, its value, and what the line must say besides both
     ("real_images", ".world:draw", "neither a folder nor module:function"),
     ("output_path", "x" * 5000, "File name too long"),
     ("features", "inception:nowhere.pth", "no file"),
-    ("output_path", "{tmp}/owl.yml", "cannot be a folder"),
+    ("output_path", "{tmp}/owl.yml", "owl.yml' is a file"),
     ("output_path", "{tmp}/owl.yml/below", "cannot be a folder"),
     ("num_train_epochs", "0", "from 1 to 100,000"),
     ("num-train-epochs", "2.5", "from 1 to 100,000"),
@@ -71,6 +77,8 @@ FLAGS = [  # a flag, its value, and what the line must say besides both
     ("eps", "0", "greater than 0"),
     ("max_grad_norm", "0", "greater than 0"),
     ("seed", "-1", "from 0 to"),
+    ("seed", str(2**32), "from 0 to 4,294,967,295"),
+    ("train_images", "some", "all, film or none"),
     ("seed", "1", "would train on images that evaluation uses (seeds 0 to 1): give --seed 2 or more"),
     ("guidance_scale", "-1", "from 0 to 100"),
     ("guidance_scale", "nan", "from 0 to 100"),
@@ -93,7 +101,8 @@ FLAGS = [  # a flag, its value, and what the line must say besides both
     ("placeholder_token", "ger", "is part of 'tiger cat'"),
     ("placeholder_token", "hig", "is part of 'a high resolution"),
     ("initializer_token", "tigercat", "must be one token of the vocabulary"),
-    ("initializer_token", "", "one word"),
+    ("placeholder_token", "newclas", "is part of 'newclas owl': take a word that"),
+    ("initializer_token", "", "without spaces, such as a"),
     ("test_size", "0", "from 1 to 100,000"),
     ("eval_prompts", "", "is neither a file nor a prompt"),
     ("eval_prompts", "in the snow", "is neither a file nor a prompt"),
@@ -160,6 +169,36 @@ def test_a_saved_config_repeats_the_run(tmp_path, tiny_config):
     assert parse_settings(["--config", str(tmp_path / "config.yml")])[0] == tiny_config
 
 
+PATHS = [(name, prefix) for name, prefixes in {
+    "model": [""], "classifier": ["", "mean:", "timm:local-dir:"], "evaluator": ["", "mean:"], "class_names": [""],
+    "real_images": [""], "features": ["", "inception:"], "output_path": [""], "eval_prompts": [""],
+}.items() for prefix in prefixes]
+
+
+@pytest.mark.parametrize("name, prefix", PATHS)
+@pytest.mark.parametrize("typed", ["~", "$HOME", "${HOME}", "$DATA/..", "~/a $HOME"])
+def test_paths_as_a_shell_has_them(tmp_path, monkeypatch, name, prefix, typed):
+    """In flags and files alike, and the settings file's own."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DATA", str(tmp_path / "data"))
+    full = prefix + typed.replace("$DATA", str(tmp_path / "data"), 1).replace("~", str(tmp_path)).replace(
+        "${HOME}", str(tmp_path)).replace("$HOME", str(tmp_path)) + "/x.yml"
+    value = f"{prefix}{typed}/x.yml"
+    write_yaml(tmp_path / "settings.yml", {name: [value] if name == "eval_prompts" else value})
+    for argv in ([f"--{name}={value}"], ["--config", "$HOME/settings.yml"], ["--config=~/settings.yml"]):
+        found = getattr(parse_settings(argv)[0], name)
+        assert (found[0] if name == "eval_prompts" else found) == full
+    assert all(SETTINGS[name].metadata["path"] for name, _ in PATHS)
+
+
+def test_what_is_no_path_stays(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a $NO_SUCH").mkdir()
+    prompts = ["A {} for $HOME and ~", "~ {}"]
+    config, _ = parse_settings(["--eval_prompts", *prompts, "--output_path", "a $NO_SUCH", "--exp_id", "$HOME"])
+    assert (config.eval_prompts, config.output_path, config.exp_id) == (prompts, "a $NO_SUCH", "$HOME")
+
+
 def test_yaml_words_are_read_as_typed(tmp_path):
     file = tmp_path / "settings.yml"
     file.write_text("mixed_precision: no\ntrain: yes\nexp_id: 007\n")
@@ -178,8 +217,23 @@ def test_what_a_setting_decides():
     assert {"lr", "seed", "guidance_scale", "model", "classifier"} <= set(names_deciding("token"))
     assert {"guidance_scale", "model", "height", "mixed_precision"} <= set(names_deciding("pictures"))
     neither = set(SETTINGS) - {*names_deciding("token"), *names_deciding("pictures")}
-    assert {"batch_size", "classes_at_once", "device", "evaluator", "skip_exists", "exp_id", "test_size"} <= neither
+    assert {"batch_size", "classes_at_once", "device", "evaluator", "skip_exists", "exp_id", "test_size",
+            "train_images"} <= neither
     assert not {"lr", "seed"} & set(names_deciding("pictures"))
+
+
+@pytest.mark.parametrize("argv, seed", [  # and the highest seed that these settings may have
+    ([], 2**32 - 5), (["--epoch_size", "1"], 2**32 - 1), (["--num_train_epochs", "7"], 2**32 - 5),
+    (["--fresh_noise", "True"], 2**32 - 250), (["--fresh_noise", "True", "--num_train_epochs", "7"], 2**32 - 35)])
+def test_training_never_reaches_the_seeds_of_evaluation(argv, seed):
+    """Noise of seed 2**32 is noise of seed 0."""
+    def check(*more):
+        parse_settings(["--class_index", "1", "--train", "True", *argv, *more])[0].validate_settings()
+
+    check("--seed", str(seed))
+    with pytest.raises(UserError, match=f"too high for .* training images: .* give --seed {seed} or less|from 0 to"):
+        check("--seed", str(seed + 1))
+    check("--seed", str(2**32 - 1), "--train", "False", "--evaluate", "True")
 
 
 @pytest.fixture
@@ -187,6 +241,7 @@ def folder(tmp_path):
     (tmp_path / "owl.yml").write_text("9: owl\n")
     (tmp_path / "blank.txt").write_text("\n \n")
     (tmp_path / "escape.txt").write_text("a {} \x1b]0;owned\x07\n")
+    (tmp_path / "taken.yml").write_text("3: newclas owl\n")
     return tmp_path
 
 
@@ -203,11 +258,12 @@ def refused(capsys, config, folder, *more) -> str:
 def test_a_wrong_flag(capsys, tiny_config, folder, name, value, right):
     value = value.replace("{tmp}", str(folder))
     compared = ["--test_size", "6", "--real_images", "miniature.world:draw"] if name == "features" else []
-    more = [*compared, f"--{name}"]
+    taken = ["--class_names", str(folder / "taken.yml")] if value == "newclas" else []
+    more = [*compared, *taken, f"--{name}"]
     line = refused(capsys, tiny_config, folder, *more, *(value.split() if name in LISTS else [value]))
     assert right in line and "Traceback" not in line
     called = {"model": "cannot open", "classifier": "cannot open", "class_names": "owl.yml",
-              "output_path": "File name too long"}
+              "output_path": "File name too long", "config": "the variable"}
     assert name.replace("-", "_") in line or called.get(name, "no such name") in line or f"no file '{value}'" in line
     shown = value.split()[-1] if name in LISTS else value.strip().removeprefix("timm:")
     assert shown in line or repr(value) in line or value.endswith("escape.txt")
@@ -224,7 +280,9 @@ def test_a_wrong_file(capsys, tiny_config, folder, text, right):
     (["--train"], "which class?"), (["--class_index", "3"], "--train True, --evaluate True or both"),
     (["--lr"], "expected one argument"),
     (["--class_index=3", "--train=True", "--lr=-1e-3"], "lr must be greater than 0, 1,000 at most, not -0.001"),
-    (["--class_index", "1", "3"], "unrecognized arguments: 3"), (["--config", "."], "no file '.'")])
+    (["--class_index", "1", "3"], "unrecognized arguments: 3; a value with spaces needs quotes"),
+    (["--class_index", "tiger", "cat"], "unrecognized arguments: cat; a value with spaces needs quotes"),
+    (["--config", "."], "no file '.'")])
 def test_half_a_command(capsys, argv, right):
     assert right in error_of(capsys, *argv)
 

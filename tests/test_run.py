@@ -1,7 +1,10 @@
 """The real command line: help, errors before any work, a whole run on the tiny checkpoint, and the same run again."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,8 @@ import yaml
 from config import RunConfig
 from method.class_token import load_token, save_token
 from run import Run, main
-from utils import write_json
+from tests.conftest import save_classifier
+from utils import ROOT, write_json
 
 
 def flags(config: RunConfig, *more):
@@ -108,6 +112,17 @@ def test_evaluate_without_a_token(capsys, tiny_config):
 def test_list_classes(capsys, tiny_config):
     assert main(["--classifier", tiny_config.classifier, "--list_classes"]) == 0
     assert capsys.readouterr().out.splitlines()[2].split(None, 1) == ["3", "tiger cat"]
+
+
+@pytest.mark.parametrize("command, code", [
+    ("run.py --classifier {vit} --list_classes | true", 0), ("run.py --classifier {vit} --list_classes >&-", 0),
+    ("-m evaluation.report nowhere >&- 2>&-", 2), ("-m evaluation.report --help | true", 0),
+    ("-m experiments.iterations --config nowhere.yml >&- 2>&-", 2), ("-m experiments.iterations --help | true", 0)])
+def test_entry_points_need_nobody_who_reads(tmp_path, command, code):
+    vit = save_classifier(tmp_path / "vit", ["鶴", "虎猫"])
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; exec {sys.executable} {command.format(vit=vit)}"], cwd=ROOT,
+                          env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
 
 
 def test_help_explains_every_setting(capsys):
@@ -228,6 +243,31 @@ def test_another_setting_is_another_run(tiny_config, tmp_path, capsys):
     config = yaml.safe_load(next(tmp_path.rglob("config.yml")).read_text())
     assert config["lr"] == 0.1
     assert main([*argv, "--lr", "0.1"]) == 0  # the new settings are the run's from here on
+
+
+@pytest.mark.parametrize("fresh_noise", ["False", "True"])
+def test_which_training_pictures_stay(tiny_config, tmp_path, capsys, fresh_noise):
+    """All, those of the film's updates, or none; neither the token nor the film depends on it."""
+    found, pages = {}, {}
+    for value in ("all", "film", "none"):
+        argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--evaluate", "True", "--epoch_size", "2",
+                     "--num_train_epochs", "13", "--target_accuracy", "1", "--early_stopping", "13", "--fresh_noise",
+                     fresh_noise, "--train_images", value, "--output_path", str(tmp_path / value))
+        assert main(argv) == 0
+        train, = (tmp_path / value).rglob("train")
+        found[value] = {path.parent.name for path in train.glob("*/*.png")}
+        pages[value] = next((tmp_path / value).rglob("report.html")).read_text()
+        assert len(list(train.glob("*/*.png"))) == 2 * len(found[value])
+        assert (train / "vectors.safetensors").exists() == (fresh_noise == "True")
+        before = file_times(tmp_path / value)
+        assert main([*argv, "--train_images", "all"]) == 0 and file_times(tmp_path / value) == before
+    updates = {f"{update:03d}" for update in range(13)}
+    assert found == {"all": updates, "film": updates - {"002", "006", "010"}, "none": set()}
+    films = {value: re.findall("data:image/gif[^\"]*", page) for value, page in pages.items()}
+    assert len(films["all"]) == 1 and films["all"] == films["film"]
+    assert films["none"] == (films["all"] if fresh_noise == "True" else [])
+    first, *others = (load_token(path).vectors for path in sorted(tmp_path.rglob("learned_embeds.safetensors")))
+    assert all(torch.equal(vectors, first) for vectors in others)
 
 
 def test_token_of_another_model(capsys, tiny_config, tmp_path):

@@ -116,3 +116,14 @@ def test_real_pictures_are_measured_where_the_summary_lacks_them(tiny_config, tm
     assert first["with"]["real_images"] == 9
     next(real_images.rglob("8.jpg")).unlink()
     assert main([*argv, *measure]) == 0 and read_distances()["with"]["real_images"] == 8
+
+
+@pytest.mark.parametrize("folder, hint", [
+    ("4", "the classes are numbered 1 to 3"), ("0", "the classes are numbered 1 to 3"),
+    ("1001", "the classes are numbered 1 to 3"), ("03", "did you mean '3'?"), ("003", "did you mean '3'?"),
+    ("tigre cat", "did you mean 'tiger cat'?"), ("zz", "name them such as '0001_crane'")])
+def test_a_folder_of_no_class(tmp_path, folder, hint):
+    (tmp_path / folder).mkdir()
+    with pytest.raises(UserError) as raised:
+        find_images(tmp_path)
+    assert f"has folders that are no class: '{folder}'; {hint}" in str(raised.value)

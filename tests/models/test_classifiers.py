@@ -261,3 +261,14 @@ def test_classifier_of_grey_pictures_is_refused(tmp_path):
 def test_classifier_of_one_class_is_refused(tmp_path):
     with pytest.raises(UserError, match="knows one class alone"):
         load_classifier(save_classifier(tmp_path / "one", ["crane"]), "cpu")
+
+
+@pytest.mark.parametrize("numbers, right", [
+    ([0, 1, 2, 3, 4, 6], "has no class 5, and 6 classes up to 6"), ([1, 2, 3], "has no class 0, and 3 classes up to 3"),
+    ([0, 2, 5], "has no class 1, and 3 classes up to 5"), ([], "names no classes")])
+def test_labels_with_a_gap(tiny_classifier, tmp_path, numbers, right):
+    shutil.copytree(tiny_classifier, tmp_path / "vit")
+    file = tmp_path / "vit" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "id2label": {i: f"label {i}" for i in numbers}}))
+    with pytest.raises(UserError, match=f"{tmp_path}/vit.*id2label.*{right}"):
+        load_labels(str(tmp_path / "vit"))

@@ -76,6 +76,14 @@ def test_bad_placeholder(generator, placeholder, reason):
         generator.set_placeholder(placeholder)
 
 
+@pytest.mark.parametrize("placeholder", ["newclas", "crane"])
+def test_no_advice_to_take_what_was_refused(generator, placeholder):
+    generator.tokenizer.add_tokens("newclas")  # as a checkpoint may have it
+    with pytest.raises(UserError) as raised:
+        generator.set_placeholder(placeholder)
+    assert "in the vocabulary already" in str(raised.value) and str(raised.value).count(placeholder) == 1
+
+
 def test_initialiser_must_be_one_token(generator):
     vectors = generator.initial_vectors("a")
     row, = generator.tokenizer("a", add_special_tokens=False).input_ids

@@ -79,6 +79,11 @@ def test_half_trained_it_resumes_bit_for_bit(argv, state, undisturbed, tmp_path)
     assert finished and finished.items() <= file_times(tmp_path).items()  # pictures of updates that were done
 
 
+def stopped_line(number: int) -> str:
+    return (f"stopped by {signal.Signals(number).name}: the same command resumes, or starts over where --skip_exists "
+            "is False")
+
+
 @pytest.mark.parametrize("number, code, moment", [(signal.SIGINT, 130, "training_state.pt"),
                                                   (signal.SIGTERM, 143, "drawn.json")])
 def test_a_signal_ends_a_run_and_the_same_command_resumes(argv, undisturbed, tmp_path, number, code, moment):
@@ -87,7 +92,7 @@ def test_a_signal_ends_a_run_and_the_same_command_resumes(argv, undisturbed, tmp
     process.send_signal(number)
     sent = time.monotonic()
     found, _, lines = process.finish()
-    assert found == code and lines == [f"stopped by {signal.Signals(number).name}: the same command resumes"]
+    assert found == code and lines == [stopped_line(number)]
     assert time.monotonic() - sent < 10
     found, out, _ = finish_run(argv, tmp_path)
     assert found == 0 and ("has its token" if moment == "drawn.json" else "resumes its training") in out
@@ -102,7 +107,7 @@ def test_a_signal_while_the_libraries_load(argv, tmp_path, number, code):
     process.send_signal(number)
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (code, "")
-    assert err.strip() == f"stopped by {signal.Signals(number).name}: the same command resumes"
+    assert err.strip() == stopped_line(number)
     assert not read_contents(tmp_path)
 
 
@@ -115,6 +120,20 @@ def test_a_full_disk_is_one_line(argv, undisturbed, tmp_path, size):
     assert not list(tmp_path.rglob("*.tmp"))
     assert finish_run(argv, tmp_path)[0] == 0
     assert read_contents(tmp_path) == undisturbed
+
+
+@pytest.mark.parametrize("more", [[], ["--lr", "0.02"], ["--evaluate", "False"]])
+def test_a_start_that_fails_loses_nothing(argv, evaluated, tmp_path, more):
+    """The disk is full before the first file of the new training is written."""
+    shutil.copytree(evaluated, tmp_path / "copy")
+    before = read_contents(tmp_path / "copy")
+    code, _, lines = finish_run([*argv, "--skip_exists", "False", *more], tmp_path / "copy", largest_file=500)
+    assert code == 2 and "config.yml" in lines[0] and "File too large; free some space" in lines[0]
+    assert "resumes" not in lines[0]
+    after = read_contents(tmp_path / "copy")
+    left = {name for name in before if name.endswith("training_state.pt")}  # beside its token: of a kill
+    assert before.keys() - left == after.keys() and after.items() <= before.items()
+    assert finish_run(argv, tmp_path / "copy")[0] == 0 and read_contents(tmp_path / "copy") == after
 
 
 def test_a_class_that_another_process_holds_is_left_to_it(argv, tmp_path, capsys):

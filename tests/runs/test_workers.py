@@ -110,7 +110,7 @@ def test_starting_over_counts_what_is_finished_since(tmp_path):
     ours, theirs = sweep_over(tmp_path, start_over=True), sweep_over(tmp_path, start_over=True)
     folder = next(ours.claim_classes())
     assert folder.target.number == 1
-    folder.start_over(train=True)
+    folder.begin_training({}, start_over=True)
     finish_class(ours, folder)
     assert [folder.target.number for folder in theirs.claim_classes()] == [2, 3]
 
@@ -141,6 +141,28 @@ def test_a_class_that_diverges_fails_alone(job, tmp_path, capsys):
     assert {folder.target.number for folder in evaluated} == {1, 3} and not sweep.left_to_others()
     assert tokens(tmp_path).keys() == {"0001_crane", "0003_tiger_cat"}
     assert "non-finite loss" in sweep.failed[0].error_file.read_text()
+
+
+@pytest.mark.parametrize("update", [0, 1, 2])
+def test_a_class_that_diverged_may_be_tried_with_other_settings(job, tmp_path, update):
+    """At its first update or later; only a training that was stopped is resumed."""
+    classify, seen = job.get_loss(), []
+    lower = job._replace(record={**job.record, "lr": 1e-5}, decisive=["lr"], classes_at_once=1)
+    broken = job._replace(decisive=["lr"], classes_at_once=1, settings=job.settings._replace(num_train_epochs=4))
+
+    def diverge(images, targets):
+        loss, correct = images.mean((1, 2, 3)), targets < 0
+        seen.append(targets)
+        return (loss * torch.inf if len(seen) > update else loss), correct
+
+    sweep = sweep_over(tmp_path)
+    for folder in sweep.folders[1:]:
+        finish_class(sweep, folder)
+    error, = work_on_classes(sweep_over(tmp_path), broken._replace(get_loss=lambda: diverge), lambda folder: None)
+    assert f"update {update} of class 1" in str(error) and "try a lower --lr" in str(error)
+    assert not sweep.folders[0].state_file.exists()
+    assert not work_on_classes(sweep_over(tmp_path), lower._replace(get_loss=lambda: classify), lambda folder: None)
+    assert len(tokens(tmp_path)) == 3 and "lr: 1.0e-05" in sweep.folders[0].config_file.read_text()
 
 
 def test_a_class_that_comes_free_while_the_last_ones_train_is_taken_over(job, tmp_path):
