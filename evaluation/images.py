@@ -19,6 +19,7 @@ from utils import read_json, require, save_pixels, to_pixels, write_json
 
 ARMS = ("without", "with")
 CONTROLS = ("untrained", "random")
+DECODED_AT_ONCE = 8  # at first; one fp16 picture of 512 x 512 takes 0.13 GB in the decoder's widest layer
 RECORD = "drawn.json"  # beside the pictures: how they were drawn
 FRAMES = 10  # of the film of one picture over the updates
 
@@ -77,7 +78,8 @@ class Drawer:
         self.get_generator, self.sampling = get_generator, sampling
         self.settings_digest = digest_json(drawn_by)
         most = default_batch_size(64, device, sampling.height, sampling.width)
-        self.draw_batch = fit_batch_size(self.try_batch, batch_size and WITHOUT_GRAPH * batch_size, most)
+        self.sample_batch = fit_batch_size(self.sample_missing, batch_size and WITHOUT_GRAPH * batch_size, most)
+        self.decode_batch = fit_batch_size(decode_parts, batch_size, min(most, DECODED_AT_ONCE))
 
     def describe_arms(self, arms: list[Arm]) -> dict[str, dict]:
         """What RECORD says of these arms once they are drawn."""
@@ -111,9 +113,10 @@ class Drawer:
         jobs = [(arm.folder, seed) for arm in arms for seed in range(arm.images)]
         with tqdm(total=len(missing), desc=f"drawing {title}", unit="image") as bar:
             while jobs:
-                batch, images = self.draw_batch(generator, conds, jobs, missing)
+                batch, latents = self.sample_batch(generator, conds, jobs, missing)
                 lacking = [i for i, job in enumerate(batch) if job in missing]
                 if lacking:
+                    images = self.decode_batch(generator, latents)
                     require(images.isfinite().all(), f"a picture of {title} is not finite: try --mixed_precision bf16 "
                                                      "or no")
                     save_pixels(to_pixels(images[lacking]), [folder / name / f"{seed}.png"
@@ -122,14 +125,19 @@ class Drawer:
                 bar.update(len(lacking))
         return len(missing)
 
-    def try_batch(self, generator: Generator, conds: dict[str, torch.Tensor], jobs: list[tuple[str, int]],
-                  missing: set[tuple[str, int]], batch_size: int):
-        """The first `batch_size` jobs and their pictures [B, 3, H, W]; None where none of them is missing."""
+    def sample_missing(self, generator: Generator, conds: dict[str, torch.Tensor], jobs: list[tuple[str, int]],
+                       missing: set[tuple[str, int]], batch_size: int):
+        """The first `batch_size` jobs and their latents z_0; None where none of them is missing."""
         batch = jobs[:batch_size]  # whole batches alone: what a resumed command draws is then the same bit for bit
         if missing.isdisjoint(batch):
             return batch, None
         cond = torch.cat([conds[name] for name, _ in batch])
-        return batch, generator.decode(generator.sample(cond, [seed for _, seed in batch], self.sampling))
+        return batch, generator.sample(cond, [seed for _, seed in batch], self.sampling)
+
+
+def decode_parts(generator: Generator, latents: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """Images [B, 3, H, W], `batch_size` at a time: a decoder takes more memory than the trajectory, which is kept."""
+    return torch.cat([generator.decode(part) for part in latents.split(batch_size)])
 
 
 def read_record(folder: Path) -> dict:

@@ -105,7 +105,7 @@ class Trainer:
         self.best = update if improved else self.best
         if not stop and update + 1 == settings.num_train_epochs:
             stop = "the last update"
-        failure = self.zero_gradient_error() or self.divergence_error(bool(stop))
+        failure = self.divergence_error(bool(stop)) or self.zero_gradient_error()
         if failure or stop:
             self.bar.close()
         if failure:
@@ -130,7 +130,7 @@ class Trainer:
 
     def zero_gradient_error(self) -> UserError | None:
         """Where the first update cannot move the vectors, no later one can: weight decay alone would."""
-        if len(self.history) > 1 or self.vectors.grad.any():
+        if len(self.history) > 1 or self.vectors.grad.any() or not is_finite(self.history[0]):
             return None
         cause = "float16 may be too narrow for it: try --mixed_precision bf16 or no" if self.scaler.is_enabled() else \
             "the loss does not depend on the token (every pixel black or white, or a loss that is constant)"

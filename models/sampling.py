@@ -111,13 +111,15 @@ def check_trajectory(scheduler, settings: SamplingSettings, is_training: bool):
                 trial.scale_model_input(latents, t)
                 noise = noise.detach().requires_grad_()
                 latents = trial.step(noise, t, latents.detach(), **step_arguments(trial, generators)).prev_sample
+            gradient = torch.autograd.grad(latents.sum(), noise, allow_unused=True)[0] if latents.requires_grad \
+                else None
         if not latents.isfinite().all():
             raise ValueError("it gives non-finite latents")
     except Exception as error:  # schedulers raise what their arithmetic raises
         steps = settings.timesteps or f"{settings.num_inference_steps} steps"
         raise UserError(f"{type(trial).__name__} fails at {steps}: {type(error).__name__} {join_lines(error)}; try "
                         "another --num_inference_steps, or another scheduler in scheduler_config.json") from error
-    require(not is_training or latents.requires_grad and torch.autograd.grad(latents.sum(), noise)[0].any(),
+    require(not is_training or gradient is not None and gradient.any(),
             f"the last step of {type(trial).__name__} changes nothing, so no gradient can come through it: a "
             "final_sigmas_type 'sigma_min' in scheduler_config.json does that; give --train_timesteps, such as "
             "999 800 600")

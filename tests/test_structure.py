@@ -18,7 +18,7 @@ MAY_IMPORT = {  # of our own packages
     "runs": {"runs", "evaluation", "method", "models", "utils", "prompt_datasets"},
     "utils.py": set(), "config.py": {"utils"}, "prompt_datasets.py": {"utils"}}
 OURS = {path.split("/")[0].removesuffix(".py") for path in FILES}
-ONE_WORD = {"main", "require", "encode", "sample", "decode", "draw", "setting", "error", "write", "pick"}
+ONE_WORD = {"main", "require", "encode", "sample", "decode", "draw", "setting", "error"}
 
 
 def imported_modules(tree: ast.AST):
