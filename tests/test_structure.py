@@ -18,7 +18,8 @@ MAY_IMPORT = {  # of our own packages
     "runs": {"runs", "evaluation", "method", "models", "utils", "prompt_datasets"},
     "utils.py": set(), "config.py": {"utils"}, "prompt_datasets.py": {"utils"}}
 OURS = {path.split("/")[0].removesuffix(".py") for path in FILES}
-ONE_WORD = {"main", "require", "encode", "sample", "decode", "draw", "setting", "error"}
+ONE_WORD = {"main", "require", "encode", "sample", "decode", "draw", "setting"}
+OF_LIBRARIES = {"error", "write"}  # overridden: argparse and io name them
 
 
 def imported_modules(tree: ast.AST):
@@ -59,11 +60,11 @@ def test_modules_and_functions_are_short(path):
 def test_few_function_names_of_one_word():
     found = {node.name for tree in TREES.values() for node in functions_of(tree)
              if "_" not in node.name.strip("_") and not node.name.startswith("__")}
-    assert found <= ONE_WORD
+    assert found <= ONE_WORD | OF_LIBRARIES
 
 
 def test_the_whole_does_not_grow():
-    assert sum(len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path in FILES) <= 6050
+    assert sum(len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path in FILES) <= 5700
 
 
 def test_the_paper_is_two_files():
