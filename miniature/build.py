@@ -124,7 +124,7 @@ def build_classifier(name: str, seed: int, drawings_seed: int, steps: int, model
 
     train_modules(name, torch.nn.ModuleDict({"model": model}), compute_loss, 64, steps, lr=1e-3, weight_decay=0.05)
     if PartialState().is_main_process:
-        model.half().save_pretrained(WEIGHTS / name)
+        model.save_pretrained(WEIGHTS / name)  # in float32: transformers loads what is stored
         transformers.ViTImageProcessor(size=world.SIZE).save_pretrained(WEIGHTS / name)
 
 
@@ -213,10 +213,10 @@ def build_generator():
     train_modules("generator", trained, compute_loss, 64, steps=1700, lr=2e-3, weight_decay=0.01, ema=True)
     if PartialState().is_main_process:
         pipeline = StableDiffusionPipeline(
-            AutoencoderKL.from_pretrained(folder / "vae"), text_encoder, tokenizer, unet,
+            AutoencoderKL.from_pretrained(folder / "vae").half(), text_encoder, tokenizer, unet.half(),
             PNDMScheduler(**ARCHITECTURE["scheduler"], skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False),
             safety_checker=None, feature_extractor=None, requires_safety_checker=False)
-        pipeline.to(dtype=torch.float16).save_pretrained(folder)
+        pipeline.save_pretrained(folder)
         tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))  # vocab.json, merges.txt: as SD 1.4 has them
 
 

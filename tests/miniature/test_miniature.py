@@ -13,8 +13,8 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageFilter
-from safetensors.torch import load_file
 from torchvision.transforms.functional import to_tensor
+from transformers import AutoModelForImageClassification
 
 from method.class_token import save_token
 from miniature import world
@@ -164,11 +164,16 @@ def test_quality_passes_at_the_bars_and_fails_below():
     assert nouns["crane"]["crane, machine"] == pytest.approx(0.7)
 
 
-def test_weights_are_small_and_of_half_precision():
-    files = list(WEIGHTS.rglob("*.safetensors"))
+def test_weights_are_small_and_load_as_float32():
+    """diffusers loads every file as float32, transformers as it is stored: no further argument is needed."""
     assert sum(file.stat().st_size for file in WEIGHTS.rglob("*") if file.is_file()) <= 30e6
-    assert all(value.dtype == torch.float16 for file in files for value in load_file(file).values()
-               if value.is_floating_point())
+    pipeline = StableDiffusionPipeline.from_pretrained(WEIGHTS / "generator")
+    classifiers = [AutoModelForImageClassification.from_pretrained(WEIGHTS / name)
+                   for name in ("classifier", "evaluator")]
+    parts = [pipeline.unet, pipeline.vae, pipeline.text_encoder, *classifiers]
+    assert {value.dtype for part in parts for value in part.parameters()} == {torch.float32}
+    image = pipeline("a photo of a crane", height=64, width=64, num_inference_steps=2, output_type="pt").images
+    assert image.isfinite().all() and classifiers[0](image * 2 - 1).logits.shape == (1, 16)
 
 
 def test_the_miniature_passes_its_bars():

@@ -56,13 +56,14 @@ def undisturbed(argv, tmp_path_factory) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_killed_anywhere_it_resumes_bit_for_bit(tiny_config, tmp_path):
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_killed_anywhere_it_resumes_bit_for_bit(tiny_config, tmp_path, threads):
     """The short form of docs/reliability.md's hundred."""
     names = ("model", "classifier", "device", "mixed_precision", "height", "width", "num_inference_steps")
     write_yaml(tmp_path / "tiny.yml", {name: asdict(tiny_config)[name] for name in names})
     done = subprocess.run([sys.executable, "-m", "tests.kills", "--config", tmp_path / "tiny.yml", "--class_index",
-                           "3,1", "--kills", "6", "--out", tmp_path / "kills.json"], capture_output=True, text=True,
-                          timeout=300, cwd=ROOT)
+                           "3,1", "--kills", "6", "--threads", threads, "--out", tmp_path / "kills.json"],
+                          capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     found = json.loads((tmp_path / "kills.json").read_text())
     assert found["kills"] == found["identical"] == 6 and found["unreadable_files"] == 0
