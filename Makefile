@@ -12,7 +12,7 @@ demo: $(VENV)/ready miniature/weights/quality.json  ## train and evaluate three 
 	$(RUN) run.py --config configs/miniature.yml --class_index 7,13,16 --train True --evaluate True
 
 test: $(VENV)/ready lint  ## what CI runs
-	$(RUN) -m pytest -q
+	$(RUN) -m pytest -q -n auto --maxprocesses 4
 
 proof: $(VENV)/ready  ## the slow tests: every class of the miniature reaches the bar, killed processes
 	$(RUN) -m pytest -q -m slow --durations 1
