@@ -240,4 +240,5 @@ def publish_result(lab: Lab, name: str, claim: str, sentence: str, header: list[
 
 def run_script(main: Callable[[], None]):
     """Run an experiment; a user error is one line and exit code 2."""
-    sys.exit(exit_code(main))
+    if code := exit_code(main):
+        sys.exit(code)

@@ -166,7 +166,7 @@ def test_a_scheduler_is_a_scheduler(capsys, tiny_config, tmp_path, scheduler):
     index = json.loads((model / "model_index.json").read_text())
     (model / "model_index.json").write_text(json.dumps({**index, "scheduler": ["diffusers", scheduler]}))
     line = error_of(capsys, *flags(tiny_config, "--model", str(model), "--class_index", "3", "--train", "True"))
-    assert f"names '{scheduler}' as its scheduler, which diffusers does not have" in line
+    assert f"names the scheduler '{scheduler}', and Stable Diffusion can be drawn with" in line
 
 
 @pytest.fixture(scope="module")
