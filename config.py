@@ -81,6 +81,9 @@ class RunConfig:
     features: str = setting(
         "inception", "What FID, KID and coverage compare, where real_images are given: inception, inception:<file of "
         "weights>, or a classifier's last features (the same choices as classifier).", GIVEN, path=True)
+    fid_mode: str = setting(
+        "clean", "How InceptionV3's pictures are resized: as by torch-fidelity (legacy) or clean-fid (clean).",
+        one_of("legacy", "clean"))
     output_path: str = setting(".", "The folder that holds pipeline_token/ and img/.", GIVEN, path=True)
     train_images: str = setting(
         "all", "The training pictures that stay once a class is trained, 0.4 MB each at 512 x 512: all (of 50 updates "

@@ -35,7 +35,7 @@ from filelock import FileLock, Timeout
 
 from config import RunConfig, names_deciding, parse_settings
 from evaluation.accuracy import judge_class, load_metrics
-from evaluation.fidelity import COMPARABLE_FID, check_counts, load_extractor
+from evaluation.fidelity import COMPARABLE_FID, check_counts
 from evaluation.images import ARMS, Arm, Drawer, digest_json, list_arms, list_film_arms
 from evaluation.real_images import draw_missing_images, find_real_images
 from evaluation.report import show_side_by_side
@@ -44,6 +44,7 @@ from method.class_token import load_token
 from method.losses import classifier_loss
 from method.trainer import TrainingSettings
 from models.classifiers import Classifier, load_classifier, load_labels, resolve_name
+from models.extractors import describe_features, load_extractor
 from models.generator import PRECISIONS, Generator, load_generator
 from models.sampling import SamplingSettings
 from prompt_datasets import TEMPLATES, TargetClass, class_names, class_number, read_eval_prompts, select_classes
@@ -88,7 +89,7 @@ class Run:
                           config.context_judge, config.real_images]
         self.get_generator = functools.cache(self.load_checked_generator)
         self.get_judges = functools.cache(self.load_judges)
-        self.get_extractor = functools.cache(lambda: load_extractor(config.features, self.device))
+        self.get_extractor = functools.cache(lambda: load_extractor(config.features, self.device, config.fid_mode))
         self.drawer = Drawer(self.get_generator, self.sampling, drawn_by, self.device, config.batch_size)
         self.real: dict[TargetClass, list[Path]] = dict.fromkeys(self.targets, [])
 
@@ -105,7 +106,8 @@ class Run:
         if config.evaluate and config.real_images:
             self.real = find_real_images(config.real_images, select_classes("all", self.labels, self.names),
                                          {target: folder.images for target, folder in self.folders.items()},
-                                         config.test_size + math.ceil(COMPARABLE_FID / len(self.targets)))
+                                         config.test_size + math.ceil(COMPARABLE_FID / len(self.targets)),
+                                         sweep.folders[0].cache)
             check_counts(config.test_size * len(self.targets), sum(map(len, self.real.values())))
         if untrained:
             self.get_generator()  # before anything is written
@@ -227,7 +229,7 @@ class Run:
         real = [draw_missing_images(config.real_images, folder.target, self.real[folder.target]) for folder in done]
         try:
             with FileLock(summary.with_name(f".{summary.stem}.lock"), blocking=False):
-                write_summary(done, real, self.get_extractor, config.features)
+                write_summary(done, real, self.get_extractor, describe_features(config.features, config.fid_mode))
         except Timeout:
             print(f"another process is writing {summary}")
 

@@ -1,4 +1,4 @@
-"""Errors of one line, files that are never half written, images to and from disk."""
+"""Errors of one line, files that are never half written, images to disk."""
 
 import difflib
 import errno
@@ -127,11 +127,17 @@ def is_same_source(name: str, other: str) -> bool:
     return name == other or all(paths) and paths[0].resolve() == paths[1].resolve()
 
 
+def stamp_file(file: Path) -> list:
+    """What tells that a file was replaced: its path, size and time of change."""
+    found = file.stat()
+    return [str(file), found.st_size, found.st_mtime_ns]
+
+
 def list_checkpoint_files(source: str) -> dict[str, list[int]]:
     """{file: [size, time of change]} of a local checkpoint, to notice that it was replaced; {} for a hub id."""
     folder = find_path(source)
     files = sorted(path for path in folder.rglob("*") if path.suffix in CHECKPOINT_SUFFIXES) if folder else []
-    return {path.relative_to(folder).as_posix(): [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+    return {path.relative_to(folder).as_posix(): stamp_file(path)[1:] for path in files}
 
 
 def import_function(reference: str, setting: str):
@@ -278,23 +284,3 @@ def save_image(image: Image.Image, path: Path, **options):
     """Write one image in the format of its suffix, whole or not at all."""
     with replace_file(path) as temporary:
         image.save(temporary, format=path.suffix[1:].upper(), **options)
-
-
-def read_image(path: Path) -> Image.Image:
-    """An image file as RGB; a UserError where it is none, truncated, or out of reach."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise UserError(f"'{path}' cannot be read: {error.strerror}") from error
-        raise broken_file_error(path, error) from error
-
-
-def load_images(paths: list[Path]) -> torch.Tensor:
-    """Image files as float [B, 3, H, W] in [0, 1]; a UserError where one is broken or of another size."""
-    arrays = [np.asarray(read_image(path)) for path in paths]
-    for path, array in zip(paths, arrays, strict=True):
-        if array.shape != arrays[0].shape:
-            raise broken_file_error(path, f"another size than {paths[0]}")
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from PIL import Image
+
+from evaluation.read_image import read_image
 
 FINE_DETAILS = ("butterfly", "finch")
 ROWS = (("generator", "without"), ("with the\nclass token", "with"), ("real", "real"))
@@ -26,7 +27,7 @@ def main():
         columns["Fine details" if noun in FINE_DETAILS else "Ambiguity"].append(x)
         axes.text(x + 0.48, 3.06, f"“{noun}”\n{sense}", ha="center", va="bottom", fontsize=9.5, color=INK)
         for y, (_, arm) in zip((2, 1, 0), ROWS, strict=True):
-            axes.imshow(Image.open(folder / arm / "0.png"), extent=(x, x + 0.96, y, y + 0.96), interpolation="lanczos")
+            axes.imshow(read_image(folder / arm / "0.png"), extent=(x, x + 0.96, y, y + 0.96), interpolation="lanczos")
     for y, (name, _) in zip((2.48, 1.48, 0.48), ROWS, strict=True):
         axes.text(-0.12, y, name, ha="right", va="center", fontsize=12, color=INK)
     for title, starts in columns.items():

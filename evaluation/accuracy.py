@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 
 from evaluation.images import ARMS, CONTROLS
+from evaluation.read_image import load_images, read_image
 from evaluation.statistics import Proportion, count_right, mcnemar_test, pool_proportions
 from evaluation.tables import Table
 from models.batch_size import fit_batch_size
 from models.classifiers import Classifier
 from prompt_datasets import TargetClass, class_number, class_title, prompt_folder
-from utils import broken_file_error, import_function, load_images, read_image, read_json
+from utils import broken_file_error, import_function, read_json
 
 ALIKE = ("model", "height", "width", "guidance_scale", "num_inference_steps", "mixed_precision")
 

@@ -1,63 +1,28 @@
 """How near the generated pictures lie to real ones: FID, KID, precision, recall, density and coverage."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-from torchmetrics.image.fid import NoTrainInceptionV3
 from torchvision.transforms.v2 import functional as TF
 from tqdm import tqdm
 
-from evaluation.statistics import NEAREST_K, frechet_distance, kernel_distance, measure_prdc
+from evaluation.images import digest_json
+from evaluation.read_image import read_image
+from evaluation.statistics import NEAREST_K, FeatureSet, frechet_distance, kernel_distance, measure_prdc, pool_features
 from evaluation.tables import Table
 from models.batch_size import fit_batch_size
-from models.checkpoints import opening_checkpoint
-from models.classifiers import Classifier, load_classifier, penultimate_features
-from utils import read_image, require
+from models.extractors import INCEPTION, Extractor
+from utils import ROOT, read_tensors, require, stamp_file, write_tensors
 
-INCEPTION, INCEPTION_SIZE = "InceptionV3", 299
+CHUNK = 4096  # pictures whose features are one file of the cache
 COMPARABLE_FID = 2048  # images on each side below which FID's bias dwarfs the differences that papers report
 VARIED = 0.8  # of the real pictures' coverage: less is worth a warning
+CODE = [sha256((ROOT / file).read_bytes()).hexdigest() for file in ("evaluation/read_image.py", "models/extractors.py")]
+MODES = {"legacy": "torch-fidelity", "clean": "clean-fid"}
 FEW = 100  # generated pictures below which neighbourhoods say little
-
-
-class Extractor(NamedTuple):
-    """Features [B, D] of pictures that `prepare` has brought to one size."""
-
-    name: str
-    prepare: Callable[[torch.Tensor], torch.Tensor]  # image [3, H, W] in [0, 1] -> [3, h, w]
-    extract_features: Callable[[torch.Tensor], torch.Tensor]  # [B, 3, h, w] -> [B, D]
-
-
-def classifier_extractor(classifier: Classifier) -> Extractor:
-    """The features that a classifier's last linear layer reads; a UserError where it ends in none."""
-    blank = classifier.preprocess(torch.zeros(1, 3, 64, 64)).to(classifier.device)
-    penultimate_features(classifier, blank)  # now, not after everything is drawn
-    return Extractor(classifier.name, lambda image: classifier.preprocess(image[None])[0],
-                     lambda prepared: penultimate_features(classifier, prepared.to(classifier.device)))
-
-
-def load_extractor(name: str, device: str) -> Extractor:
-    """'inception' (downloaded), 'inception:<file of weights>', or a classifier's penultimate features."""
-    if name.split(":")[0] != "inception":
-        return classifier_extractor(load_classifier(name, device))
-    weights = name.partition(":")[2] or None
-    require(weights is None or Path(weights).is_file(), f"features '{name}': no file '{weights}'")
-    with opening_checkpoint(name, weights, instead="or give --features inception:<file of weights> or a classifier"):
-        if weights:  # the libraries unpickle freely, so they get no file that needs it
-            torch.load(weights, map_location="cpu", weights_only=True)
-        else:
-            torch.hub.load_state_dict_from_url(URL_INCEPTION_V3, map_location="cpu", check_hash=True, weights_only=True)
-        model = NoTrainInceptionV3("inception-v3-compat", ["2048"], weights).to(device)
-
-    def resize_image(image: torch.Tensor) -> torch.Tensor:
-        resized = TF.resize(image, [INCEPTION_SIZE] * 2, TF.InterpolationMode.BICUBIC, antialias=True)
-        return (resized.clamp(0, 1) * 255).round().byte()
-
-    return Extractor(INCEPTION, resize_image, lambda prepared: model(prepared.to(device)))
 
 
 def extract_files(extractor: Extractor, files: list[Path]) -> torch.Tensor:
@@ -69,31 +34,56 @@ def extract_files(extractor: Extractor, files: list[Path]) -> torch.Tensor:
 def extract_in_batches(extractor: Extractor, files: list[Path], batch_size: int) -> torch.Tensor:
     parts = []
     for start in tqdm(range(0, len(files), batch_size), desc=f"{extractor.name} features", unit="batch", leave=False):
-        images = [TF.pil_to_tensor(read_image(file)).float() / 255 for file in files[start:start + batch_size]]
-        parts.append(extractor.extract_features(torch.stack(list(map(extractor.prepare, images)))).float().cpu())
+        prepared = [extractor.prepare(TF.pil_to_tensor(read_image(file))) for file in files[start:start + batch_size]]
+        parts.append(extractor.extract_features(torch.stack(prepared)).float().cpu())
     return torch.cat(parts)
 
 
-def measure_distances(real: torch.Tensor, generated: torch.Tensor) -> dict:
-    """FID, KID with its std over subsets, and PRDC, of features [N, D] and [M, D]."""
-    mean, std, size = kernel_distance(real, generated)
+def read_features(extractor: Extractor, files: list[Path], chosen: list[int], cache: Path) -> Iterator[torch.Tensor]:
+    """Features [n, D] of the files that `chosen` counts, part by part; those of all files are kept in `cache`."""
+    for start in range(0, len(files), CHUNK):
+        part = files[start:start + CHUNK]
+        place = digest_json([extractor.name, extractor.fid_mode, str(part[0].parent), start])[:16]
+        stored, digest = cache / f"features_{place}.safetensors", digest_json(
+            [extractor.identity, CODE, [stamp_file(file) for file in part]])
+        found, header = read_tensors(stored) if stored.exists() else ({}, {})
+        if header.get("digest") != digest:
+            found = {"features": extract_files(extractor, part)}
+            write_tensors(stored, found, {"digest": digest})
+        yield found["features"][[i - start for i in chosen if start <= i < start + CHUNK]]
+
+
+def measure_distances(real: FeatureSet, generated: FeatureSet) -> dict:
+    """FID, KID with its std over subsets, and PRDC."""
+    mean, std, size = kernel_distance(real.sample, generated.sample)
     return {"fid": frechet_distance(real, generated), "kid": mean, "kid_std": std, "kid_subset_size": size,
-            **measure_prdc(real, generated), "real_images": len(real), "generated_images": len(generated)}
+            **measure_prdc(real.sample, generated.sample), "real_images": real.count,
+            "generated_images": generated.count, "sampled_for_kid_and_prdc": [len(real.sample), len(generated.sample)]}
 
 
-def measure_fidelity(extractor: Extractor, arms: dict[str, list[Path]], real: list[list[Path]]) -> dict:
-    """Every arm's pictures of all classes against the real ones [class][picture], pooled."""
+def measure_fidelity(extractor: Extractor, arms: dict[str, list[Path]], real: list[list[Path]], cache: Path) -> dict:
+    """Every arm's pictures of all classes against the real ones [class][picture], pooled; `cache` keeps features."""
     aside = len(arms["with"]) // len(real)
-    real = [random.Random(0).sample(files, len(files)) for files in real]
-    if all(len(files) >= 2 * aside for files in real):  # some make an arm of their own: a perfect generator's ceiling
-        arms = {**arms, "real": [file for files in real for file in files[:aside]]}
-        real = [files[aside:] for files in real]
-    pooled = extract_files(extractor, [file for files in real for file in files])
-    counts, generated = [len(files) for files in real], len(arms["with"])
-    is_comparable = extractor.name == INCEPTION and min(sum(counts), generated) >= COMPARABLE_FID
-    return {"features": extractor.name, "real_images_a_class": [min(counts), max(counts)],
-            "comparable_with_published_fids": is_comparable,
-            **{arm: measure_distances(pooled, extract_files(extractor, files)) for arm, files in arms.items()}}
+    if any(len(files) < 2 * aside for files in real):  # else some make an arm: a perfect generator's ceiling
+        aside = 0
+    orders = [random.Random(0).sample(range(len(files)), len(files)) for files in real]
+
+    def pool_real(part: slice) -> FeatureSet:
+        chosen = [order[part] for order in orders]
+        parts = (features for files, rows in zip(real, chosen, strict=True)
+                 for features in read_features(extractor, files, rows, cache))
+        return pool_features(parts, sum(map(len, chosen)))
+
+    pooled = pool_real(slice(aside, None))
+    generated = {arm: pool_features((extract_files(extractor, files[i:i + CHUNK])
+                                     for i in range(0, len(files), CHUNK)), len(files)) for arm, files in arms.items()}
+    if aside:
+        generated["real"] = pool_real(slice(aside))
+    counts = [len(files) - aside for files in real]
+    is_comparable = extractor.name == INCEPTION and min(pooled.count, len(arms["with"])) >= COMPARABLE_FID
+    return {"features": extractor.name, "fid_mode": extractor.fid_mode,
+            "real_images_a_class": [min(counts), max(counts)], "comparable_with_published_fids": is_comparable,
+            **{arm: measure_distances(pooled, features) for arm, features in generated.items()}}
 
 
 def check_counts(generated: int, real: int):
@@ -115,9 +105,13 @@ def fidelity_table(found: dict) -> Table:
     others = "" if found["comparable_with_published_fids"] else (
         f": not comparable with published FIDs, which are of {INCEPTION}'s features and {COMPARABLE_FID} or more "
         "pictures on each side")
+    sampled = found["with"]["sampled_for_kid_and_prdc"]
     ceiling = found.get("real", {"coverage": 0.0})["coverage"]
     notes = (
         (True, f"{generated} generated against {real} real pictures, all classes together{others}"),
+        (sampled != [real, generated], "KID, precision, recall, density and coverage are of random samples: "
+         f"{sampled[1]} generated, {sampled[0]} real"),
+        (found["fid_mode"], f"Pictures are resized as by {MODES.get(found['fid_mode'])}"),
         (min(found[arm]["kid"] for arm in arms) < 0,
          "KID is an unbiased estimate: near its true value 0 it falls below by chance"),
         (fewest < most, f"Classes have {fewest} to {most} real pictures and weigh accordingly among the real, but all "

@@ -23,3 +23,4 @@ class RunFiles:
         self.report_file = images / "report.html"
         self.summary_file = images.parent.parent / f"summary_{images.name}.json"
         self.summary_report = images.parent.parent / f"report_{images.name}.html"
+        self.cache = Path(*images.parts[:-4], "cache")  # what is known of real pictures; it may be deleted

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from utils import read_image, save_image
+from evaluation.read_image import read_image
+from utils import save_image
 
 INK, PAPER, GAP = (30, 30, 34), (255, 255, 255), 4
 FRAME_MS, LAST_MS = 400, 2000  # of an animation
@@ -32,7 +33,7 @@ def draw_sheet(rows: list[tuple[str, list[Path | Image.Image]]], path: Path, cel
 
 def shrink_image(path: Path, side: int) -> Image.Image:
     """An image file at most `side` pixels high and wide."""
-    image = read_image(path)
+    image = read_image(path, 2 * side)
     image.thumbnail((side, side), Image.LANCZOS)
     return image
 

@@ -10,18 +10,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from evaluation.read_image import SUFFIXES, check_images
 from prompt_datasets import TargetClass
-from utils import FUNCTION, UserError, find_path, import_function, read_image, require, save_image, suggest_word
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+from utils import FUNCTION, UserError, find_path, import_function, require, save_image, suggest_word
 
 
 def find_real_images(source: str, classes: list[TargetClass], runs: dict[TargetClass, Path],
-                     count: int) -> dict[TargetClass, list[Path]]:
+                     count: int, cache: Path) -> dict[TargetClass, list[Path]]:
     """The readable files in `source`, sorted, of every class in `runs` {class: the run's folder}.
 
     `source` is a folder with one folder per class, or a module:function that draws a picture of one: then `count` files
-    under the run's folder, which `draw_missing_images` fills later.
+    under the run's folder, which `draw_missing_images` fills later. The folder `cache` remembers what was readable.
     """
     if ":" in source and find_path(source) is None:
         require(re.fullmatch(FUNCTION, source), f"real_images '{source}' is neither a folder nor module:function")
@@ -47,8 +46,19 @@ def find_real_images(source: str, classes: list[TargetClass], runs: dict[TargetC
         hint = suggest_word(first, known)
     hint = hint or f"name them such as '{known[0]}', by the numbers and names of --list_classes"
     require(not unknown, f"'{source}' has folders that are no class: {', '.join(map(repr, unknown[:5]))}; {hint}")
+    found, faults, others = {}, {}, []
     with tqdm(runs, desc="real pictures", unit="class", delay=2) as bar:  # closed before an error is printed
-        return {target: find_class_images(root, target, allowed[target.index]) for target in bar}
+        for target in bar:
+            folder, files, more = list_class_files(root, target, allowed[target.index])
+            broken = check_images(files, cache / f"readable_{target.folder}.json")
+            found[target] = folder, [file for file in files if file not in broken]
+            faults, others = faults | broken, others + more
+    warn_of_skipped(faults, others, len(faults) + sum(len(files) for _, files in found.values()))
+    for target, (folder, files) in found.items():
+        require(files, f"'{root}' has no readable pictures of class {target.title}: "
+                + (f"there are none in '{folder.name}'" if folder else
+                   "name their folder " + " or ".join(f"'{name}'" for name in allowed[target.index])))
+    return {target: files for target, (_, files) in found.items()}
 
 
 def allowed_folder_names(classes: list[TargetClass]) -> list[list[str]]:
@@ -59,29 +69,25 @@ def allowed_folder_names(classes: list[TargetClass]) -> list[list[str]]:
             for target, of_class in zip(classes, spellings, strict=True)]
 
 
-def find_class_images(root: Path, target: TargetClass, allowed: list[str]) -> list[Path]:
-    """The readable pictures in the one folder of `root` that bears an allowed name; a warning names broken ones."""
+def list_class_files(root: Path, target: TargetClass, allowed: list[str]) -> tuple[Path | None, list[Path], list[Path]]:
+    """The one folder of `root` that bears an allowed name, its pictures, sorted, and what else is there but hidden."""
     folders = [root / name for name in allowed if "/" not in name and name not in ("", ".", "..")
                and (root / name).is_dir()]
     require(len(folders) < 2, f"'{root}' has two folders of class {target.title}: "
                               + " and ".join(f"'{folder.name}'" for folder in folders))
-    files = sorted(path for folder in folders for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    broken = [file for file in files if is_broken(file)]
-    if broken:
-        print(f"warning: skipped {len(broken)} of {len(files)} real pictures, which cannot be read: "
-              + ", ".join(repr(str(file)) for file in broken[:5]), file=sys.stderr)
-    require(len(files) > len(broken), f"'{root}' has no readable pictures of class {target.title}: "
-            + (f"there are none in '{folders[0].name}'" if folders else
-               "name their folder " + " or ".join(f"'{name}'" for name in allowed)))
-    return sorted({*files} - {*broken})
+    paths = sorted(path for folder in folders for path in folder.iterdir() if not path.name.startswith("."))
+    files = [path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file()]
+    return (*folders, None)[0], files, sorted({*paths} - {*files})
 
 
-def is_broken(file: Path) -> bool:
-    try:
-        read_image(file)
-    except UserError:
-        return True
-    return False
+def warn_of_skipped(faults: dict[Path, str], others: list[Path], pictures: int):
+    """Name and count in one line the pictures that cannot be read, and the files whose suffix is no picture's."""
+    parts = [f"{len(faults)} of {pictures} real pictures, which cannot be read: "
+             + ", ".join(f"{str(file)!r} ({fault})" for file, fault in [*faults.items()][:5])] if faults else []
+    parts += [f"{len(others)} that are no pictures by their suffix: "
+              + ", ".join(repr(str(file)) for file in others[:5])] if others else []
+    if parts:
+        print("warning: skipped " + "; and ".join(parts), file=sys.stderr)
 
 
 def draw_missing_images(source: str, target: TargetClass, files: list[Path]) -> list[Path]:

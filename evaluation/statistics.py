@@ -5,15 +5,15 @@ import statistics
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from scipy.stats import binomtest
-from torchmetrics import Metric
-from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 NEAREST_K = 5  # neighbours that the balls of precision, recall, density and coverage reach to (Naeem et al. 2020)
 ROWS = 2000  # of a matrix of distances at once: a thousand classes' would not fit in memory
+SAMPLED = 20_000  # of a million pictures these go into KID and the neighbourhoods, whose cost grows with the square
 
 
 @dataclass
@@ -62,23 +62,35 @@ def mean_with_error(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f}" + (f" ({standard_error(values):.2f})" if len(values) > 1 else "")
 
 
-def compute_metric(metric: Metric, real: torch.Tensor, generated: torch.Tensor):
-    """What a metric of torchmetrics gives for features [N, D] and [M, D], in float64, always on the same subsets."""
-    metric.set_dtype(torch.float64)
-    metric.update(real.double(), real=True)
-    metric.update(generated.double(), real=False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return metric.compute()
+class FeatureSet(NamedTuple):
+    """Features [D] of `count` pictures: moments of all of them for FID, and a sample for the other measures."""
+
+    count: int
+    mean: torch.Tensor  # [D]
+    covariance: torch.Tensor  # [D, D]
+    sample: torch.Tensor  # [N, D]: all of them, or SAMPLED at random
 
 
-def frechet_distance(real: torch.Tensor, generated: torch.Tensor) -> float:
-    """FID of features [N, D] and [M, D]."""
-    if min(len(real), len(generated)) < 2:  # their covariance is not defined
-        raise ValueError(f"FID needs at least two images on each side, not {len(real)} and {len(generated)}")
-    computed = torch.nn.Identity()  # in place of a network: the features are there already
-    computed.num_features = real.shape[1]
-    return compute_metric(FrechetInceptionDistance(computed), real, generated).item()
+def pool_features(parts: Iterable[torch.Tensor], count: int) -> FeatureSet:
+    """Parts [n, D] of `count` features together; only a sample is held in memory."""
+    chosen = torch.randperm(count, generator=torch.Generator().manual_seed(0)) < SAMPLED
+    total = outer = torch.zeros(())
+    sample = []
+    for part in parts:
+        here, chosen = chosen.tensor_split([len(part)])
+        sample.append(part[here])
+        total, outer = total + part.double().sum(0), outer + part.double().T @ part.double()
+    mean = total / count
+    return FeatureSet(count, mean, (outer - count * mean.outer(mean)) / (count - 1), torch.cat(sample))
+
+
+def frechet_distance(real: FeatureSet, generated: FeatureSet) -> float:
+    """FID (Heusel et al. 2017, eq. 6)."""
+    if min(real.count, generated.count) < 2:  # their covariance is not defined
+        raise ValueError(f"FID needs at least two images on each side, not {real.count} and {generated.count}")
+    roots = torch.linalg.eigvals(real.covariance @ generated.covariance).sqrt().real
+    return ((real.mean - generated.mean).square().sum() + real.covariance.trace() + generated.covariance.trace()
+            - 2 * roots.sum()).item()
 
 
 def kernel_distance(real: torch.Tensor, generated: torch.Tensor, subset_size: int = 1000) -> tuple[float, float, int]:
@@ -86,8 +98,12 @@ def kernel_distance(real: torch.Tensor, generated: torch.Tensor, subset_size: in
     size = min(subset_size, len(real) // 2, len(generated) // 2)  # half of a small side, or no two would differ
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # 'saves all features in buffer': they are there already
-        metric = KernelInceptionDistance(torch.nn.Identity(), subsets=100, subset_size=size)
-    mean, std = compute_metric(metric, real, generated)
+        metric = KernelInceptionDistance(torch.nn.Identity(), subsets=100, subset_size=size).set_dtype(torch.float64)
+    metric.update(real.double(), real=True)
+    metric.update(generated.double(), real=False)
+    with torch.random.fork_rng(devices=[]):  # always the same subsets
+        torch.manual_seed(0)
+        mean, std = metric.compute()
     return mean.item(), std.item(), size
 
 

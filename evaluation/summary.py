@@ -6,15 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from evaluation.accuracy import accuracy_table, contexts_table, list_differences, load_metrics
-from evaluation.fidelity import Extractor, fidelity_table, measure_fidelity
+from evaluation.fidelity import fidelity_table, measure_fidelity
 from evaluation.files import RunFiles
 from evaluation.images import ARMS, digest_json
 from evaluation.report import write_report
-from utils import UserError, error_message, read_json, require, write_json
+from models.extractors import Extractor
+from utils import UserError, error_message, read_json, require, stamp_file, write_json
 
 
-def write_summary(runs: list[RunFiles], real: list[list[Path]], get_extractor: Callable[[], Extractor], features: str):
-    """Print and write what the classes of `runs` gave, with distances to the `real` pictures of each class if any."""
+def write_summary(runs: list[RunFiles], real: list[list[Path]], get_extractor: Callable[[], Extractor], features: list):
+    """Print and write what the classes of `runs` gave, with distances to the `real` pictures of each class if any.
+
+    `features` describes the extractor.
+    """
     summary, report = runs[0].summary_file, runs[0].summary_report if len(runs) > 1 else runs[0].report_file
     for file in (summary, report):
         for half in file.parent.glob(f".{glob.escape(file.name)}.*.tmp"):
@@ -29,12 +33,13 @@ def write_summary(runs: list[RunFiles], real: list[list[Path]], get_extractor: C
         print("\nin other prompts\n" + contexts_table(metrics).to_text())
     if any(real):
         pictures = {str(found["class_index"]): found["pictures"] for found in metrics}
-        stamps = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for files in real for file in files]
+        stamps = [stamp_file(file) for files in real for file in files]
         digest = digest_json([pictures, features, stamps])
         if not distances or distances.get("digest") != digest:  # else the summary holds just these already
             arms = {arm: [run.eval_images / arm / f"{seed}.png" for run in runs for seed in range(images)]
                     for arm in ARMS}
-            distances = {**measure_fidelity(get_extractor(), arms, real), "pictures": pictures, "digest": digest}
+            found = measure_fidelity(get_extractor(), arms, real, runs[0].cache)
+            distances = {**found, "pictures": pictures, "digest": digest}
             write_json(summary, {"classes": classes, "distribution": distances})
         print("\n" + fidelity_table(distances).to_text())
     write_report(runs, report)

@@ -194,7 +194,8 @@ def load_real_images(lab: Lab, count: int) -> Sets:
     source = lab.config.real_images
     require(source, "this experiment needs real pictures: give --real_images a folder with one folder per class")
     found = find_real_images(source, select_classes("all", lab.labels, class_names(lab.labels, lab.config.class_names)),
-                             {target: lab.work / "real" / target.folder for target in lab.targets}, count)
+                             {target: lab.work / "real" / target.folder for target in lab.targets}, count,
+                             lab.work / "cache")
     few = [f"{target.title} {len(files)}" for target, files in found.items() if len(files) < count]
     require(not few, f"{count} real pictures per class are needed, and there are of class {', '.join(few)}")
     return {target: draw_missing_images(source, target, files) for target, files in found.items()}

@@ -8,8 +8,8 @@ from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
+from evaluation.read_image import load_images
 from prompt_datasets import TargetClass
-from utils import load_images
 
 SIDE, WIDTH = 64, 16
 ALIKE = 8  # pictures of a batch that the augmentation transforms alike, for speed

@@ -13,10 +13,11 @@ import torch
 from tqdm import tqdm
 
 from evaluation.accuracy import measure_context
-from evaluation.fidelity import classifier_extractor, extract_files
+from evaluation.fidelity import extract_files
 from evaluation.statistics import NEAREST_K, mean_with_error, measure_prdc, pool_proportions
 from experiments import common
 from experiments.small import crop_squares
+from models.extractors import classifier_extractor
 from prompt_datasets import TEMPLATES, TargetClass
 from utils import UserError, require
 

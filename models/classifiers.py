@@ -104,6 +104,7 @@ def penultimate_features(classifier: Classifier, prepared: torch.Tensor) -> torc
     hook = heads[-1].register_forward_hook(lambda module, inputs, output: features.append(inputs[0]))
     classifier.compute_logits(classifier.model, prepared)
     hook.remove()
+    require(features, f"features: '{classifier.name}' does not use its last linear layer")
     return features[0].flatten(1)
 
 

@@ -52,6 +52,7 @@ FLAGS = [  # a flag, its value, and what the line must say besides both
     ("real_images", ".world:draw", "neither a folder nor module:function"),
     ("output_path", "x" * 5000, "File name too long"),
     ("features", "inception:nowhere.pth", "no file"),
+    ("fid_mode", "bicubic", "legacy or clean"),
     ("output_path", "{tmp}/owl.yml", "owl.yml' is a file"),
     ("output_path", "{tmp}/owl.yml/below", "cannot be a folder"),
     ("num_train_epochs", "0", "from 1 to 100,000"),

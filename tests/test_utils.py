@@ -8,17 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from utils import (
-    ROOT,
-    UserError,
-    load_images,
-    read_image,
-    read_yaml,
-    replace_file,
-    save_pixels,
-    suggest_word,
-    to_pixels,
-)
+from evaluation.read_image import load_images, read_image
+from utils import ROOT, UserError, read_yaml, replace_file, save_pixels, suggest_word, to_pixels
 
 
 def test_replace_file_leaves_the_old_file_when_writing_fails(tmp_path):

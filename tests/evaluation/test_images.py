@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from evaluation.images import Arm, Drawer, choose_frames, list_arms, list_film_arms
+from evaluation.read_image import load_images
 from method.class_token import save_token
 from models.sampling import SamplingSettings
 from prompt_datasets import target_class
 from run import main
 from tests.test_run import flags
-from utils import UserError, load_images
+from utils import UserError
 
 SAMPLING = SamplingSettings(height=32, width=32, guidance_scale=7.0, num_inference_steps=3)
 TIGER_CAT = target_class(2, "tiger cat", "tiger cat")

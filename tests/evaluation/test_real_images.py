@@ -1,9 +1,11 @@
 """Which real pictures belong to a class, and what is wrong with them before any work is done."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -14,12 +16,56 @@ from tests.test_run import error_of, flags
 from utils import UserError
 
 LABELS, NAMES = ["crane, bird", "crane, machine", "tiger cat"], ["crane", "crane", "tiger cat"]
+CRANE = target_class(0, "crane", "crane")
+
+
+@pytest.fixture
+def crane_folder(tmp_path) -> Path:
+    """Where the pictures of the class `CRANE` belong."""
+    (tmp_path / "real" / "crane").mkdir(parents=True)
+    return tmp_path / "real" / "crane"
+
+
+def find_cranes(folder: Path) -> list[str]:
+    found = find_real_images(str(folder.parent), [CRANE], {CRANE: folder}, 1, folder.parent.parent / "cache")
+    return [file.name for file in found[CRANE]]
+
+
+def test_every_kind_of_picture_is_found_and_what_is_left_out_is_counted(crane_folder, capsys):
+    for name in ("a.jfif", "b.gif", "c.AVIF", "d.webp", "e.JPG", "f.jp2", "g.mpo"):
+        kind = {"jfif": "JPEG", "jpg": "JPEG", "mpo": "JPEG", "jp2": "JPEG2000"}.get(name[2:].lower(), name[2:].upper())
+        Image.new("RGB", (8, 8)).save(crane_folder / name, kind)
+    assert len(find_cranes(crane_folder)) == 7 and capsys.readouterr().err == ""
+    (crane_folder / "notes.txt").write_text("")
+    (crane_folder / "more").mkdir()
+    (crane_folder / ".DS_Store").write_text("")
+    Image.fromarray(np.full((4, 4), 300, np.float32)).save(crane_folder / "h.tif")
+    (crane_folder / "i.png").write_bytes(b"nothing")
+    assert len(find_cranes(crane_folder)) == 7
+    warning, = capsys.readouterr().err.splitlines()
+    assert "skipped 2 of 9 real pictures, which cannot be read: " in warning and "2 that are no pictures" in warning
+    for reason in ("h.tif' (its values are from 300 to 300", "i.png' (cannot identify", "more'", "notes.txt'"):
+        assert reason in warning
+
+
+def test_pictures_are_decoded_once(crane_folder):
+    """Their names, sizes and times tell whether they were found readable before."""
+    file = crane_folder / "a.png"
+    Image.new("RGB", (8, 8)).save(file)
+    Image.new("RGB", (8, 8)).save(crane_folder / "b.png")
+    assert find_cranes(crane_folder) == ["a.png", "b.png"]
+    before = file.stat()
+    file.write_bytes(bytes(before.st_size))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert find_cranes(crane_folder) == ["a.png", "b.png"]
+    file.touch()
+    assert find_cranes(crane_folder) == ["b.png"]
 
 
 def find_images(folder: Path) -> list[str]:
     """The folder in which every class's pictures are found."""
     targets = [target_class(i, NAMES[i], LABELS[i]) for i in range(3)]
-    found = find_real_images(str(folder), targets, dict.fromkeys(targets, folder), 1)
+    found = find_real_images(str(folder), targets, dict.fromkeys(targets, folder), 1, folder.parent / "cache")
     return [found[target][0].parent.name for target in targets]
 
 
@@ -53,12 +99,12 @@ def test_a_label_that_is_a_path_is_no_folder(tmp_path):
     (tmp_path / "0.png").write_bytes(b"")
     target = target_class(0, "..", "..")
     with pytest.raises(UserError, match="has no readable pictures"):
-        find_real_images(str(tmp_path / "real"), [target], {target: tmp_path}, 1)
+        find_real_images(str(tmp_path / "real"), [target], {target: tmp_path}, 1, tmp_path)
 
 
 def test_a_function_draws_the_pictures_that_are_missing(tmp_path):
     target = target_class(0, "crane", "crane, bird")
-    files = find_real_images("miniature.world:draw", [target], {target: tmp_path}, 3)[target]
+    files = find_real_images("miniature.world:draw", [target], {target: tmp_path}, 3, tmp_path)[target]
     assert not any(file.exists() for file in files)
     assert draw_missing_images("miniature.world:draw", target, files) == files
     drawn = [file.read_bytes() for file in files]

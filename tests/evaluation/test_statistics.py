@@ -15,6 +15,7 @@ from evaluation.statistics import (
     kernel_distance,
     mcnemar_test,
     measure_prdc,
+    pool_features,
     pool_proportions,
 )
 
@@ -24,6 +25,10 @@ def features():
     generator = torch.Generator().manual_seed(0)
     real = torch.randn(400, 12, generator=generator)
     return real, torch.randn(300, 12, generator=generator) * 1.3 + 0.4
+
+
+def measure_fid(*sides: torch.Tensor) -> float:
+    return frechet_distance(*(pool_features(side.split(70), len(side)) for side in sides))
 
 
 @pytest.mark.parametrize("successes, count", [(0, 10), (3, 10), (50, 50), (400, 800)])
@@ -51,8 +56,8 @@ def test_mcnemar_is_the_exact_binomial():
 def test_fid_equals_torch_fidelity(features):
     statistics = [fid_features_to_statistics(part) for part in features]
     theirs = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
-    assert frechet_distance(*features) == pytest.approx(theirs, rel=1e-3)
-    assert abs(frechet_distance(features[0], features[0])) < 1e-3
+    assert measure_fid(*features) == pytest.approx(theirs, rel=1e-3)
+    assert abs(measure_fid(features[0], features[0])) < 1e-3
 
 
 def test_kid_equals_torch_fidelity(features):
@@ -83,7 +88,7 @@ def test_prdc_equals_brute_force(features):
     assert 0 < ours["coverage"] < 1
 
 
-@pytest.mark.parametrize("measure", [measure_prdc, frechet_distance])
+@pytest.mark.parametrize("measure", [measure_prdc, measure_fid])
 def test_too_few_images_are_refused(features, measure):
     with pytest.raises(ValueError, match="not 400 and 1"):
         measure(features[0], features[1][:1])
@@ -92,4 +97,16 @@ def test_too_few_images_are_refused(features, measure):
 def test_fid_keeps_its_digits_where_float32_would_not(features):
     """Shifting both sides far off changes nothing."""
     real, generated = (part.double() for part in features)
-    assert frechet_distance(real + 3e4, generated + 3e4) == pytest.approx(frechet_distance(real, generated), rel=1e-6)
+    assert measure_fid(real + 3e4, generated + 3e4) == pytest.approx(measure_fid(real, generated), rel=1e-6)
+
+
+def test_of_many_features_a_sample_is_held(features, monkeypatch):
+    """Moments are of all of them; the sample is the same however they come."""
+    monkeypatch.setattr("evaluation.statistics.SAMPLED", 100)
+    whole = pool_features([features[0]], 400)
+    assert whole.sample.shape == (100, 12) and len(whole.sample.unique(dim=0)) == 100 and whole.count == 400
+    assert all((features[0] == row).all(1).any() for row in whole.sample)
+    assert torch.allclose(whole.mean, features[0].double().mean(0))
+    assert torch.allclose(whole.covariance, features[0].double().T.cov())
+    parts = pool_features(features[0].split(33), 400)
+    assert torch.equal(parts.sample, whole.sample) and torch.allclose(parts.covariance, whole.covariance)

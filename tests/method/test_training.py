@@ -6,11 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from evaluation.read_image import load_images
 from method.losses import classifier_loss
 from method.training import Batch, join_batches, token_gradient, train_tokens
 from models.classifiers import load_classifier
 from tests.method.conftest import PAPER, SHORT, make_trainer, open_generator, read_history, train_one
-from utils import UserError, load_images
+from utils import UserError
 
 OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB."
 

@@ -1,0 +1,128 @@
+"""Any picture that Pillow opens, as upright 8-bit sRGB on white: the one place where pictures are decoded."""
+
+import io
+import warnings
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, ImageCms
+from PIL.Image import Transpose
+
+from utils import UserError, broken_file_error, join_lines, read_json, stamp_file, to_printable, write_json
+
+EXTENSIONS = Image.registered_extensions()  # loads Pillow's plugins, which fill Image.OPEN
+FORMATS = [kind for kind in Image.OPEN if kind != "EPS"]  # PostScript is a program: Ghostscript would run it
+SUFFIXES = {suffix for suffix, kind in EXTENSIONS.items() if kind in (*FORMATS, "MPO")}  # MPO opens as JPEG
+SRGB = ImageCms.createProfile("sRGB")
+PROFILED = {"1": "L", "L": "L", "LA": "L", "CMYK": "CMYK", "LAB": "LAB"}  # what a profile speaks of; else RGB
+TURNS = {2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
+         6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90}  # by EXIF orientation
+WHITE_IS_ZERO = 0  # TIFF's PhotometricInterpretation
+
+
+def read_image(path: Path, side: int | None = None) -> Image.Image:
+    """A picture file, its first frame, as upright 8-bit sRGB (mode RGB) on white.
+
+    Grey of 16 bits is black at 0 and white at 65535, floating point at 0 and 1. A colour profile that fits the pixels
+    is converted; one that does not is ignored, as browsers do. With `side` a JPEG is decoded at 1/2, 1/4 or 1/8 of its
+    size where its sides stay that long: fast, but not the very pixels.
+
+    Raises:
+        UserError: not a picture, truncated, more pixels than Pillow takes (179 million), or values out of range.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large pictures and odd metadata
+            with Image.open(path, formats=FORMATS) as image:
+                if side:
+                    image.draft(None, (side, side))
+                return convert_image(image)
+    except Exception as error:  # Pillow's plugins raise a dozen kinds
+        raise broken_file_error(path, error) from error
+
+
+def convert_image(image: Image.Image) -> Image.Image:
+    """An opened picture as `read_image` gives it."""
+    image.load()  # turns a TIFF by itself
+    orientation, profile = None, image.info.get("icc_profile")
+    with suppress(SyntaxError):  # EXIF that is none
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    alpha = None
+    if image.mode[0] in "IF":  # I, I;16, I;16B, F
+        image = scale_to_bytes(image)
+    elif image.has_transparency_data:
+        image = image.convert("RGBA" if PROFILED.get(image.mode) != "L" else "LA")
+        alpha = image.getchannel("A")
+    image = convert_profile(image, profile) if profile else image.convert("RGB")
+    if alpha:
+        opaque, image = image, Image.new("RGB", image.size, "white")
+        image.paste(opaque, mask=alpha)
+    if orientation in TURNS:
+        image = image.transpose(TURNS[orientation])
+    image.info = {}  # or a copy would be saved with the profile that it no longer has
+    return image
+
+
+def scale_to_bytes(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits or floating point as 8 bits (mode L), a PNG's transparent value as white."""
+    values, white = np.asarray(image), 1 if image.mode == "F" else 65535
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= white):
+        raise ValueError(f"its values are from {low:g} to {high:g}, and not between 0 and {white}")
+    pixels = np.rint(values * np.float32(255 / white)).astype(np.uint8)
+    if getattr(image, "tag_v2", {}).get(ExifTags.Base.PhotometricInterpretation) == WHITE_IS_ZERO:
+        pixels = 255 - pixels
+    if "transparency" in image.info:
+        pixels[values == image.info["transparency"]] = 255
+    return Image.fromarray(pixels)
+
+
+def convert_profile(image: Image.Image, profile: bytes) -> Image.Image:
+    """`image` without its alpha, from its embedded ICC `profile` to sRGB."""
+    plain = image.convert(PROFILED.get(image.mode, "RGB"))
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if plain.mode == "L" and source.profile.xcolor_space.strip() == "RGB":
+            plain = plain.convert("RGB")
+        return ImageCms.profileToProfile(plain, source, SRGB, outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError):  # no profile, or one of other pixels
+        return plain.convert("RGB")
+
+
+def check_images(files: list[Path], record: Path) -> dict[Path, str]:
+    """{file: why it cannot be read}; the file `record` remembers those that can, by size and time."""
+    known, readable, faults = read_json(record) if record.exists() else {}, {}, {}
+    for file in files:
+        name, *stamp = stamp_file(file)
+        fault = None if known.get(name) == stamp else find_fault(file)
+        if fault:
+            faults[file] = fault
+        else:
+            readable[name] = stamp
+    if readable != known:
+        write_json(record, readable)
+    return faults
+
+
+def find_fault(file: Path) -> str | None:
+    """Why a picture cannot be read."""
+    try:
+        read_image(file, side=1)
+    except UserError as error:
+        return to_printable(join_lines(error.__cause__))
+    return None
+
+
+def load_images(paths: list[Path]) -> torch.Tensor:
+    """Image files of one size as float [B, 3, H, W] in [0, 1].
+
+    Raises:
+        UserError: a broken one, or one of another size than the first.
+    """
+    arrays = [np.asarray(read_image(path)) for path in paths]
+    for path, array in zip(paths, arrays, strict=True):
+        if array.shape != arrays[0].shape:
+            raise broken_file_error(path, f"another size than {paths[0]}")
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
