@@ -105,13 +105,13 @@ def fidelity_table(found: dict) -> Table:
     others = "" if found["comparable_with_published_fids"] else (
         f": not comparable with published FIDs, which are of {INCEPTION}'s features and {COMPARABLE_FID} or more "
         "pictures on each side")
-    sampled = found["with"]["sampled_for_kid_and_prdc"]
+    sampled = found["with"].get("sampled_for_kid_and_prdc", [real, generated])
     ceiling = found.get("real", {"coverage": 0.0})["coverage"]
     notes = (
         (True, f"{generated} generated against {real} real pictures, all classes together{others}"),
         (sampled != [real, generated], "KID, precision, recall, density and coverage are of random samples: "
          f"{sampled[1]} generated, {sampled[0]} real"),
-        (found["fid_mode"], f"Pictures are resized as by {MODES.get(found['fid_mode'])}"),
+        (found.get("fid_mode"), f"Pictures are resized as by {MODES.get(found.get('fid_mode'))}"),
         (min(found[arm]["kid"] for arm in arms) < 0,
          "KID is an unbiased estimate: near its true value 0 it falls below by chance"),
         (fewest < most, f"Classes have {fewest} to {most} real pictures and weigh accordingly among the real, but all "
