@@ -40,6 +40,8 @@ def read_image(path: Path, side: int | None = None) -> Image.Image:
                     image.draft(None, (side, side))
                 return convert_image(image)
     except Exception as error:  # Pillow's plugins raise a dozen kinds
+        if isinstance(error, OSError) and error.errno:
+            raise UserError(f"'{path}' cannot be read: {error.strerror}") from error
         raise broken_file_error(path, error) from error
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from PIL import Image
+from safetensors.torch import load_file
 
 from config import parse_settings
 from evaluation.pictures import draw_sheet
@@ -57,8 +58,9 @@ def measure_quality(weights: Path, picture: Path, drawings: torch.Tensor, labels
 
 
 def hash_weights(weights: Path) -> dict[str, str]:
-    """SHA-256 of every file of weights, to tell which ones a measurement is of."""
-    return {file.relative_to(weights).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+    """SHA-256 of the values in every file of weights, however they are stored: which ones a measurement is of."""
+    return {file.relative_to(weights).as_posix(): hashlib.sha256(b"".join(
+        tensor.float().numpy().tobytes() for _, tensor in sorted(load_file(file).items()))).hexdigest()
             for file in sorted(weights.rglob("*.safetensors"))}
 
 
