@@ -161,9 +161,10 @@ class Run:
     def load_judges(self) -> dict[str, Classifier]:
         """The guiding classifier, and for an evaluation the evaluator."""
         config = self.config
-        judges = {"classifier": load_classifier(config.classifier, self.device)}
+        size = config.height, config.width
+        judges = {"classifier": load_classifier(config.classifier, self.device, *size)}
         if config.evaluator and config.evaluate:
-            judges["evaluator"] = load_classifier(config.evaluator, self.device)
+            judges["evaluator"] = load_classifier(config.evaluator, self.device, *size)
             require(judges["evaluator"].labels == self.labels,
                     f"the evaluator '{config.evaluator}' must know the same classes in the same order as the "
                     f"classifier '{config.classifier}'")

@@ -29,7 +29,7 @@ os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # or transformers 
 ROOT = Path(__file__).parent
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LARGEST_TEXT = 2**20  # bytes of a YAML file or a list of prompts: a larger one is another kind of file
-CHECKPOINT_SUFFIXES = {".safetensors", ".bin", ".json", ".txt"}
+CHECKPOINT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".json", ".txt"}
 FUNCTION = r"[A-Za-z_]\w*(\.\w+)*:\w+"  # module:function
 WITHOUT_GPU_OR_NETWORK = "or try --config configs/miniature.yml, which needs no download, no account and no GPU"
 
@@ -135,7 +135,7 @@ def stamp_file(file: Path) -> list:
 
 def list_checkpoint_files(source: str) -> dict[str, list[int]]:
     """{file: [size, time of change]} of a local checkpoint, to notice that it was replaced; {} for a hub id."""
-    folder = find_path(source)
+    folder = find_path(source.removeprefix("local-dir:"))
     files = sorted(path for path in folder.rglob("*") if path.suffix in CHECKPOINT_SUFFIXES) if folder else []
     return {path.relative_to(folder).as_posix(): stamp_file(path)[1:] for path in files}
 

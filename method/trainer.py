@@ -130,7 +130,9 @@ class Trainer:
 
     def zero_gradient_error(self) -> UserError | None:
         """Where the first update cannot move the vectors, no later one can: weight decay alone would."""
-        if len(self.history) > 1 or self.vectors.grad.any() or not is_finite(self.history[0]):
+        line = self.history[-1]
+        if len(self.history) > 1 or self.vectors.grad.any() or not is_finite(line) \
+                or line["accuracy"] > self.settings.target_accuracy:  # the class is right already
             return None
         cause = "float16 may be too narrow for it: try --mixed_precision bf16 or no" if self.scaler.is_enabled() else \
             "the loss does not depend on the token (every pixel black or white, or a loss that is constant)"

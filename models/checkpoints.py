@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from utils import WITHOUT_GPU_OR_NETWORK, UserError, find_path, require, to_printable
+from utils import WITHOUT_GPU_OR_NETWORK, UserError, find_path, join_lines, require, to_printable
 
 REPORTED = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # what did not arrive is told, not raised
 
@@ -54,12 +54,14 @@ def _explain_causes(source: str, causes: list[BaseException], instead: str) -> s
     def caused_by(*kinds):
         return any(isinstance(cause, kinds) for cause in causes)
 
-    first = (str(causes[0]).strip().splitlines() or [type(causes[0]).__name__])[0].rstrip(".")
+    lines = str(causes[0]).strip().splitlines() or [type(causes[0]).__name__]
+    first = join_lines(" ".join(lines[:2] if lines[0].endswith(":") else lines[:1])).rstrip(".")
     answers = [cause.response.status_code for cause in causes if isinstance(cause, HfHubHTTPError)]
     # the hub's HTTP library has changed its name before; its connection errors have not
     unreachable = any(kind.__name__ == "TransportError" for cause in causes for kind in type(cause).__mro__)
     if caused_by(ImportError):
         return first
+    source = source.removeprefix("local-dir:")  # timm's
     if find_path(source):
         return (f"it is a broken file, or not of the right kind: {first}" if find_path(source).is_file() else
                 f"the folder lacks a file or holds a broken one: {first}")
@@ -108,9 +110,12 @@ def check_weights(source: str, report: dict):
     """
     mismatched = [f"{key} {list(stored)} instead of {list(wanted)}"
                   for key, stored, wanted in report["mismatched_keys"]]
-    for what, keys in (("lacks", report["missing_keys"]), ("holds in other shapes", mismatched)):
-        require(not keys, f"the checkpoint {what} {list_first(keys)}; its config and its weights do not belong "
-                          "together, or it was saved with an adapter inside: save it again without")
+    missing = [key for key in report["missing_keys"] if not key.endswith("num_batches_tracked")]  # no weights
+    adapted = any(part in key for key in report["unexpected_keys"] for part in ("base_layer", "lora"))
+    cause = "it was saved with an adapter inside: save it again without" if adapted else \
+        "its config and its weights do not belong together"
+    for what, keys in (("lacks", missing), ("holds in other shapes", mismatched)):
+        require(not keys, f"the checkpoint {what} {list_first(keys)}: {cause}")
     if report["unexpected_keys"]:
         print(f"warning: '{source}' holds weights that its config does not know, which are not used: "
               f"{list_first(report['unexpected_keys'])}", file=sys.stderr)

@@ -45,8 +45,8 @@ class Classifier(NamedTuple):
         return self.compute_logits(self.model, self.preprocess(images.float())).float()
 
 
-def load_classifier(name: str, device: str) -> Classifier:
-    """The classifier called `name` (see the head of this file), frozen, in float32.
+def load_classifier(name: str, device: str, height: int = 64, width: int = 64) -> Classifier:
+    """The classifier called `name` (see the head of this file), frozen, in float32, tried on a picture of that size.
 
     Raises:
         UserError: one line that says what is missing or what the checkpoint is not.
@@ -56,17 +56,17 @@ def load_classifier(name: str, device: str) -> Classifier:
         loaded = _load_timm(source) if kind == "timm" else _load_transformers(source, mean_pooled=kind == "mean")
         classifier = Classifier(folder_name(name), *loaded, torch.device(device))
         classifier.model.requires_grad_(False).eval().to(device)
-    check_classifier(classifier, name)
+    check_classifier(classifier, name, height, width)
     return classifier
 
 
-def check_classifier(classifier: Classifier, name: str):
+def check_classifier(classifier: Classifier, name: str, height: int, width: int):
     """Classify one picture of noise and come back with the gradient.
 
     Raises:
         UserError: the model does not fit its preprocessing or its labels, or no gradient reaches the picture.
     """
-    count, images = len(classifier.labels), torch.rand(1, 3, 64, 64, device=classifier.device)
+    count, images = len(classifier.labels), torch.rand(1, 3, height, width, device=classifier.device)
     try:
         with torch.enable_grad():
             logits = classifier(images.requires_grad_())
@@ -76,7 +76,7 @@ def check_classifier(classifier: Classifier, name: str):
                         f"a gradient: {join_lines(error)[:200]}") from error
     require(logits.shape == (1, count), f"'{name}' gives {list(logits.shape)} logits for a picture and names "
                                         f"{count} classes: its labels are another model's")
-    require(count > 1, f"'{name}' knows one class alone, so it can tell nothing and guide nothing")
+    require(count > 1, f"'{name}' has one class: its loss is always 0, so it cannot guide")
     require(logits.isfinite().all(), f"'{name}' gives non-finite logits")
     require(gradient is not None and gradient.isfinite().all() and gradient.any(),
             f"'{name}' lets no gradient through to the picture, so it cannot guide")
@@ -142,6 +142,8 @@ def _mean_pooled_logits(model, pixel_values):
 
 
 def _load_transformers(source: str, mean_pooled: bool):
+    require(AutoConfig.from_pretrained(source, **NO_REMOTE_CODE).model_type != "timm_wrapper",
+            f"'{source}' is timm's: write timm:local-dir:<folder> or timm:hf-hub:<id>")
     loader = ViTForImageClassification if mean_pooled else AutoModelForImageClassification
     model, report = loader.from_pretrained(source, dtype=torch.float32, **REPORTED, **NO_REMOTE_CODE)
     check_weights(source, report)

@@ -33,10 +33,10 @@ def load_stable_diffusion(model: str, source: str, index: dict, device: str, dty
     text, unet, vae = (network.config for network in generator.networks)
     require(generator.tokenizer.model_max_length <= text.max_position_embeddings,
             f"the tokenizer's files of '{model}' are missing or another model's")
-    require(unet.in_channels == vae.latent_channels and unet.cross_attention_dim == text.hidden_size,
-            f"'{model}' is not laid out as Stable Diffusion 1 or 2: its UNet reads {unet.in_channels} channels and "
-            f"embeddings of {unet.cross_attention_dim}, its VAE makes {vae.latent_channels} and its text encoder "
-            f"{text.hidden_size}")
+    fits = unet.in_channels == unet.out_channels == vae.latent_channels and unet.cross_attention_dim == text.hidden_size
+    require(fits, f"'{model}' is not laid out as Stable Diffusion 1 or 2: its UNet reads {unet.in_channels} channels, "
+                  f"predicts {unet.out_channels} channels and reads embeddings of {unet.cross_attention_dim}, its VAE "
+                  f"makes {vae.latent_channels} and its text encoder {text.hidden_size}")
     more = [name for name in MORE_CONDITIONS if unet.get(name) is not None]
     require(not more, f"the UNet of '{model}' needs more than a prompt: its config has {', '.join(more)}")
     return generator

@@ -17,8 +17,6 @@ SCHEDULERS = (  # equal to StableDiffusionPipeline in tests/models/test_schedule
     "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "LMSDiscreteScheduler", "IPNDMScheduler",
     "SASolverScheduler", "LCMScheduler", "TCDScheduler")
 FEW_STEPS = 8  # of distilled models
-NOISE_SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas",
-                  "prediction_type", "rescale_betas_zero_snr")
 
 
 class SamplingSettings(NamedTuple):
@@ -74,7 +72,9 @@ def new_scheduler(scheduler, settings: SamplingSettings, seeds=()):
     if settings.timesteps is None:
         # as StableDiffusionPipeline does for old checkpoints; latents have no range to be clipped to
         changes = {"clip_sample": False, "steps_offset": 1}
-        if config.get("noise_sampler_seed", 0) is None:
+        if "noise_sampler_seed" in config:
+            require(config.noise_sampler_seed is None, "scheduler_config.json fixes noise_sampler_seed, so a picture's "
+                                                       "noise would depend on its batch: set it to null")
             changes["noise_sampler_seed"] = [int(seed) for seed in seeds]
         copy = type(scheduler).from_config(config, **changes)
         try:
@@ -85,8 +85,10 @@ def new_scheduler(scheduler, settings: SamplingSettings, seeds=()):
     last = config.num_train_timesteps - 1
     require(settings.timesteps[0] <= last,
             f"train_timesteps start at {settings.timesteps[0]}, the model's go from {last} to 0")
-    copy = EulerDiscreteScheduler(**{name: config[name] for name in NOISE_SCHEDULE if name in config},
-                                  timestep_spacing="leading")  # unit noise at any first timestep
+    copy = EulerDiscreteScheduler(
+        config.num_train_timesteps, trained_betas=scheduler.betas.tolist(), prediction_type=config.prediction_type,
+        rescale_betas_zero_snr=config.get("rescale_betas_zero_snr", False),
+        timestep_spacing="leading")  # unit noise at any first timestep
     copy.set_timesteps(timesteps=list(settings.timesteps))
     return copy
 
@@ -103,9 +105,14 @@ def check_trajectory(scheduler, settings: SamplingSettings, is_training: bool):
     Raises:
         UserError: the scheduler does not have these steps, or its last one leaves nothing to learn from in training.
     """
-    trial, generators = new_scheduler(scheduler, settings, [0]), seeded_generators([0])
-    latents, noise = torch.ones(1, 4, 2, 2) * trial.init_noise_sigma, torch.ones(1, 4, 2, 2)
+    config, name, generators = scheduler.config, type(scheduler).__name__, seeded_generators([0])
+    require(name != "PNDMScheduler" or config.skip_prk_steps or settings.timesteps or settings.num_inference_steps > 3,
+            f"num_inference_steps {settings.num_inference_steps}: PNDM without skip_prk_steps needs 4 or more")
+    require("learned" not in str(config.get("variance_type")),
+            f"{name} with variance_type '{config.get('variance_type')}' is for a UNet that predicts a variance too")
     try:
+        trial = new_scheduler(scheduler, settings, [0])
+        latents, noise = torch.ones(1, 4, 2, 2) * trial.init_noise_sigma, torch.ones(1, 4, 2, 2)
         with torch.enable_grad():
             for t in trial.timesteps:
                 trial.scale_model_input(latents, t)
@@ -115,9 +122,11 @@ def check_trajectory(scheduler, settings: SamplingSettings, is_training: bool):
                 else None
         if not latents.isfinite().all():
             raise ValueError("it gives non-finite latents")
+    except UserError:
+        raise
     except Exception as error:  # schedulers raise what their arithmetic raises
         steps = settings.timesteps or f"{settings.num_inference_steps} steps"
-        raise UserError(f"{type(trial).__name__} fails at {steps}: {type(error).__name__} {join_lines(error)}; try "
+        raise UserError(f"{name} fails at {steps}: {type(error).__name__} {join_lines(error)}; try "
                         "another --num_inference_steps, or another scheduler in scheduler_config.json") from error
     require(not is_training or gradient is not None and gradient.any(),
             f"the last step of {type(trial).__name__} changes nothing, so no gradient can come through it: a "
@@ -137,9 +146,9 @@ def describe_mismatches(unet, scheduler, scale_factor: int, settings: SamplingSe
     is_turbo = (type(scheduler).__name__.startswith("Euler") and config.timestep_spacing == "trailing"
                 and not config.rescale_betas_zero_snr and config.prediction_type == "epsilon")
     if (is_consistency or is_turbo) and settings.timesteps is None and settings.num_inference_steps > FEW_STEPS:
-        found.append(f"its scheduler says that it was distilled to {FEW_STEPS} steps or fewer, and num_inference_steps "
-                     f"is {settings.num_inference_steps}")
+        found.append(f"its scheduler is set as for models distilled to {FEW_STEPS} steps or fewer, and "
+                     f"num_inference_steps is {settings.num_inference_steps}")
     if (is_consistency or is_turbo) and not embeds_guidance and settings.guidance_scale > 2:
-        found.append("its scheduler says that it was distilled to draw without guidance, and guidance_scale is "
+        found.append("its scheduler is set as for models distilled to draw without guidance, and guidance_scale is "
                      f"{settings.guidance_scale}: 0 switches it off")
     return found

@@ -129,7 +129,8 @@ class StableDiffusion:
 
     def denoising_loss(self, latents: torch.Tensor, cond: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """The loss that the UNet was trained with, on latents [B, 4, h, w]; noise and timesteps from `generator`."""
-        require(self.scheduler.config.prediction_type == "epsilon", "this generator does not predict the noise")
+        require(self.scheduler.config.prediction_type == "epsilon" and not self.unet.config.time_cond_proj_dim,
+                "this generator does not predict the noise from a prompt alone")
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = torch.randint(self.scheduler.config.num_train_timesteps, (len(latents),), generator=generator)
         noisy = self.scheduler.add_noise(latents.cpu(), noise, timesteps).to(self.device, self.dtype)

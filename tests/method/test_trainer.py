@@ -54,6 +54,12 @@ def test_first_gradient_of_zero_ends_the_training(tiny_model, tmp_path, dtype, c
     assert not (tmp_path / "2/history.jsonl").exists()
 
 
+def test_a_class_that_is_right_already_needs_no_gradient(generator, tmp_path):
+    end = train_one(generator, lambda images, targets: (0 * images.sum((1, 2, 3)), targets >= 0), tmp_path,
+                    target_accuracy=0.7)
+    assert end.stopped == "accuracy 1.00 is above 0.7"
+
+
 @pytest.mark.parametrize("fault, absent", [("bad_loss", "loss"), ("bad_gradient", "grad_norm")])
 def test_non_finite_update_is_skipped(generator, loss_fn, tmp_path, fault, absent):
     """It leaves the vectors where they were and is never the best; the next noise may do better."""

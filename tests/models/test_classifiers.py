@@ -24,9 +24,9 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from models.classifiers import folder_name, load_classifier, load_labels, penultimate_features
+from models.classifiers import folder_name, load_classifier, load_labels, penultimate_features, resolve_name
 from tests.conftest import LABELS, save_classifier
-from utils import UserError
+from utils import UserError, list_checkpoint_files
 
 SIZE = {"height": 48, "width": 48}
 PROCESSORS = {  # the last three feed their networks something else than (x / 255 - mean) / std
@@ -259,7 +259,7 @@ def test_classifier_of_grey_pictures_is_refused(tmp_path):
 
 
 def test_classifier_of_one_class_is_refused(tmp_path):
-    with pytest.raises(UserError, match="knows one class alone"):
+    with pytest.raises(UserError, match="has one class"):
         load_classifier(save_classifier(tmp_path / "one", ["crane"]), "cpu")
 
 
@@ -272,3 +272,34 @@ def test_labels_with_a_gap(tiny_classifier, tmp_path, numbers, right):
     file.write_text(json.dumps({**json.loads(file.read_text()), "id2label": {i: f"label {i}" for i in numbers}}))
     with pytest.raises(UserError, match=f"{tmp_path}/vit.*id2label.*{right}"):
         load_labels(str(tmp_path / "vit"))
+
+
+def test_the_runs_own_size_is_tried(tiny_classifier, tmp_path):
+    name = edit_preprocessor(tiny_classifier, tmp_path, do_resize=False)
+    load_classifier(name, "cpu", 16, 16)
+    with pytest.raises(UserError, match=r"cannot classify an RGB picture .*32\*32"):
+        load_classifier(name, "cpu", 32, 32)
+
+
+def test_timm_weights_that_do_not_arrive_are_named(tmp_path):
+    name = save_timm(tmp_path, [f"label {i}" for i in range(16)])
+    state = load_file(tmp_path / "model.safetensors")
+    save_file({key: value for key, value in state.items() if key != "fc.weight"}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="the folder lacks a file or holds a broken one.*fc.weight"):
+        load_classifier(name, "cpu")
+
+
+def test_weights_of_timm_are_known_by_their_files(tmp_path):
+    name = save_timm(tmp_path, [f"label {i}" for i in range(16)])
+    assert "model.safetensors" in list_checkpoint_files(resolve_name(name)[1])
+    with pytest.raises(UserError, match="is timm's: write timm:local-dir"):
+        load_classifier(str(tmp_path), "cpu")
+
+
+def test_counters_that_nothing_reads_may_be_missing(tmp_path):
+    save_resnet(tmp_path)
+    ConvNextImageProcessor(size={"shortest_edge": 48}).save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    save_file({key: value for key, value in state.items() if "num_batches" not in key}, tmp_path / "model.safetensors",
+              metadata={"format": "pt"})
+    load_classifier(str(tmp_path), "cpu")

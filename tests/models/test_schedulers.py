@@ -34,7 +34,7 @@ VARIANTS = {
         {"solver_type": "heun"}, {"euler_at_final": True}, {"use_lu_lambdas": True}, {"thresholding": True}],
     "DPMSolverSinglestepScheduler": [{}, KINDS[0], SIGMAS[0], {"solver_order": 3}, {"algorithm_type": "dpmsolver",
                                                                                  "final_sigmas_type": "sigma_min"}],
-    "DPMSolverSDEScheduler": [{}, {"noise_sampler_seed": 5}, SIGMAS[0]],
+    "DPMSolverSDEScheduler": [{}, SIGMAS[0]],
     "DEISMultistepScheduler": [{}, KINDS[0], SIGMAS[0], {"solver_order": 3}],
     "UniPCMultistepScheduler": [{}, *KINDS, *SIGMAS, {"solver_type": "bh1"}, {"solver_order": 3},
                                 {"final_sigmas_type": "sigma_min"}, {"predict_x0": False}],
@@ -97,7 +97,7 @@ def test_pictures_equal_the_pipelines(generator, name, changes):
     skip_without_torchsde(name)
     generator.scheduler, reference = make_scheduler(name, **changes), make_scheduler(name, **changes)
     assert {key: reference.config[key] for key in changes} == changes
-    if name == "DPMSolverSDEScheduler" and not changes.get("noise_sampler_seed"):
+    if name == "DPMSolverSDEScheduler":  # the pipeline would draw a seed of its own
         reference.register_to_config(noise_sampler_seed=SEEDS)
         reference.noise_sampler_seed = SEEDS
     try:
@@ -283,7 +283,7 @@ def test_scheduler_without_its_package_says_what_to_install(tiny_model, tmp_path
     ("PNDMScheduler", {}, {}, []),
     ("PNDMScheduler", {}, {"height": 64}, ["made for 32 x 32 pixels, and height and width are 64 and 32"]),
     ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}, {"num_inference_steps": 30},
-     ["distilled to 8 steps or fewer", "draw without guidance, and guidance_scale is 3.0"]),
+     ["distilled to 8 steps or fewer", "distilled to draw without guidance, and guidance_scale is 3.0"]),
     ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}, {"num_inference_steps": 1, "guidance_scale": 0.0}, []),
     ("EulerDiscreteScheduler", ZERO_SNR, {"num_inference_steps": 30}, []),
     ("LCMScheduler", {}, {"num_inference_steps": 4, "guidance_scale": 1.5}, []),
@@ -292,3 +292,40 @@ def test_settings_that_a_checkpoint_was_not_made_for_are_told(generator, schedul
     generator.scheduler = make_scheduler(scheduler, **changes)
     found = generator.describe_mismatches(SETTINGS._replace(**settings))
     assert len(found) == len(words) and all(word in told for word, told in zip(words, found, strict=True))
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_picture_does_not_depend_on_its_batch(generator, name):
+    skip_without_torchsde(name)
+    generator.scheduler = make_scheduler(name)
+    with torch.no_grad():
+        alone = generator.decode(generator.sample(generator.encode(PROMPTS[1:]), SEEDS[1:], SETTINGS))
+    assert (draw_by_ours(generator)[1:] - alone).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name, changes, steps, reason", [
+    ("PNDMScheduler", {"skip_prk_steps": False}, 3, "PNDM without skip_prk_steps needs 4 or more"),
+    ("DDPMScheduler", {"variance_type": "learned_range"}, 6, "is for a UNet that predicts a variance too"),
+    ("DPMSolverSDEScheduler", {"noise_sampler_seed": 5}, 6, "set it to null")])
+def test_schedulers_that_cannot_draw_are_refused_with_the_cause(generator, name, changes, steps, reason):
+    skip_without_torchsde(name)
+    generator.scheduler = make_scheduler(name, **changes)
+    with pytest.raises(UserError, match=reason):
+        generator.check_sampling(SETTINGS._replace(num_inference_steps=steps))
+
+
+def test_explicit_timesteps_with_any_noise_schedule(generator):
+    """Euler does not know every beta_schedule; it is given the betas themselves."""
+    generator.scheduler = make_scheduler("DDPMScheduler", beta_schedule="sigmoid")
+    settings = SETTINGS._replace(timesteps=(999, 600))
+    generator.check_sampling(settings, is_training=True)
+    assert draw_by_ours(generator, settings).isfinite().all()
+
+
+def test_unet_that_predicts_a_variance_too_is_refused(tiny_model, tmp_path):
+    folder = edit_config(tiny_model, tmp_path, "unet", out_channels=8)
+    unet = UNet2DConditionModel.from_config(json.loads(Path(folder, "unet/config.json").read_text()))
+    shutil.rmtree(f"{folder}/unet")
+    unet.save_pretrained(f"{folder}/unet")
+    with pytest.raises(UserError, match="predicts 8 channels"):
+        load_generator(folder, "cpu", torch.float32)
