@@ -5,7 +5,10 @@ from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
+import PIL
+import timm
 import torch
+import transformers
 from torchvision.transforms.v2 import functional as TF
 from tqdm import tqdm
 
@@ -20,7 +23,9 @@ from utils import ROOT, read_tensors, require, stamp_file, write_tensors
 CHUNK = 4096  # pictures whose features are one file of the cache
 COMPARABLE_FID = 2048  # images on each side below which FID's bias dwarfs the differences that papers report
 VARIED = 0.8  # of the real pictures' coverage: less is worth a warning
-CODE = [sha256((ROOT / file).read_bytes()).hexdigest() for file in ("evaluation/read_image.py", "models/extractors.py")]
+CODE = [PIL.__version__, timm.__version__, transformers.__version__, *(  # decides features besides files and weights
+    sha256((ROOT / file).read_bytes()).hexdigest()
+    for file in ("evaluation/read_image.py", "models/extractors.py", "models/classifiers.py"))]
 MODES = {"legacy": "torch-fidelity", "clean": "clean-fid"}
 FEW = 100  # generated pictures below which neighbourhoods say little
 

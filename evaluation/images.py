@@ -79,7 +79,7 @@ class Drawer:
         self.settings_digest = digest_json(drawn_by)
         most = default_batch_size(64, device, sampling.height, sampling.width)
         self.sample_batch = fit_batch_size(self.sample_missing, batch_size and WITHOUT_GRAPH * batch_size, most)
-        self.decode_batch = fit_batch_size(decode_parts, batch_size, min(most, DECODED_AT_ONCE))
+        self.decode_batch = fit_batch_size(decode_parts, None, min(batch_size or most, DECODED_AT_ONCE))
 
     def describe_arms(self, arms: list[Arm]) -> dict[str, dict]:
         """What RECORD says of these arms once they are drawn."""

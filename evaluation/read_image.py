@@ -19,6 +19,7 @@ SRGB = ImageCms.createProfile("sRGB")
 PROFILED = {"1": "L", "L": "L", "LA": "L", "CMYK": "CMYK", "LAB": "LAB"}  # what a profile speaks of; else RGB
 TURNS = {2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
          6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90}  # by EXIF orientation
+DARKEST_WHITE = 4095  # of 12 bits: a picture of 32 bits that reaches no higher may be of 8 or 12 in truth
 WHITE_IS_ZERO = 0  # TIFF's PhotometricInterpretation
 
 
@@ -68,9 +69,12 @@ def convert_image(image: Image.Image) -> Image.Image:
 
 
 def scale_to_bytes(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits or floating point as 8 bits (mode L), a PNG's transparent value as white."""
-    values, white = np.asarray(image), 1 if image.mode == "F" else 65535
+    """Grey of 9 to 16 bits or floating point as 8 bits (mode L), a PNG's transparent value as white."""
+    bits = getattr(image, "tag_v2", {}).get(ExifTags.Base.BitsPerSample, (16,))[0]
+    values, white = np.asarray(image), 1 if image.mode == "F" else 2 ** min(bits, 16) - 1
     low, high = values.min(), values.max()
+    if image.mode == "I" and 0 < high <= DARKEST_WHITE:
+        raise ValueError(f"its whole numbers of 32 bits reach {high}, and whether that is white is not said")
     if not (low >= 0 and high <= white):
         raise ValueError(f"its values are from {low:g} to {high:g}, and not between 0 and {white}")
     pixels = np.rint(values * np.float32(255 / white)).astype(np.uint8)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from evaluation.accuracy import accuracy_table, contexts_table, list_differences, load_metrics
-from evaluation.fidelity import fidelity_table, measure_fidelity
+from evaluation.fidelity import CODE, fidelity_table, measure_fidelity
 from evaluation.files import RunFiles
 from evaluation.images import ARMS, digest_json
 from evaluation.report import write_report
@@ -34,7 +34,7 @@ def write_summary(runs: list[RunFiles], real: list[list[Path]], get_extractor: C
     if any(real):
         pictures = {str(found["class_index"]): found["pictures"] for found in metrics}
         stamps = [stamp_file(file) for files in real for file in files]
-        digest = digest_json([pictures, features, stamps])
+        digest = digest_json([pictures, features, stamps, CODE])
         if not distances or distances.get("digest") != digest:  # else the summary holds just these already
             arms = {arm: [run.eval_images / arm / f"{seed}.png" for run in runs for seed in range(images)]
                     for arm in ARMS}

@@ -26,13 +26,13 @@ from evaluation.tables import Table
 from method.class_token import load_token
 from method.losses import classifier_loss
 from method.trainer import TrainingSettings
-from models.classifiers import Classifier, load_classifier, load_labels
+from models.classifiers import Classifier, load_classifier, load_labels, resolve_name
 from models.generator import PRECISIONS, Generator, load_generator
 from models.sampling import SamplingSettings
 from prompt_datasets import TEMPLATES, TargetClass, class_names, select_classes
 from runs.folders import RunFolder
 from runs.workers import Sweep, TrainingJob, choose_device, work_on_classes
-from utils import ROOT, exit_code, list_checkpoint_files, read_json, require, write_json, write_text
+from utils import ROOT, exit_code, expand_path, list_checkpoint_files, read_json, require, write_json, write_text
 
 Sets = dict[TargetClass, list[Path]]  # pictures by class
 Vectors = dict[TargetClass, torch.Tensor | None]  # [K, D] by class, None without a token
@@ -65,16 +65,20 @@ class Lab(NamedTuple):
     drawer: Drawer
 
 
+def read_path(text: str) -> Path:
+    return Path(expand_path(text, "--work or --out"))
+
+
 def parse_options(doc: str, argv: list[str] | None, class_index: str, **flags) -> argparse.Namespace:
     """The options of an experiment, of the miniature's classes by default; its own `flags` with their defaults."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default=MINIATURE, help="settings, such as configs/imagenet.yml (the miniature's)")
     parser.add_argument("--class_index", help=f"which classes, as for run.py (of the miniature: {class_index})")
-    parser.add_argument("--work", type=Path, help="keeps what is made for the next call (a folder in img/)")
-    parser.add_argument("--out", type=Path, help="where results go (in docs/)")
+    parser.add_argument("--work", type=read_path, help="keeps what is made for the next call (a folder in img/)")
+    parser.add_argument("--out", type=read_path, help="where results go (in docs/)")
     for name, default in flags.items():
         kind = {"type": str} if default is None else {"type": int, "nargs": "+" if isinstance(default, list) else None}
-        parser.add_argument(f"--{name}", default=default, help=f"{HELP[name]} ({default})", **kind)
+        parser.add_argument(f"--{name}", default=default, help=f"{HELP.get(name, name)} ({default})", **kind)
     options = parser.parse_args(argv)
     options.given = [word for name, value in vars(options).items()
                      if name not in ("work", "out") and value != parser.get_default(name)
@@ -115,6 +119,10 @@ def open_generator(config: RunConfig) -> Generator:
     generator = load_generator(config.model, config.device, PRECISIONS[config.mixed_precision],
                                config.gradient_checkpointing, config.torch_compile)
     generator.set_placeholder(config.placeholder_token)
+    training_sampling = method_settings(config)[1]
+    generator.check_sampling(training_sampling, is_training=True)
+    for mismatch in generator.describe_mismatches(training_sampling):
+        print(f"warning: '{config.model}': {mismatch}", file=sys.stderr)
     return generator
 
 
@@ -128,7 +136,8 @@ def method_settings(config: RunConfig) -> tuple[TrainingSettings, SamplingSettin
 def digest_training(config: RunConfig, **more) -> str:
     """A folder's name for all that decides what is learned: settings, weights, and what an experiment adds."""
     decisive = config.pick_settings((*names_deciding("token"), "real_images"))
-    return digest_json([decisive, list_checkpoint_files(config.model), more])[:12]
+    weights = [list_checkpoint_files(name) for name in (config.model, resolve_name(config.classifier)[1])]
+    return digest_json([decisive, weights, more])[:12]
 
 
 def learn_tokens(lab: Lab, targets: list[TargetClass] | None = None, **changes) -> dict[TargetClass, RunFolder]:

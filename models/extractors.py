@@ -54,8 +54,10 @@ FID_MODES = {"legacy": resize_legacy, "clean": resize_clean}
 @torch.no_grad()
 def check_extractor(extractor: Extractor) -> Extractor:
     """`extractor`, after a dry run: now, not after everything is drawn."""
-    prepared = extractor.prepare(torch.arange(3 * 64 * 64).view(3, 64, 64).byte())
-    found = extractor.extract_features(torch.stack([prepared] * 2))
+    prepared = [extractor.prepare(torch.arange(3 * 64 * width).view(3, 64, width).byte()) for width in (64, 96)]
+    require(prepared[0].shape == prepared[1].shape, f"features: '{extractor.name}' does not bring pictures of every "
+                                                    "shape to one size, so it cannot compare them")
+    found = extractor.extract_features(torch.stack(prepared))
     require(found.ndim == 2 and len(found) == 2 and found.isfinite().all(),
             f"features: '{extractor.name}' gives {tuple(found.shape)} for two pictures, or non-finite values")
     return extractor

@@ -152,3 +152,20 @@ def test_a_jpeg_may_be_decoded_at_a_fraction(tmp_path):
     Image.new("RGB", (400, 200), "red").save(tmp_path / "a.jpg", exif=turned(6))
     assert read_image(tmp_path / "a.jpg").size == (200, 400)
     assert read_image(tmp_path / "a.jpg", side=90).size == (100, 200)
+
+
+def test_grey_of_12_bits(tmp_path):
+    """Packed by hand, a row of three values in five bytes: Pillow reads such a TIFF and does not write one."""
+    rows = b"".join((int("".join(f"{value << 4 | value >> 4:012b}" for value in row) + "0000", 2)).to_bytes(5, "big")
+                    for row in RAMP.tolist())
+    tags = [(256, 3), (257, 2), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 2), (279, len(rows))]
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0)
+                                                        for tag, value in tags) + bytes(4)
+    (tmp_path / "12.tiff").write_bytes(struct.pack("<2sHI", b"II", 42, 8 + len(rows)) + rows + directory)
+    assert np.array_equal(np.asarray(read_image(tmp_path / "12.tiff").convert("L")), RAMP)
+
+
+def test_whole_numbers_of_unknown_range_are_refused(tmp_path):
+    Image.fromarray(RAMP.astype(np.int32)).save(tmp_path / "32.tiff")
+    with pytest.raises(UserError, match="whole numbers of 32 bits reach 255"):
+        read_image(tmp_path / "32.tiff")
