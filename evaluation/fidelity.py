@@ -87,7 +87,8 @@ def measure_fidelity(extractor: Extractor, arms: dict[str, list[Path]], real: li
     counts = [len(files) - aside for files in real]
     is_comparable = extractor.name == INCEPTION and min(pooled.count, len(arms["with"])) >= COMPARABLE_FID
     return {"features": extractor.name, "fid_mode": extractor.fid_mode,
-            "real_images_a_class": [min(counts), max(counts)], "comparable_with_published_fids": is_comparable,
+            "real_images_a_class": [min(counts), max(counts)],
+            "comparable_with": MODES.get(extractor.fid_mode) if is_comparable else None,
             **{arm: measure_distances(pooled, features) for arm, features in generated.items()}}
 
 
@@ -107,7 +108,7 @@ def fidelity_table(found: dict) -> Table:
     rows = [[names.get(measure, measure), *(f"{found[arm][measure]:#.3g}".rstrip(".") for arm in arms)]
             for measure in ("fid", "kid", "kid_std", "precision", "recall", "density", "coverage")]
     fewest, most = found["real_images_a_class"]
-    others = "" if found["comparable_with_published_fids"] else (
+    others = f": comparable with FIDs by {found['comparable_with']}" if found.get("comparable_with") else (
         f": not comparable with published FIDs, which are of {INCEPTION}'s features and {COMPARABLE_FID} or more "
         "pictures on each side")
     sampled = found["with"].get("sampled_for_kid_and_prdc", [real, generated])

@@ -143,16 +143,19 @@ def test_distances_name_their_counts(pixel_extractor, noise_files):
 
 def test_fids_of_few_pictures_or_other_features_are_not_comparable(pixel_extractor, noise_files, tmp_path, monkeypatch):
     monkeypatch.setattr("evaluation.fidelity.COMPARABLE_FID", 16)
-    inception = pixel_extractor._replace(name="InceptionV3")
+    inception = pixel_extractor._replace(name="InceptionV3", fid_mode="legacy")
 
-    def is_comparable(extractor: Extractor, real: int, generated: int) -> bool:
+    def find_comparable(extractor: Extractor, real: int, generated: int) -> str | None:
         arms = {"with": noise_files[:generated]}
         found = measure_fidelity(extractor, arms, [noise_files[16:16 + real]], tmp_path / "cache")
-        return found["comparable_with_published_fids"]
+        assert (f": comparable with FIDs by {found['comparable_with']}" in fidelity_table(found).note) == bool(
+            found["comparable_with"])
+        return found["comparable_with"]
 
-    assert is_comparable(inception, 16, 16)
-    assert not is_comparable(inception, 15, 16) and not is_comparable(inception, 16, 15)
-    assert not is_comparable(pixel_extractor, 16, 16)
+    assert find_comparable(inception, 16, 16) == "torch-fidelity"
+    assert find_comparable(inception._replace(fid_mode="clean"), 16, 16) == "clean-fid"
+    assert find_comparable(inception, 15, 16) is None and find_comparable(inception, 16, 15) is None
+    assert find_comparable(pixel_extractor, 16, 16) is None
 
 
 def test_features_of_real_pictures_are_extracted_once(pixel_extractor, noise_files, tmp_path, monkeypatch):
