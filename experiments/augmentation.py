@@ -37,7 +37,8 @@ def measure_arm(lab: common.Lab, arm: str, k: int, seed: int, real: common.Sets,
     options = lab.options
     first = options.test + max(options.k) * seed
     few = {target: files[first:first + k] for target, files in real.items()}
-    training = {"k": k, "seed": seed, "first": first, "steps": options.steps, "batch": BATCH}
+    training = {"k": k, "seed": seed, "first": first, "steps": options.steps, "batch": BATCH,
+                "pictures": common.stamp_sets(few)}
     guide = lab.work / "guides" / common.digest_training(lab.config, **training)
 
     def train_arm() -> float:

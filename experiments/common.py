@@ -32,7 +32,17 @@ from models.sampling import SamplingSettings
 from prompt_datasets import TEMPLATES, TargetClass, class_names, select_classes
 from runs.folders import RunFolder
 from runs.workers import Sweep, TrainingJob, choose_device, work_on_classes
-from utils import ROOT, exit_code, expand_path, list_checkpoint_files, read_json, require, write_json, write_text
+from utils import (
+    ROOT,
+    exit_code,
+    expand_path,
+    list_checkpoint_files,
+    read_json,
+    require,
+    stamp_file,
+    write_json,
+    write_text,
+)
 
 Sets = dict[TargetClass, list[Path]]  # pictures by class
 Vectors = dict[TargetClass, torch.Tensor | None]  # [K, D] by class, None without a token
@@ -136,8 +146,13 @@ def method_settings(config: RunConfig) -> tuple[TrainingSettings, SamplingSettin
 def digest_training(config: RunConfig, **more) -> str:
     """A folder's name for all that decides what is learned: settings, weights, and what an experiment adds."""
     decisive = config.pick_settings((*names_deciding("token"), "real_images"))
-    weights = [list_checkpoint_files(name) for name in (config.model, resolve_name(config.classifier)[1])]
+    weights = [list_checkpoint_files(source) for source in (config.model, resolve_name(config.classifier)[1])]
     return digest_json([decisive, weights, more])[:12]
+
+
+def stamp_sets(sets: Sets) -> dict[int, list]:
+    """What tells by number that pictures of a class were replaced."""
+    return {target.number: [stamp_file(file) for file in files] for target, files in sets.items()}
 
 
 def learn_tokens(lab: Lab, targets: list[TargetClass] | None = None, **changes) -> dict[TargetClass, RunFolder]:

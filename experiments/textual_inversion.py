@@ -33,8 +33,8 @@ def invert_pictures(lab: common.Lab, real: common.Sets, steps: int) -> tuple[com
         started = time.monotonic()
         return {"vectors": learn_vectors(lab, real, steps).tolist(), "seconds": time.monotonic() - started}
 
-    pictures = {target.number: [path.name for path in files] for target, files in real.items()}
-    found = common.cached_result(lab, run_inversion, steps=steps, per_step=PER_STEP, lr=LR, pictures=pictures)
+    found = common.cached_result(lab, run_inversion, steps=steps, per_step=PER_STEP, lr=LR,
+                                 pictures=common.stamp_sets(real))
     return dict(zip(real, torch.tensor(found["vectors"]), strict=True)), found["seconds"] / len(real)
 
 

@@ -1,6 +1,10 @@
 """What every experiment shares: labs, tokens and pictures that are made once, pages of results, user errors."""
 
 import math
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -32,6 +36,16 @@ def test_tokens_of_other_settings_are_other_tokens(lab):
     folders = [common.learn_tokens(lab, **changes)[lab.targets[0]] for changes in ({}, {"lr": 0.1}, {"batch_size": 1})]
     assert folders[0].token_file.read_bytes() != folders[1].token_file.read_bytes()
     assert folders[0].token_file == folders[2].token_file  # which changes speed and memory alone
+
+
+def test_replaced_weights_and_pictures_are_other_trainings(lab, tmp_path):
+    shutil.copytree(lab.config.classifier, tmp_path / "guide")
+    config, sets = replace(lab.config, classifier=str(tmp_path / "guide")), {lab.targets[0]: [tmp_path / "small.yml"]}
+    before = common.digest_training(config), common.stamp_sets(sets)
+    assert before == (common.digest_training(config), common.stamp_sets(sets))
+    os.utime(tmp_path / "guide/config.json", (1, 1))
+    os.utime(tmp_path / "small.yml", (1, 1))
+    assert before[0] != common.digest_training(config) and before[1] != common.stamp_sets(sets)
 
 
 def test_classes_that_another_process_holds_are_one_line(lab):
