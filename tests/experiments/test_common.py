@@ -39,7 +39,7 @@ def test_tokens_of_other_settings_are_other_tokens(lab):
 
 
 def test_replaced_weights_and_pictures_are_other_trainings(lab, tmp_path):
-    shutil.copytree(lab.config.classifier, tmp_path / "guide")
+    shutil.copytree(ROOT / "miniature/weights/evaluator", tmp_path / "guide")
     config, sets = replace(lab.config, classifier=str(tmp_path / "guide")), {lab.targets[0]: [tmp_path / "small.yml"]}
     before = common.digest_training(config), common.stamp_sets(sets)
     assert before == (common.digest_training(config), common.stamp_sets(sets))
