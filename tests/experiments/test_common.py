@@ -4,7 +4,6 @@ import math
 import os
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -14,7 +13,7 @@ from evaluation.statistics import Proportion, mean_with_error, standard_error
 from experiments import common, small
 from experiments.plots import plot_curves
 from prompt_datasets import target_class
-from utils import UserError
+from utils import ROOT, UserError
 
 
 def open_lab(settings, *flags):
