@@ -249,7 +249,7 @@ def test_a_generator_of_another_kind(capsys, tiny_config, tmp_path, channels, wi
                          down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
                          up_block_types=("UpBlock2D", "CrossAttnUpBlock2D")).save_pretrained(model / "unet")
     line = error_of(capsys, *flags(tiny_config, "--model", str(model), "--class_index", "3", "--train", "True"))
-    assert f"its UNet reads {channels} channels and embeddings of {width}, its VAE makes 4" in line
+    assert f"its UNet reads {channels} channels, predicts 4 channels and reads embeddings of {width}" in line
 
 
 class Page(html.parser.HTMLParser):
