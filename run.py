@@ -27,6 +27,7 @@ if __name__ == "__main__":
 
 import functools
 import math
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -47,10 +48,20 @@ from models.classifiers import Classifier, load_classifier, load_labels, resolve
 from models.extractors import describe_features, load_extractor
 from models.generator import PRECISIONS, Generator, load_generator
 from models.sampling import SamplingSettings
-from prompt_datasets import TEMPLATES, TargetClass, class_names, class_number, read_eval_prompts, select_classes
+from prompt_datasets import (
+    TEMPLATES,
+    TargetClass,
+    class_name,
+    class_names,
+    class_number,
+    read_eval_prompts,
+    select_classes,
+)
 from runs.folders import RunFolder
 from runs.workers import Sweep, TrainingJob, choose_device, work_on_classes
 from utils import UserError, exit_code, list_checkpoint_files, read_tensors, require, to_printable
+
+UNNAMED = r"LABEL_\d+|class \d+"  # labels that transformers and we make up
 
 
 def main(argv: list[str]) -> int:
@@ -135,6 +146,11 @@ class Run:
             require(config.placeholder_token.lower() not in text.lower(),  # the tokenizer would find it in there
                     f"placeholder_token '{config.placeholder_token}' is part of '{text}': take a word that "
                     "stands nowhere else")
+        unnamed = [target for target in self.targets if re.fullmatch(UNNAMED, target.label)
+                   and target.name == class_name(target.label)]
+        if config.train and unnamed:
+            print(f"warning: '{config.classifier}' does not name its classes, so prompts will say '{unnamed[0].name}': "
+                  "give their names by --class_names", file=sys.stderr)
         if config.train and config.skip_exists:
             for folder in self.folders.values():
                 folder.refuse_other_settings(asdict(config), names_deciding("token"))

@@ -29,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.plain_loop import train_token
 from benchmarks.random_weights import save_sd14
 from config import RunConfig, parse_settings
+from evaluation.files import read_path
 from evaluation.tables import Table
 from experiments.common import method_settings, open_generator, run_script
 from method.losses import classifier_loss
@@ -207,7 +208,7 @@ def main():
     parser.add_argument("--dtype", choices=list(PRECISIONS), help="no, fp16 or bf16 (the config's)")
     parser.add_argument("--updates", type=int, default=2, help="measured updates per round (2)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds, of which the median counts (3)")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs/cost", help="where the .md and .json go (docs/cost)")
+    parser.add_argument("--out", type=read_path, default=ROOT / "docs/cost", help="where results go (docs/cost)")
     options = parser.parse_args()
     config = RunConfig() if options.random_weights else parse_settings(["--config", options.config])[0]
     config = replace(config, device=options.device or config.device,

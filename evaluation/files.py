@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from utils import expand_path
+
 
 class RunFiles:
     """The files beside img/<classifier>/<class>/<exp_id> and in pipeline_token/<classifier>/<class>/<exp_id>."""
@@ -24,3 +26,8 @@ class RunFiles:
         self.summary_file = images.parent.parent / f"summary_{images.name}.json"
         self.summary_report = images.parent.parent / f"report_{images.name}.html"
         self.cache = Path(*images.parts[:-4], "cache")  # what is known of real pictures; it may be deleted
+
+
+def read_path(text: str) -> Path:
+    """A path of a command line, its ~ and $VARIABLES filled in."""
+    return Path(expand_path(text, "the path"))

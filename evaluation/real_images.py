@@ -38,10 +38,10 @@ def find_real_images(source: str, classes: list[TargetClass], runs: dict[TargetC
     present = [folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
     unknown = sorted(set(present) - set(known))
     first = "".join(unknown[:1])
-    if first.isdecimal() and not 1 <= int(first) <= len(classes):
-        hint = f"the classes are numbered 1 to {len(classes)}"
-    elif first.isdecimal():  # resembles quite other numbers
-        hint = f"did you mean '{int(first)}'?" if first.lstrip("0") in known else ""
+    number = re.match("[0-9]*", first)[0]
+    meant = [target.folder for target in classes if number and target.number == int(number)]
+    if number:  # which resembles quite other numbers
+        hint = f"did you mean '{meant[0]}'?" if meant else f"the classes are numbered 1 to {len(classes)}"
     else:
         hint = suggest_word(first, known)
     hint = hint or f"name them such as '{known[0]}', by the numbers and names of --list_classes"

@@ -22,13 +22,13 @@ from matplotlib.ticker import MaxNLocator
 
 from evaluation.accuracy import accuracy_table, contexts_table, list_differences, load_metrics, pool_accuracy
 from evaluation.fidelity import fidelity_table
-from evaluation.files import RunFiles
+from evaluation.files import RunFiles, read_path
 from evaluation.images import choose_evenly
 from evaluation.pictures import caption_image, draw_sheet, encode_address, inline_image, save_animation, shrink_image
 from method.class_token import load_token
 from method.trainer import HISTORY_KEYS
 from prompt_datasets import class_title
-from utils import exit_code, expand_path, read_json, read_json_lines, read_yaml, require, save_image, write_text
+from utils import exit_code, read_json, read_json_lines, read_yaml, require, save_image, write_text
 
 SHOWN = 10  # pictures per row
 MANY = 50  # classes beyond which a page shows less of each: ImageNet's thousand come to about 60 MB
@@ -130,14 +130,13 @@ def write_report(runs: list[RunFiles], out: Path):
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="img/<classifier>/<class>/<run>")
-    parser.add_argument("--out", default="report.html", help="the page to write (report.html)")
+    parser.add_argument("runs", nargs="+", type=read_path, metavar="RUN_DIR", help="img/<classifier>/<class>/<run>")
+    parser.add_argument("--out", type=read_path, default="report.html", help="the page to write (report.html)")
 
     def make_report():
         arguments = parser.parse_args(argv)
-        runs, out = [RunFiles(run.resolve()) for run in arguments.runs], Path(expand_path(arguments.out, "--out"))
-        write_report(runs, out)
-        print(f"report: {out}")
+        write_report([RunFiles(run.resolve()) for run in arguments.runs], arguments.out)
+        print(f"report: {arguments.out}")
 
     return exit_code(make_report)
 

@@ -18,6 +18,7 @@ import torch
 
 from config import RunConfig, names_deciding, parse_settings
 from evaluation.accuracy import judge_images
+from evaluation.files import read_path
 from evaluation.images import Arm, Drawer, digest_json
 from evaluation.pictures import draw_sheet
 from evaluation.real_images import draw_missing_images, find_real_images
@@ -32,24 +33,12 @@ from models.sampling import SamplingSettings
 from prompt_datasets import TEMPLATES, TargetClass, class_names, select_classes
 from runs.folders import RunFolder
 from runs.workers import Sweep, TrainingJob, choose_device, work_on_classes
-from utils import (
-    ROOT,
-    exit_code,
-    expand_path,
-    list_checkpoint_files,
-    read_json,
-    require,
-    stamp_file,
-    write_json,
-    write_text,
-)
+from utils import ROOT, exit_code, list_checkpoint_files, read_json, require, stamp_file, write_json, write_text
 
 Sets = dict[TargetClass, list[Path]]  # pictures by class
 Vectors = dict[TargetClass, torch.Tensor | None]  # [K, D] by class, None without a token
 load_once = functools.cache(load_classifier)
 MINIATURE, WORLD = "configs/miniature.yml", "miniature.world:draw"  # its settings, and its source of real pictures
-
-
 HELP = {  # of the flags of single experiments
     "images": "held-out pictures per class", "seeds": "trainings, each with noise or pictures of its own",
     "epoch_size": "pictures per update", "updates": "of a training, at most", "steps": "of the training",
@@ -73,10 +62,6 @@ class Lab(NamedTuple):
     get_guide: Callable[[], Classifier]
     get_judge: Callable[[], Classifier]  # the evaluator, or the guide where the config has none
     drawer: Drawer
-
-
-def read_path(text: str) -> Path:
-    return Path(expand_path(text, "--work or --out"))
 
 
 def parse_options(doc: str, argv: list[str] | None, class_index: str, **flags) -> argparse.Namespace:

@@ -36,7 +36,7 @@ def opening_checkpoint(name: str, source: str | None = None, instead: str = WITH
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except UserError:
+    except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # the libraries raise a dozen kinds, some straight from Exception
         causes, cause = [], error

@@ -71,6 +71,8 @@ def check_classifier(classifier: Classifier, name: str, height: int, width: int)
         with torch.enable_grad():
             logits = classifier(images.requires_grad_())
             gradient = torch.autograd.grad(logits.logsumexp(1).sum(), images, allow_unused=True)[0]
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # models raise whatever their arithmetic raises
         raise UserError(f"'{name}' cannot classify an RGB picture that its own preprocessing has prepared, or return "
                         f"a gradient: {join_lines(error)[:200]}") from error

@@ -66,7 +66,7 @@ def new_scheduler(scheduler, settings: SamplingSettings, seeds=()):
     A scheduler keeps state, so each trajectory needs a new one. `seeds` are for those that draw noise by themselves.
 
     Raises:
-        UserError: steps or timesteps that the scheduler does not have.
+        UserError: timesteps that the scheduler does not have, or noise that would depend on the batch.
     """
     config = scheduler.config
     if settings.timesteps is None:
@@ -77,10 +77,7 @@ def new_scheduler(scheduler, settings: SamplingSettings, seeds=()):
                                                        "noise would depend on its batch: set it to null")
             changes["noise_sampler_seed"] = [int(seed) for seed in seeds]
         copy = type(scheduler).from_config(config, **changes)
-        try:
-            copy.set_timesteps(settings.num_inference_steps)  # on the CPU, or every step would wait for the GPU
-        except (ValueError, IndexError) as error:
-            raise UserError(f"num_inference_steps {settings.num_inference_steps}: {join_lines(error)}") from error
+        copy.set_timesteps(settings.num_inference_steps)  # on the CPU, or every step would wait for the GPU
         return copy
     last = config.num_train_timesteps - 1
     require(settings.timesteps[0] <= last,
@@ -129,7 +126,7 @@ def check_trajectory(scheduler, settings: SamplingSettings, is_training: bool):
         raise UserError(f"{name} fails at {steps}: {type(error).__name__} {join_lines(error)}; try "
                         "another --num_inference_steps, or another scheduler in scheduler_config.json") from error
     require(not is_training or gradient is not None and gradient.any(),
-            f"the last step of {type(trial).__name__} changes nothing, so no gradient can come through it: a "
+            f"the last step of {name} changes nothing, so no gradient can come through it: a "
             "final_sigmas_type 'sigma_min' in scheduler_config.json does that; give --train_timesteps, such as "
             "999 800 600")
 

@@ -45,8 +45,7 @@ class RunFolder(RunFiles):
 
     def results_of_images(self) -> list[Path]:
         """What tells of evaluation pictures, and is wrong once they are drawn again."""
-        return [self.metrics_file, self.grid_file, self.report_file, self.summary_file,
-                self.summary_report]
+        return [self.metrics_file, self.grid_file, self.report_file, self.summary_file, self.summary_report]
 
     def last_change(self) -> tuple:
         """Tells whether another process has trained, evaluated or failed the class since; not compared with a clock."""

@@ -276,3 +276,14 @@ def test_token_of_another_model(capsys, tiny_config, tmp_path):
     save_token(file, "newclas", torch.zeros(1, 768), {})
     assert "trained for another --model" in error_of(capsys, *flags(tiny_config, "--class_index", "3", "--evaluate",
                                                                   "True"))
+
+
+def test_classes_without_names_are_told(capsys, tiny_config, tmp_path):
+    """'A photo of a newclas LABEL 1' would train silently."""
+    tiny_config.classifier = save_classifier(tmp_path / "unnamed", ["LABEL_0", "LABEL_1"])
+    argv = flags(tiny_config, "--class_index", "2", "--train", "True", "--num_train_epochs", "1")
+    assert main(argv) == 0
+    assert "does not name its classes, so prompts will say 'LABEL 1'" in capsys.readouterr().err
+    (tmp_path / "names.yml").write_text("2: tiger cat")
+    assert main([*argv, "--class_names", str(tmp_path / "names.yml"), "--exp_id", "named"]) == 0
+    assert "does not name" not in capsys.readouterr().err

@@ -166,7 +166,8 @@ def test_real_pictures_are_measured_where_the_summary_lacks_them(tiny_config, tm
 
 @pytest.mark.parametrize("folder, hint", [
     ("4", "the classes are numbered 1 to 3"), ("0", "the classes are numbered 1 to 3"),
-    ("1001", "the classes are numbered 1 to 3"), ("03", "did you mean '3'?"), ("003", "did you mean '3'?"),
+    ("1001", "the classes are numbered 1 to 3"), ("03", "did you mean '0003_tiger_cat'?"),
+    ("0003_x", "did you mean '0003_tiger_cat'?"),
     ("tigre cat", "did you mean 'tiger cat'?"), ("zz", "name them such as '0001_crane'")])
 def test_a_folder_of_no_class(tmp_path, folder, hint):
     (tmp_path / folder).mkdir()

@@ -4,6 +4,7 @@ from importlib import import_module
 from urllib.error import URLError
 
 import pytest
+import torch
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -60,3 +61,9 @@ def test_folder_with_a_broken_file(tmp_path):
     with pytest.raises(UserError, match="the folder lacks a file or holds a broken one: bad header"), \
             opening_checkpoint(str(tmp_path)):
         raise Exception("bad header.")
+
+
+def test_memory_that_runs_out_is_no_broken_file(tmp_path):
+    """Entry points say what helps."""
+    with pytest.raises(torch.OutOfMemoryError), opening_checkpoint(str(tmp_path)):
+        raise torch.OutOfMemoryError("CUDA out of memory")

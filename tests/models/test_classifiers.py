@@ -24,7 +24,14 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from models.classifiers import folder_name, load_classifier, load_labels, penultimate_features, resolve_name
+from models.classifiers import (
+    check_classifier,
+    folder_name,
+    load_classifier,
+    load_labels,
+    penultimate_features,
+    resolve_name,
+)
 from tests.conftest import LABELS, save_classifier
 from utils import UserError, list_checkpoint_files
 
@@ -303,3 +310,11 @@ def test_counters_that_nothing_reads_may_be_missing(tmp_path):
     save_file({key: value for key, value in state.items() if "num_batches" not in key}, tmp_path / "model.safetensors",
               metadata={"format": "pt"})
     load_classifier(str(tmp_path), "cpu")
+
+
+def test_memory_that_runs_out_is_no_misfit(tiny_classifier):
+    def run_out(model, pixels):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        check_classifier(load_classifier(tiny_classifier, "cpu")._replace(compute_logits=run_out), "vit", 64, 64)

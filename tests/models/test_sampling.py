@@ -128,11 +128,11 @@ def test_gradient_checkpointing_changes_nothing(tiny_model):
 @pytest.mark.parametrize("changes, reason", [
     ({"height": 30}, "must be divisible by 8, for the VAE: 30 x 32 are not"),
     ({"timesteps": (1200, 600)}, "train_timesteps start at 1200, the model's go from 999 to 0"),
-    ({"num_inference_steps": 1001}, "num_inference_steps 1001: .* cannot be larger than")])
+    ({"num_inference_steps": 1001}, "DDIMScheduler fails at 1001 steps: .* cannot be larger than")])
 def test_impossible_settings_are_one_line(generator, changes, reason):
     generator.scheduler = DDIMScheduler.from_config(generator.scheduler.config)
     with pytest.raises(UserError, match=reason):
-        generator.sample(generator.encode(["a crane"]), [0], PAPER._replace(**changes))
+        generator.check_sampling(PAPER._replace(**changes))
 
 
 def test_explicit_timesteps_end_in_a_jump_whatever_the_checkpoint_says(generator):
