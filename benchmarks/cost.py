@@ -126,7 +126,7 @@ def count_bytes(plain: bool, config: RunConfig, models, path: Path) -> int:
         while not trained:
             trainer.vectors.grad, loss = torch.randn_like(trainer.vectors), torch.tensor(1 / (1 + len(trainer.history)))
             trained = trainer.finish_update(loss, torch.tensor(0.5), 0.1)
-        folder.save_training(trained, asdict(config))
+        folder.save_training(trained, models.token_widths, asdict(config))
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and file.suffix != ".png")
 
 

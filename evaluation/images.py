@@ -148,9 +148,9 @@ def encode_arm(generator: Generator, arm: Arm) -> torch.Tensor:
     """The arm's cond [1, ...]."""
     if arm.vectors is None:
         return generator.encode([arm.prompt])
-    width = arm.vectors.shape[1]
-    require(width == generator.token_width, f"the token has {width} numbers and this model's text encoder reads "
-                                            f"{generator.token_width}: it was trained for another --model")
+    found, width = arm.vectors.shape[1], sum(generator.token_widths)
+    require(found == width, f"the token's vectors have {found} numbers and this model's have {width}: it was trained "
+                            "for another --model")
     return generator.encode([arm.prompt], arm.vectors[None].to(generator.device))
 
 

@@ -17,6 +17,7 @@ from evaluation.fidelity import extract_files
 from evaluation.statistics import NEAREST_K, mean_with_error, measure_prdc, pool_proportions
 from experiments import common
 from experiments.small import crop_squares
+from models.denoising import compute_denoising_loss, encode_images
 from models.extractors import classifier_extractor
 from prompt_datasets import TEMPLATES, TargetClass
 from utils import UserError, require
@@ -41,7 +42,7 @@ def invert_pictures(lab: common.Lab, real: common.Sets, steps: int) -> tuple[com
 def learn_vectors(lab: common.Lab, real: common.Sets, steps: int) -> torch.Tensor:
     """The vectors [C, K, D] after `steps` of the ordinary denoising loss, all classes in the same steps."""
     config, generator, noise = lab.config, lab.get_generator(), torch.Generator().manual_seed(0)
-    moments = [generator.encode_images(crop_squares(files, config.height, config.width)) for files in real.values()]
+    moments = [encode_images(generator, crop_squares(files, config.height, config.width)) for files in real.values()]
     vectors = torch.stack([embed_first_word(lab, target) for target in real]).requires_grad_()
     optimizer = torch.optim.AdamW([vectors], LR, weight_decay=config.weight_decay)
     scaler = torch.amp.GradScaler(generator.device.type, enabled=generator.dtype == torch.float16)
@@ -52,8 +53,8 @@ def learn_vectors(lab: common.Lab, real: common.Sets, steps: int) -> torch.Tenso
             prompts = [TEMPLATES[i].format(config.placeholder_token)
                        for i in torch.randint(len(TEMPLATES), (len(latents),), generator=noise)]
             cond = generator.encode(prompts, vectors[part].repeat_interleave(PER_STEP, 0))
-            loss = generator.denoising_loss(latents, cond, noise) * len(part)  # each class as if it learned alone
-            scaler.scale(loss).backward()
+            loss = compute_denoising_loss(generator, latents, cond, noise)
+            scaler.scale(loss * len(part)).backward()  # each class as if it learned alone
         scaler.step(optimizer)
         scaler.update()
     return vectors.detach().cpu()
@@ -68,7 +69,7 @@ def sample_latents(means: torch.Tensor, stds: torch.Tensor, noise: torch.Generat
 def embed_first_word(lab: common.Lab, target: TargetClass) -> torch.Tensor:
     """The embedding [K, D] of the class name's first word, or of the initialiser where that word is several tokens."""
     with suppress(UserError):
-        return lab.get_generator().initial_vectors(target.name.split()[0])
+        return lab.get_generator().initial_vectors(target.name.split()[0], 1)
     return lab.get_generator().initial_vectors(lab.config.initializer_token)
 
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from experiments import common
 from miniature import world
+from models.denoising import compute_denoising_loss, encode_images
 from utils import find_path, replace_file, require
 
 BATCH, LR = 24, 5e-4
@@ -34,13 +35,13 @@ def train_denoiser(lab: common.Lab, drawings: int, steps: int) -> Path:
                 for index, context in drawn]
     with torch.no_grad():
         cond = torch.cat([generator.encode(captions[i:i + 100]) for i in range(0, drawings, 100)])
-    latents = torch.cat([generator.encode_images(part)[0] for part in images.split(50)])
+    latents = torch.cat([encode_images(generator, part)[0] for part in images.split(50)])
     denoiser, noise_source = generator.denoiser.requires_grad_(True).train(), torch.Generator().manual_seed(1)
     optimizer = torch.optim.AdamW(denoiser.parameters(), LR, weight_decay=0.01)
     for _ in tqdm(range(steps), desc="another denoiser", unit="step"):
         rows = torch.randint(drawings, (BATCH,), generator=noise_source)
         optimizer.zero_grad()
-        generator.denoising_loss(latents[rows], cond[rows], noise_source).backward()
+        compute_denoising_loss(generator, latents[rows], cond[rows], noise_source).backward()
         optimizer.step()
     with replace_file(folder) as temporary:
         shutil.copytree(find_path(lab.config.model), temporary)

@@ -11,13 +11,16 @@ from huggingface_hub.utils import enable_progress_bars
 from models.checkpoints import opening_checkpoint
 from models.loading import load_stable_diffusion
 from models.sampling import SamplingSettings
+from models.stable_diffusion_xl import load_stable_diffusion_xl
 from utils import find_path, require
 
 transformers.utils.logging.disable_progress_bar()  # weights load in a blink ...
 enable_progress_bars()  # ... but downloads do not
 logging.getLogger("diffusers.configuration_utils").setLevel(logging.ERROR)  # 'expected types' of the safety checker
 
-FAMILIES = {"StableDiffusionPipeline": load_stable_diffusion}  # by the pipeline that model_index.json names
+FAMILIES = {  # by the pipeline that model_index.json names
+    "StableDiffusionPipeline": load_stable_diffusion, "LatentConsistencyModelPipeline": load_stable_diffusion,
+    "StableDiffusionXLPipeline": load_stable_diffusion_xl}
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -29,15 +32,15 @@ class Generator(Protocol):
 
     networks: tuple[torch.nn.Module, ...]  # all frozen weights
     denoiser: torch.nn.Module  # what predicts the noise, one of them
-    token_width: int  # D, numbers per vector of a token
+    token_widths: tuple[int, ...]  # of a token's vectors in each text encoder; D is their sum
     device: torch.device
     dtype: torch.dtype
 
     def set_placeholder(self, placeholder: str):
         """Teach the tokenizer the word that stands for the token."""
 
-    def initial_vectors(self, initializer: str) -> torch.Tensor:
-        """The vectors [K, D], float32, that training starts from."""
+    def initial_vectors(self, initializer: str, num_vectors: int | None = None) -> torch.Tensor:
+        """The vectors [K, D], float32, that training starts from: the tokens of a phrase, in turn."""
 
     def encode(self, prompts: list[str], vectors: torch.Tensor | None = None) -> torch.Tensor:
         """Prompts [P] and the token's vectors in each [P, K, D] -> cond [P, ...], differentiable in `vectors`."""
@@ -54,12 +57,6 @@ class Generator(Protocol):
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents z_0 -> images [B, 3, H, W] in [0, 1], float32, differentiable."""
-
-    def encode_images(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images [B, 3, H, W] in [0, 1] -> mean and standard deviation of their latents."""
-
-    def denoising_loss(self, latents: torch.Tensor, cond: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """The loss that the family's denoiser was trained with, for the baselines."""
 
     def compile_networks(self):
         """Compile what runs in every step or with a graph."""

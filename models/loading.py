@@ -5,11 +5,15 @@ import torch
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from models.checkpoints import load_part
+from models.placeholder import PromptEncoder
 from models.sampling import scheduler_class
 from models.stable_diffusion import StableDiffusion
 from utils import require
 
-VAES = ("AutoencoderKL", "AutoencoderTiny")
+PARTS = {  # and the classes that may be in model_index.json
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"), "text_encoder": ("CLIPTextModel",),
+    "unet": ("UNet2DConditionModel",), "vae": ("AutoencoderKL", "AutoencoderTiny")}
+SCHEDULER_CHANGES = {"clip_sample": False, "steps_offset": 1}  # by StableDiffusionPipeline, for old checkpoints
 MORE_CONDITIONS = ("class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim_type")
 
 
@@ -19,24 +23,53 @@ def load_stable_diffusion(model: str, source: str, index: dict, device: str, dty
     Raises:
         UserError: the parts are not of one text-to-image model that draws from noise and a prompt alone.
     """
-    for part, known in (("tokenizer", ("CLIPTokenizer", "CLIPTokenizerFast")), ("text_encoder", ("CLIPTextModel",)),
-                        ("unet", ("UNet2DConditionModel",)), ("vae", VAES)):
+    check_index(model, index, {})
+    encoders = (load_prompt_encoder(model, source, "tokenizer", CLIPTextModel, "text_encoder", dtype),)
+    unet, vae = load_unet_and_vae(source, index, dtype)
+    check_layout(model, encoders, unet, vae, {})
+    changes = SCHEDULER_CHANGES if index["_class_name"] == "StableDiffusionPipeline" else {}
+    return StableDiffusion(encoders, unet, vae, load_scheduler(model, source, index, **changes), device)
+
+
+def check_index(model: str, index: dict, more_parts: dict[str, tuple[str, ...]]):
+    """Raise UserError where model_index.json names a part of another class than PARTS and `more_parts`."""
+    for part, known in {**PARTS, **more_parts}.items():
         require(index.get(part, [None, None])[1] in known,
                 f"model_index.json of '{model}' names {index.get(part)} as its {part}, which must be "
                 + " or ".join(known))
+
+
+def load_prompt_encoder(model: str, source: str, tokenizer: str, cls: type, text_encoder: str,
+                        dtype: torch.dtype) -> PromptEncoder:
+    """The tokenizer and the text encoder in these folders; a UserError where they do not belong together."""
+    encoder = PromptEncoder(CLIPTokenizer.from_pretrained(source, subfolder=tokenizer),
+                            load_part(cls, source, text_encoder, dtype=dtype))
+    require(encoder.tokenizer.model_max_length <= encoder.text_encoder.config.max_position_embeddings,
+            f"the {tokenizer}'s files of '{model}' are missing or another model's")
+    return encoder
+
+
+def load_scheduler(model: str, source: str, index: dict, **changes):
+    """The scheduler that model_index.json names, with `changes` to its config."""
     scheduler = scheduler_class(index["scheduler"][1], model).from_pretrained(source, subfolder="scheduler")
-    generator = StableDiffusion(
-        CLIPTokenizer.from_pretrained(source, subfolder="tokenizer"),
-        load_part(CLIPTextModel, source, "text_encoder", dtype=dtype),
-        load_part(diffusers.UNet2DConditionModel, source, "unet", torch_dtype=dtype),
-        load_part(getattr(diffusers, index["vae"][1]), source, "vae", torch_dtype=dtype), scheduler, device)
-    text, unet, vae = (network.config for network in generator.networks)
-    require(generator.tokenizer.model_max_length <= text.max_position_embeddings,
-            f"the tokenizer's files of '{model}' are missing or another model's")
-    fits = unet.in_channels == unet.out_channels == vae.latent_channels and unet.cross_attention_dim == text.hidden_size
-    require(fits, f"'{model}' is not laid out as Stable Diffusion 1 or 2: its UNet reads {unet.in_channels} channels, "
-                  f"predicts {unet.out_channels} channels and reads embeddings of {unet.cross_attention_dim}, its VAE "
-                  f"makes {vae.latent_channels} and its text encoder {text.hidden_size}")
-    more = [name for name in MORE_CONDITIONS if unet.get(name) is not None]
-    require(not more, f"the UNet of '{model}' needs more than a prompt: its config has {', '.join(more)}")
-    return generator
+    return type(scheduler).from_config(scheduler.config, **changes)
+
+
+def load_unet_and_vae(source: str, index: dict, dtype: torch.dtype) -> tuple:
+    """Both networks, with every weight."""
+    return (load_part(diffusers.UNet2DConditionModel, source, "unet", torch_dtype=dtype),
+            load_part(getattr(diffusers, index["vae"][1]), source, "vae", torch_dtype=dtype))
+
+
+def check_layout(model: str, encoders: tuple[PromptEncoder, ...], unet, vae, conditions: dict[str, str]):
+    """Raise UserError where the parts do not fit, or the UNet reads more than the prompt and `conditions`."""
+    width, more = sum(encoder.token_width for encoder in encoders), []
+    fits = unet.config.in_channels == unet.config.out_channels == vae.config.latent_channels \
+        and unet.config.cross_attention_dim == width
+    require(fits, f"the parts of '{model}' are not of one Stable Diffusion model: its UNet reads "
+                  f"{unet.config.in_channels} channels, predicts {unet.config.out_channels} channels and reads "
+                  f"embeddings of {unet.config.cross_attention_dim}, its VAE makes {vae.config.latent_channels} and "
+                  f"its text encoder {width}")
+    more = [name for name in MORE_CONDITIONS if unet.config.get(name) != conditions.get(name)]
+    require(not more, f"the UNet of '{model}' needs other conditions than a prompt and what its pipeline adds: see "
+                      f"{', '.join(more)} in its config")

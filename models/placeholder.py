@@ -1,22 +1,69 @@
 """The new word in a tokenizer and a text encoder of transformers: where the token's vectors enter."""
 
+import re
 from contextlib import contextmanager
+from itertools import cycle, islice
 
 import torch
 
 from utils import require
 
 
+class PromptEncoder:
+    """A tokenizer and its text encoder, and the id of the new word once `set_placeholder` has added it."""
+
+    def __init__(self, tokenizer, text_encoder):
+        self.tokenizer, self.text_encoder, self.placeholder_id = tokenizer, text_encoder, None
+        self.token_width = text_encoder.config.hidden_size
+
+    def set_placeholder(self, placeholder: str):
+        """Teach the tokenizer the new word; see `add_placeholder`."""
+        self.placeholder_id = add_placeholder(self.tokenizer, placeholder)
+
+    def initial_vectors(self, initializer: str, num_vectors: int | None) -> torch.Tensor:
+        """A float32 copy [K, D] of the embeddings of a phrase's tokens, in turn; K is their number by default.
+
+        Raises:
+            UserError: a phrase without tokens, or with more than `num_vectors`, or with words that were never learned.
+        """
+        ids = self.tokenizer(initializer, add_special_tokens=False).input_ids
+        count, table = num_vectors or len(ids), self.text_encoder.get_input_embeddings().weight
+        require(ids, f"initializer_token '{initializer}' has no tokens")
+        require(len(ids) <= count,
+                f"num_vectors {count} is too few for initializer_token '{initializer}', which is {len(ids)} tokens: "
+                f"{self.tokenizer.convert_ids_to_tokens(ids)}")
+        require(max(ids) < len(table), f"initializer_token '{initializer}' is no word that the model learned: take "
+                                       "another")
+        return table[list(islice(cycle(ids), count))].detach().float().clone()
+
+    def mean_norm(self) -> float:
+        """Of the vectors of the whole vocabulary."""
+        return self.text_encoder.get_input_embeddings().weight.float().norm(dim=1).mean().item()
+
+    def encode(self, prompts: list[str], vectors: torch.Tensor | None, use_mask: bool = False, **options):
+        """What the text encoder returns for prompts [P] and the token's vectors [P, K, D] in each."""
+        count = 1 if vectors is None else vectors.shape[1]
+        input_ids, mask = (tokens.to(self.text_encoder.device) for tokens in
+                           tokenize_prompts(self.tokenizer, prompts, self.placeholder_id, count))
+        with inserted_vectors(self.text_encoder, self.placeholder_id, vectors):
+            return self.text_encoder(input_ids, attention_mask=mask if use_mask else None, **options)
+
+
 def add_placeholder(tokenizer, placeholder: str) -> int:
     """Teach `tokenizer` the new word and return its id, one past the vocabulary table, which stays as it is.
 
     Raises:
-        UserError: it has a space, is a word of the vocabulary already, or the tokenizer does not find it in a prompt.
+        UserError: it has a space, is a word of the vocabulary already, the tokenizer does not find it in a prompt, or
+            diffusers would take it for one of several vectors of another added word ('x_1' beside 'x').
     """
     require(placeholder and placeholder == "".join(placeholder.split()),
             f"placeholder_token must be one word without spaces, not '{placeholder}'")
     known = tokenizer(placeholder, add_special_tokens=False).input_ids
     require(len(known) > 1, f"placeholder_token '{placeholder}' is in the vocabulary already: make up another word")
+    for word in tokenizer.get_added_vocab():
+        require(not is_numbered(placeholder, word) and not is_numbered(word, placeholder),
+                f"placeholder_token '{placeholder}' beside '{word}': diffusers expands one into the other; make up "
+                "another word")
     tokenizer.add_tokens(placeholder)
     token_id = tokenizer.convert_tokens_to_ids(placeholder)
     require(tokenizer(f"a {placeholder} a", add_special_tokens=False).input_ids.count(token_id) == 1,
@@ -24,18 +71,9 @@ def add_placeholder(tokenizer, placeholder: str) -> int:
     return token_id
 
 
-def initial_vectors(tokenizer, text_encoder, initializer: str) -> torch.Tensor:
-    """A float32 copy [1, D] of the embedding of the word `initializer`.
-
-    Raises:
-        UserError: the initialiser is not exactly one token of the vocabulary.
-    """
-    ids = tokenizer(initializer, add_special_tokens=False).input_ids
-    require(len(ids) == 1, f"initializer_token must be one token of the vocabulary; '{initializer}' is {len(ids)}: "
-                           f"{tokenizer.convert_ids_to_tokens(ids)}; most short words are one")
-    table = text_encoder.get_input_embeddings().weight
-    require(ids[0] < len(table), f"initializer_token '{initializer}' is no word that the model learned: take another")
-    return table[ids].detach().float().clone()
+def is_numbered(word: str, stem: str) -> bool:
+    """Whether `word` is `stem` with a number, as diffusers names the further vectors of a token: 'x_1' of 'x'."""
+    return re.fullmatch(re.escape(stem) + r"_\d+", word) is not None
 
 
 def tokenize_prompts(tokenizer, prompts: list[str], placeholder_id: int | None, num_vectors: int):

@@ -27,6 +27,7 @@ class SamplingSettings(NamedTuple):
     guidance_scale: float
     num_inference_steps: int  # of the checkpoint's own scheduler
     timesteps: tuple[int, ...] | None = None  # instead of these steps, from noise to image, then a jump to z_0
+    guidance_rescale: float = 0.0  # phi of Lin et al. 2023, Sec. 3.4
 
 
 def seeded_generators(seeds) -> list[torch.Generator]:
@@ -70,8 +71,7 @@ def new_scheduler(scheduler, settings: SamplingSettings, seeds=()):
     """
     config = scheduler.config
     if settings.timesteps is None:
-        # as StableDiffusionPipeline does for old checkpoints; latents have no range to be clipped to
-        changes = {"clip_sample": False, "steps_offset": 1}
+        changes = {}
         if "noise_sampler_seed" in config:
             require(config.noise_sampler_seed is None, "scheduler_config.json fixes noise_sampler_seed, so a picture's "
                                                        "noise would depend on its batch: set it to null")

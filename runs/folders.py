@@ -80,7 +80,10 @@ class RunFolder(RunFiles):
 
     def check_token(self, classifier: str, test_size: int):
         """Raise UserError unless there is a token of this classifier that has not seen the evaluation's seeds."""
-        header = load_token(self.token_file).header
+        try:
+            header = load_token(self.token_file).header
+        except UserError as error:
+            raise UserError(f"{error}{'; remove it and train again' * self.token_file.exists()}") from error
         guide, seed = header.get("classifier", classifier), header.get("seed", str(test_size))
         require(is_same_source(guide, classifier), f"'{self.token_file}' was trained with the classifier '{guide}', "
                                                    f"not '{classifier}': give that one, or another --exp_id")
@@ -121,7 +124,7 @@ class RunFolder(RunFiles):
         written.replace(self.config_file)
         self.print_line("starts its training")
 
-    def save_training(self, trained: TrainedToken, settings: dict):
+    def save_training(self, trained: TrainedToken, widths: tuple[int, ...], settings: dict):
         """Write a token with its history and versions, last of all; then the training's state is no longer needed."""
         updates, frames = len(trained.every_update), choose_frames(trained.every_update)
         if settings["fresh_noise"]:  # no seed comes back: the film over the updates has to be drawn
@@ -133,7 +136,7 @@ class RunFolder(RunFiles):
         memory = peak_memory_gb(str(trained.vectors.device))
         write_json(self.cost_file, {"updates": updates, "seconds": round(trained.seconds, 1),
                                     "peak_memory_gb": round(memory, 2)})
-        save_token(self.token_file, settings["placeholder_token"], trained.vectors, {
+        save_token(self.token_file, settings["placeholder_token"], trained.vectors, widths, {
             "class_index": self.target.number, "class_name": self.target.name, "label": self.target.label,
             "classifier": settings["classifier"], "base_model": settings["model"], "seed": settings["seed"],
             "updates": updates, "loss": f"{trained.loss:.4f}", "train_accuracy": f"{trained.accuracy:.4f}",

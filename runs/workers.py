@@ -137,7 +137,7 @@ def work_on_classes(sweep: Sweep, job: TrainingJob | None, evaluate_class: Calla
                     folder.state_file.unlink(missing_ok=True)  # it diverged: other settings may be tried
                     finish_class(folder, end)
                 else:
-                    folder.save_training(end, job.record)
+                    folder.save_training(end, job.get_generator().token_widths, job.record)
                     finish_class(folder, None)
     finally:  # also where the disk is full
         bar.close()

@@ -144,7 +144,7 @@ def test_train_and_evaluate(capsys, tiny_config, tmp_path):
                                                         "cost.json"}
     cost = json.loads((tokens / "cost.json").read_text())
     assert cost["updates"] == 2 and cost["seconds"] > 0 and 0.1 < cost["peak_memory_gb"] < 10
-    placeholder, vectors, header = load_token(tokens / "learned_embeds.safetensors")
+    placeholder, vectors, _, header = load_token(tokens / "learned_embeds.safetensors")
     assert placeholder == "newclas" and vectors.shape == (1, 32)
     assert (header["class_index"], header["class_name"], header["base_model"]) == ("3", "tiger cat", tiny_config.model)
     assert yaml.safe_load((tokens / "config.yml").read_text())["num_train_epochs"] == 2
@@ -273,7 +273,7 @@ def test_which_training_pictures_stay(tiny_config, tmp_path, capsys, fresh_noise
 def test_token_of_another_model(capsys, tiny_config, tmp_path):
     assert main(flags(tiny_config, "--class_index", "3", "--train", "True", "--num_train_epochs", "1")) == 0
     file = next((tmp_path / "pipeline_token").rglob("*.safetensors"))
-    save_token(file, "newclas", torch.zeros(1, 768), {})
+    save_token(file, "newclas", torch.zeros(1, 768), (768,), {})
     assert "trained for another --model" in error_of(capsys, *flags(tiny_config, "--class_index", "3", "--evaluate",
                                                                   "True"))
 

@@ -232,8 +232,8 @@ def test_a_foreign_header_is_one_plain_line(capsys, tiny_config, tmp_path, heade
     argv = flags(tiny_config, "--class_index", "3")
     assert main([*argv, "--train", "True", "--num_train_epochs", "1"]) == 0
     token = next(tmp_path.rglob("learned_embeds.safetensors"))
-    placeholder, vectors, before = load_token(token)
-    save_token(token, placeholder, vectors, {**before, **header})
+    placeholder, vectors, widths, before = load_token(token)
+    save_token(token, placeholder, vectors, widths, {**before, **header})
     line = error_of(capsys, *argv, "--evaluate", "True")
     assert "learned_embeds.safetensors" in line and line.isprintable() and len(line) < 700
 
@@ -278,7 +278,7 @@ def hostile_report(tiny_config, tmp_path) -> Path:
                  "True", "--class_index", "3", "--eval_prompts", "{} <script>x</script>")
     assert main([*argv, "--train", "True", "--num_train_epochs", "1"]) == 0
     token = next(tmp_path.rglob("learned_embeds.safetensors"))
-    placeholder, vectors, header = load_token(token)
+    placeholder, vectors, _, header = load_token(token)
     save_file({placeholder: vectors}, token, {**header, "label": script, "<marquee>": script})
     assert main(argv) == 0
     return next(tmp_path.rglob("report.html"))

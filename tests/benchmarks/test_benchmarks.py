@@ -38,7 +38,7 @@ def test_plain_loop_takes_our_steps(tiny_model, tiny_classifier, tmp_path, sampl
     assert [loss for loss, _ in plain] == pytest.approx(losses, rel=1e-4)
     assert (torch.stack([vector for _, vector in plain])[:, None] - ours.every_update).abs().max() < 1e-4
     table = pipeline.text_encoder.get_input_embeddings().weight
-    assert torch.equal(table[:-1], generator.text_encoder.get_input_embeddings().weight)
+    assert torch.equal(table[:-1], generator.prompt_encoders[0].text_encoder.get_input_embeddings().weight)
 
 
 def write_settings(config, path):

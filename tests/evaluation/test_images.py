@@ -48,7 +48,7 @@ def test_evaluating_again_draws_only_what_is_missing(capsys, tiny_config, tmp_pa
     assert list_drawn() == {"with/1"}
     assert list_drawn("--test_size", "3") == {"without/2", "with/2"}
     token = next((tmp_path / "pipeline_token").rglob("*.safetensors"))
-    save_token(token, "newclas", torch.ones(1, 32), {})
+    save_token(token, "newclas", torch.ones(1, 32), (32,), {})
     assert list_drawn() == {"with/0", "with/1"}
     everything = {"without/0", "without/1", "with/0", "with/1"}
     assert list_drawn("--guidance_scale", "2") == everything

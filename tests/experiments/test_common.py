@@ -23,7 +23,7 @@ def open_lab(settings, *flags):
 def test_tokens_are_learned_once(lab, capsys):
     folders = common.learn_tokens(lab)
     (target, folder), = folders.items()
-    assert target.number == 7 and common.load_vectors(folders)[target].shape == (1, lab.get_generator().token_width)
+    assert target.number == 7 and common.load_vectors(folders)[target].shape == (1, *lab.get_generator().token_widths)
     assert common.measure_cost(folders, "updates") == 2 and common.measure_cost(folders, "seconds") >= 0
     written = folder.token_file.stat().st_mtime_ns
     capsys.readouterr()

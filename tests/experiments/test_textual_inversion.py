@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from experiments import common, textual_inversion
+from models.denoising import compute_denoising_loss, encode_images
 from utils import UserError
 
 
@@ -35,9 +36,9 @@ def test_it_learns_its_pictures(lab):
     before = [parameter.clone() for network in generator.networks for parameter in network.parameters()]
     start, (learned,) = (textual_inversion.learn_vectors(lab, real, steps) for steps in (0, 40))
     assert torch.equal(start[0], textual_inversion.embed_first_word(lab, target)) and (learned - start).norm() > 0.01
-    latents = generator.encode_images(textual_inversion.crop_squares(files, 64, 64))[0].repeat(16, 1, 1, 1)
+    latents = encode_images(generator, textual_inversion.crop_squares(files, 64, 64))[0].repeat(16, 1, 1, 1)
     with torch.no_grad():
-        losses = [generator.denoising_loss(
+        losses = [compute_denoising_loss(generator,
             latents, generator.encode([f"A photo of a {placeholder}"], vectors.view(1, 1, -1)).expand(64, -1, -1),
             torch.Generator().manual_seed(5)).item() for vectors in (start, learned)]
     assert losses[1] < losses[0]

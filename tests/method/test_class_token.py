@@ -1,11 +1,26 @@
-"""The token's file: one small tensor of ours or of diffusers, and one line for any other file."""
+"""The token's file: ours, those of other programs, and one line that says what any other file is."""
+
+import io
+import pickle
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save, save_file
+from torch.nn import Parameter, ParameterDict
 
 from method.class_token import load_token, save_token
 from utils import UserError
+
+ONE, TWO, WIDE = torch.randn(1, 32), torch.randn(2, 32), torch.randn(2, 48)
+A1111 = {"string_to_token": {"*": 265}, "name": "cat-toy", "step": 1999, "sd_checkpoint": None,
+         "sd_checkpoint_name": None}
+
+
+def torch_bytes(content, **options) -> bytes:
+    data = io.BytesIO()
+    torch.save(content, data, **options)
+    return data.getvalue()
 
 
 @pytest.mark.parametrize("count, shape", [(1, [768]), (3, [3, 768])])
@@ -13,36 +28,121 @@ def test_file_holds_one_small_tensor_and_its_story(tmp_path, count, shape):
     path, plain = tmp_path / "learned_embeds.safetensors", tmp_path / "plain"
     plain.touch()
     vectors = torch.randn(count, 768)
-    save_token(path, "newclas", vectors, {"class_index": 283, "class_name": "tiger cat"})
+    save_token(path, "newclas", vectors, (768,), {"class_index": 283, "class_name": "tiger cat"})
     with safe_open(path, "pt") as file:
         assert list(file.keys()) == ["newclas"] and list(file.get_tensor("newclas").shape) == shape
     assert path.stat().st_size < 10_000 and path.stat().st_mode == plain.stat().st_mode
     token = load_token(path)
-    assert token.placeholder == "newclas" and torch.equal(token.vectors, vectors)
-    assert token.header["class_index"] == "283" and token.header["class_name"] == "tiger cat"
+    assert token.placeholder == "newclas" and torch.equal(token.vectors, vectors) and token.widths == (768,)
+    assert token.header == {"format": "pt", "class_index": "283", "class_name": "tiger cat"}
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_loads_diffusers_textual_inversion_files(tmp_path, count):
-    vectors = torch.randn(count, 32)
-    torch.save({"<cat-toy>": vectors}, tmp_path / "learned_embeds.bin")
-    token = load_token(tmp_path / "learned_embeds.bin")
-    assert token.placeholder == "<cat-toy>" and torch.equal(token.vectors, vectors)
+def test_file_of_two_text_encoders_holds_a_pair(tmp_path, count):
+    vectors = torch.randn(count, 2048)
+    save_token(tmp_path / "x.safetensors", "newclas", vectors, (768, 1280), {"class_index": 283})
+    with safe_open(tmp_path / "x.safetensors", "pt") as file:
+        assert sorted(file.keys()) == ["clip_g", "clip_l"]
+        assert torch.equal(file.get_tensor("clip_l"), vectors[:, :768])
+        assert torch.equal(file.get_tensor("clip_g"), vectors[:, 768:])
+    token = load_token(tmp_path / "x.safetensors")
+    assert token.placeholder == "newclas" and torch.equal(token.vectors, vectors) and token.widths == (768, 1280)
+    assert token.header == {"format": "pt", "class_index": "283", "placeholder": "newclas"}
 
 
-@pytest.mark.parametrize("content, reason", [({"x": torch.zeros(2, 2, 32)}, r"\[2, 2, 32\], not vectors \[K, D\]"),
-                                             ({"x": torch.zeros(0, 32)}, r"\[0, 32\], not vectors \[K, D\]"),
-                                             ({"x": torch.zeros(3), "y": torch.zeros(3)}, "exactly one tensor"),
-                                             ({"x": torch.tensor([1, torch.inf])}, "non-finite numbers")])
-def test_refuses_files_that_are_no_token(tmp_path, content, reason):
+@pytest.mark.parametrize("name, data, placeholder, vectors", [
+    ("x.bin", torch_bytes({"<cat-toy>": ONE[0]}), "<cat-toy>", ONE),  # diffusers and sd-concepts-library
+    ("x.bin", torch_bytes({"<cat-toy>": TWO}), "<cat-toy>", TWO),
+    ("x.bin", torch_bytes({"<cat-toy>": TWO}, _use_new_zipfile_serialization=False), "<cat-toy>", TWO),
+    ("x.bin", torch_bytes({"<cat-toy>": Parameter(TWO)}), "<cat-toy>", TWO),
+    ("x.safetensors", save({"<cat-toy>": ONE[0]}), "<cat-toy>", ONE),
+    ("x.pt", save({"<cat-toy>": TWO}), "<cat-toy>", TWO),  # renamed
+    ("x.safetensors", torch_bytes({"<cat-toy>": TWO}), "<cat-toy>", TWO),
+    ("cat-toy.safetensors", save({"emb_params": TWO}), "cat-toy", TWO),  # kohya, civitai
+    ("x.safetensors", save({"emb_params": ONE}, {"placeholder": "newclas"}), "newclas", ONE),
+    ("x.safetensors", save({"emb_params": ONE}, {"name": "cat-toy"}), "cat-toy", ONE),
+    ("x.pt", torch_bytes({**A1111, "string_to_param": {"*": ONE}}), "cat-toy", ONE),
+    ("x.pt", torch_bytes({**A1111, "string_to_param": {"*": Parameter(TWO)}}), "cat-toy", TWO),
+    ("x.pt", torch_bytes({**A1111, "string_to_param": ParameterDict({"*": Parameter(TWO)})}), "cat-toy", TWO),
+    ("cat.pt", torch_bytes({"string_to_token": {"*": torch.tensor(265)},  # the original code
+                            "string_to_param": ParameterDict({"*": Parameter(TWO)})}), "cat", TWO),
+    ("cat.pt", torch_bytes({"string_to_token": {"toy": 265}, "string_to_param": {"toy": ONE}}), "toy", ONE)])
+def test_loads_tokens_of_other_programs(tmp_path, name, data, placeholder, vectors):
+    (tmp_path / name).write_bytes(data)
+    token = load_token(tmp_path / name)
+    assert token.placeholder == placeholder and torch.equal(token.vectors, vectors) and token.widths == (32,)
+    assert not token.vectors.requires_grad and all(isinstance(word, str) for word in token.header.values())
+
+
+@pytest.mark.parametrize("name, encode", [("cat.safetensors", save), ("cat.pt", torch_bytes), ("cat.bin", torch_bytes)])
+def test_loads_pairs_of_sdxl(tmp_path, name, encode):
+    (tmp_path / name).write_bytes(encode({"clip_g": WIDE, "clip_l": TWO}))
+    token = load_token(tmp_path / name)
+    assert token.placeholder == "cat" and token.widths == (32, 48)
+    assert torch.equal(token.vectors, torch.cat([TWO, WIDE], 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("encode", [save, torch_bytes])
+def test_vectors_are_float32(tmp_path, dtype, encode):
+    (tmp_path / "x").write_bytes(encode({"newclas": TWO.to(dtype)}))
+    vectors = load_token(tmp_path / "x").vectors
+    assert vectors.dtype == torch.float32 and torch.equal(vectors, TWO.to(dtype).float())
+
+
+@pytest.mark.parametrize("content, reason", [
+    ({"x": torch.zeros(2, 2, 32)}, r"holds float32 \[2, 2, 32\], not vectors \[K, D\]"),
+    ({"x": torch.zeros(0, 32)}, r"\[0, 32\], not vectors \[K, D\]"),
+    ({"x": torch.zeros(())}, r"\[\], not vectors \[K, D\]"),
+    ({"x": torch.zeros(2000, 768)}, r"\[2000, 768\], not vectors \[K, D\]"),
+    ({"x": torch.zeros(1).expand(10**12, 768)}, r"\[1000000000000, 768\], not vectors"),  # four bytes on disk
+    ({"x": torch.zeros(2, 32, dtype=torch.int64)}, "holds int64"),
+    ({"x": torch.zeros(2, 32).to_sparse()}, "not vectors"), ({"x": torch.zeros(2, 32, device="meta")}, "not vectors"),
+    ({"x": torch.tensor([1, torch.inf])}, "non-finite numbers"), ({"clip_l": ONE, "clip_g": ONE * torch.nan}, "finite"),
+    ({"<cat>": torch.zeros(3), "<dog>": torch.zeros(3)}, r"it holds 2 tokens \(<cat>, <dog>\), and must hold one"),
+    ({**A1111, "string_to_param": {"cat": ONE, "dog": ONE}}, r"it holds 2 tokens \(cat, dog\)"),
+    ({"mean": ONE, "kernel": torch.zeros(3, 3, 1)}, "it holds 2 tensors"),
+    ({"clip_l": ONE}, "it holds clip_l alone, and SDXL needs both clip_l and clip_g"),
+    ({"clip_g": ONE}, "it holds clip_g alone"), ({"clip_l": ONE, "clip_g": WIDE}, "1 and 2 vectors"),
+    ({"lora_unet_down.lora_up.weight": ONE}, "it is a LoRA"), ({"unet.to_q.lora_A.weight": ONE, "y": ONE}, "a LoRA"),
+    ({"model.diffusion_model.out.0.bias": ONE, "cond_stage_model.text_model.x": ONE}, "it is a full checkpoint"),
+    ({"state_dict": {"x": ONE}, "epoch": 3}, "it is a full checkpoint"),
+    ({"text_model.embeddings.token_embedding.weight": TWO}, "it is the weights of a text encoder"),
+    ({"conv_in.weight": ONE, "conv_in.bias": ONE}, "it is the weights of a model"),
+    ({"epoch": 3}, "no tensor that is named"), ({}, "no tensor that is named"), ({3: ONE}, "no tensor that is named"),
+    ([ONE], "no tensor that"), (ONE, "no tensor that"), ({**A1111, "string_to_param": 3}, "no tensor that"),
+    ({"x": torch.nn.Linear(2, 2)}, "it holds code or objects besides tensors")])
+def test_tells_what_a_file_holds_instead(tmp_path, content, reason):
     torch.save(content, tmp_path / "file.bin")
-    with pytest.raises(UserError, match=reason):
-        load_token(tmp_path / "file.bin")
+    assert_refused(tmp_path / "file.bin", reason)
 
 
-def test_refuses_broken_and_missing_files(tmp_path):
-    (tmp_path / "broken.safetensors").write_bytes(b"not a token")
-    with pytest.raises(UserError, match="is not a token file"):
-        load_token(tmp_path / "broken.safetensors")
-    with pytest.raises(UserError, match="no token at"):
-        load_token(tmp_path / "none.safetensors")
+@pytest.mark.parametrize("data, reason", [
+    (b"", "it is empty"), (b"not a token", "it is neither safetensors nor what torch.save writes"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3840\n", "a Git LFS pointer, and `git lfs pull`"),
+    (b"\n<!DOCTYPE html><html>", "it is an HTML page"), (b"<html lang='en'>", "it is an HTML page"),
+    (save({"x": ONE})[:-1], "is not a token file: .*incomplete"), (torch_bytes({"x": ONE})[:-99], "it is truncated"),
+    (pickle.dumps({"x": ONE}), "it holds code or objects"), (pickle.dumps({"x": print}), "it holds code or objects")])
+@pytest.mark.parametrize("name", ["file.safetensors", "file.pt"])
+def test_tells_what_kind_of_file_it_is(tmp_path, name, data, reason):
+    (tmp_path / name).write_bytes(data)
+    assert_refused(tmp_path / name, reason)
+
+
+def test_refuses_a_folder_and_a_missing_file(tmp_path):
+    assert_refused(tmp_path, "is a folder")
+    assert_refused(tmp_path / "none.safetensors", "no token at '.*none.safetensors'; --train True makes one")
+
+
+def assert_refused(path, reason):
+    """In one line that names the file, and gives neither torch's advice nor ours to remove what may not be ours."""
+    with pytest.raises(UserError, match=reason) as raised:
+        load_token(path)
+    line = str(raised.value)
+    assert str(path) in line and "\n" not in line and len(line) < 300 + len(str(path))
+    assert not any(word in line for word in ("weights_only", "safe_globals", "train again"))
+
+
+def test_a_lora_in_safetensors(tmp_path):
+    save_file({"lora_te_text_model.lora_up.weight": ONE, "lora_te_text_model.alpha": torch.tensor(4.0)}, tmp_path / "x")
+    assert_refused(tmp_path / "x", "it is a LoRA")

@@ -201,7 +201,7 @@ def test_sampler_and_token_file_equal_diffusers_on_the_miniature(tmp_path):
     pipeline = StableDiffusionPipeline.from_pretrained(WEIGHTS / "generator", torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     vectors = torch.randn(1, 64, generator=torch.Generator().manual_seed(0)) * 0.02
-    save_token(tmp_path / "learned_embeds.safetensors", "newclas", vectors, {})
+    save_token(tmp_path / "learned_embeds.safetensors", "newclas", vectors, vectors.shape[1:], {})
     pipeline.load_textual_inversion(str(tmp_path / "learned_embeds.safetensors"))
     prompts = ["A photo of a newclas crane", "A photo of a crane"]
     theirs = pipeline(prompts, height=64, width=64, num_inference_steps=30, guidance_scale=3.0, output_type="pt",

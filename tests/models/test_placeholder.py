@@ -2,13 +2,17 @@
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
 from method.class_token import save_token
+from tests.models.pipelines import as_pipeline
 from utils import UserError
 
 PROMPTS = ["a photo of a newclas crane", "newclas cat", "a photo of a crane"]
+
+
+def table_of(generator) -> torch.Tensor:
+    return generator.prompt_encoders[0].text_encoder.get_input_embeddings().weight
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -18,8 +22,8 @@ def test_vectors_equal_rows_of_the_table(generator, count):
     words = ["cat", "crane", "tiger"][:count]
     vectors = torch.randn(count, 32)
     ours = generator.encode(["a photo of a newclas image"], vectors[None])
-    rows = generator.tokenizer(" ".join(words), add_special_tokens=False).input_ids
-    generator.text_encoder.get_input_embeddings().weight[rows] = vectors
+    rows = generator.prompt_encoders[0].tokenizer(" ".join(words), add_special_tokens=False).input_ids
+    table_of(generator)[rows] = vectors
     assert torch.equal(ours, generator.encode([f"a photo of a {' '.join(words)} image"]))
 
 
@@ -29,10 +33,10 @@ def test_diffusers_reads_our_file_alike(generator, tiny_model, tmp_path, count):
     vectors = torch.randn(count, 32)
     generator.set_placeholder("newclas")
     ours = generator.encode(PROMPTS, vectors.expand(len(PROMPTS), -1, -1))
-    save_token(tmp_path / "learned_embeds.safetensors", "newclas", vectors, {})
+    save_token(tmp_path / "learned_embeds.safetensors", "newclas", vectors, (32,), {})
     tokenizer = CLIPTokenizer.from_pretrained(tiny_model, subfolder="tokenizer")
-    pipeline = StableDiffusionPipeline(generator.vae, generator.text_encoder, tokenizer, generator.unet,
-                                       generator.scheduler, None, None, requires_safety_checker=False)
+    pipeline = as_pipeline(generator, generator.scheduler)
+    pipeline.tokenizer = tokenizer
     pipeline.load_textual_inversion(str(tmp_path / "learned_embeds.safetensors"))
     theirs, _ = pipeline.encode_prompt(PROMPTS, "cpu", 1, False)
     assert torch.equal(ours, theirs)
@@ -54,9 +58,9 @@ def test_every_prompt_has_its_own_vectors_and_gradient(generator, count):
 def test_encoder_is_untouched_by_the_token(generator):
     before = generator.encode(["a photo of a crane"])
     generator.set_placeholder("newclas")
-    table = generator.text_encoder.get_input_embeddings().weight.clone()
+    table = table_of(generator).clone()
     assert torch.equal(generator.encode(["a photo of a crane"], torch.randn(1, 1, 32)), before)
-    assert torch.equal(generator.text_encoder.get_input_embeddings().weight, table)
+    assert torch.equal(table_of(generator), table)
     with pytest.raises(IndexError):
         generator.encode(["a photo of a newclas crane"])
 
@@ -78,19 +82,36 @@ def test_bad_placeholder(generator, placeholder, reason):
 
 @pytest.mark.parametrize("placeholder", ["newclas", "crane"])
 def test_no_advice_to_take_what_was_refused(generator, placeholder):
-    generator.tokenizer.add_tokens("newclas")  # as a checkpoint may have it
+    generator.prompt_encoders[0].tokenizer.add_tokens("newclas")  # as a checkpoint may have it
     with pytest.raises(UserError) as raised:
         generator.set_placeholder(placeholder)
     assert "in the vocabulary already" in str(raised.value) and str(raised.value).count(placeholder) == 1
 
 
-def test_initialiser_must_be_one_token(generator):
-    vectors = generator.initial_vectors("a")
-    row, = generator.tokenizer("a", add_special_tokens=False).input_ids
+@pytest.mark.parametrize("phrase, num_vectors, words", [
+    ("a", None, "a"), ("tiger cat", None, "tiger cat"), ("a", 3, "a a a"),
+    ("tiger cat", 5, "tiger cat tiger cat tiger")])
+def test_vectors_start_from_the_phrases_tokens_in_turn(generator, phrase, num_vectors, words):
+    vectors = generator.initial_vectors(phrase, num_vectors)
+    rows = generator.prompt_encoders[0].tokenizer(words, add_special_tokens=False).input_ids
     assert vectors.dtype == torch.float32
-    assert torch.equal(vectors, generator.text_encoder.get_input_embeddings().weight[row:row + 1])
-    with pytest.raises(UserError, match="one token of the vocabulary; 'tiger cat' is 2"):
-        generator.initial_vectors("tiger cat")
+    assert torch.equal(vectors, table_of(generator)[rows])
+
+
+@pytest.mark.parametrize("phrase, num_vectors, reason", [
+    ("tiger cat", 1, r"num_vectors 1 is too few for initializer_token 'tiger cat', which is 2 tokens"),
+    ("", None, "initializer_token '' has no tokens")])
+def test_initialisers_that_fit_no_vectors_are_refused(generator, phrase, num_vectors, reason):
+    with pytest.raises(UserError, match=reason):
+        generator.initial_vectors(phrase, num_vectors)
+
+
+@pytest.mark.parametrize("known, new", [("newclas", "newclas_1"), ("newclas_12", "newclas")])
+def test_words_that_diffusers_would_mix_up_are_refused(generator, known, new):
+    """It reads 'x_1' beside 'x' as the second vector of 'x'."""
+    generator.prompt_encoders[0].tokenizer.add_tokens(known)
+    with pytest.raises(UserError, match=f"'{new}' beside '{known}': diffusers expands one into the other"):
+        generator.set_placeholder(new)
 
 
 def test_prompt_that_would_lose_the_token_is_refused(generator):

@@ -2,16 +2,11 @@
 
 import pytest
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    EulerAncestralDiscreteScheduler,
-    PNDMScheduler,
-    StableDiffusionPipeline,
-)
+from diffusers import DDIMScheduler, DDPMScheduler, EulerAncestralDiscreteScheduler, PNDMScheduler
 
 from models.generator import load_generator
 from models.sampling import SamplingSettings, new_scheduler, seeded_generators
+from tests.models.pipelines import as_pipeline
 from utils import UserError
 
 PROMPTS = ["a photo of a crane", "a photo of a tiger cat", "a crane"]
@@ -28,9 +23,7 @@ def draw_images(generator, prompts, seeds, settings, vectors=None, **options):
 @pytest.mark.parametrize("guidance_scale", [7.0, 1.0])
 def test_sampler_equals_diffusers_pipeline(generator, scheduler, guidance_scale):
     generator.scheduler = scheduler.from_config(generator.scheduler.config)
-    pipeline = StableDiffusionPipeline(generator.vae, generator.text_encoder, generator.tokenizer, generator.unet,
-                                       scheduler.from_config(generator.scheduler.config), None, None,
-                                       requires_safety_checker=False)
+    pipeline = as_pipeline(generator, scheduler.from_config(generator.scheduler.config))
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(PROMPTS, height=32, width=32, num_inference_steps=5, guidance_scale=guidance_scale,
                       generator=seeded_generators([1, 2, 3]), output_type="pt").images

@@ -10,13 +10,14 @@ from diffusers import AutoencoderKL, DDPMScheduler
 from safetensors.torch import load_file
 
 from benchmarks.random_weights import build_networks
+from models.denoising import compute_denoising_loss, encode_images
 from models.generator import load_generator
 from utils import UserError
 
 
 def test_layout_loads_without_safety_checker_and_feature_extractor(generator):
     assert type(generator.scheduler).__name__ == "PNDMScheduler"
-    assert generator.networks == (generator.text_encoder, generator.unet, generator.vae)
+    assert generator.networks == (generator.prompt_encoders[0].text_encoder, generator.unet, generator.vae)
     for network in generator.networks:
         assert not network.training and not any(p.requires_grad for p in network.parameters())
 
@@ -24,10 +25,11 @@ def test_layout_loads_without_safety_checker_and_feature_extractor(generator):
 def test_old_key_names_are_read(tiny_model, generator):
     """SD 1.4's text encoder is stored as text_model.*, its VAE's attention as query, key, value, proj_attn; every
     weight must arrive."""
-    for part, file in (("text_encoder", "model"), ("vae", "diffusion_pytorch_model")):
+    for part, file, network in (("text_encoder", "model", generator.prompt_encoders[0].text_encoder),
+                                ("vae", "diffusion_pytorch_model", generator.vae)):
         stored = load_file(Path(tiny_model, part, f"{file}.safetensors"))
         stored.pop("text_model.embeddings.position_ids", None)
-        loaded = getattr(generator, part).state_dict()
+        loaded = network.state_dict()
         assert len(stored) == len([key for key in loaded if "position_ids" not in key])
         for key, value in stored.items():
             for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
@@ -71,14 +73,14 @@ def test_encoded_images_equal_the_latents_of_diffusers(tiny_model, generator):
     vae, images = AutoencoderKL.from_pretrained(tiny_model, subfolder="vae"), torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         posterior = vae.encode(images * 2 - 1).latent_dist
-    mean, deviation = generator.encode_images(images)
+    mean, deviation = encode_images(generator, images)
     assert (mean - 0.18215 * posterior.mean).abs().max() < 1e-5
     assert (deviation - 0.18215 * posterior.std).abs().max() < 1e-5
 
 
 def test_denoising_loss_equals_one_by_hand(tiny_model, generator):
     latents, cond = torch.randn(2, 4, 4, 4), generator.encode(["a crane", "a cat"])
-    found = generator.denoising_loss(latents, cond, torch.Generator().manual_seed(5))
+    found = compute_denoising_loss(generator, latents, cond, torch.Generator().manual_seed(5))
     source = torch.Generator().manual_seed(5)
     noise = torch.randn(2, 4, 4, 4, generator=source)
     timesteps = torch.randint(1000, (2,), generator=source)

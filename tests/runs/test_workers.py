@@ -44,7 +44,7 @@ def sweep_over(tmp_path, start_over=False, is_finished=lambda folder: folder.tok
 
 def finish_class(sweep: Sweep, folder: RunFolder):
     """Its token is there."""
-    save_token(folder.token_file, "newclas", torch.zeros(1, 4), {})
+    save_token(folder.token_file, "newclas", torch.zeros(1, 4), (4,), {})
     sweep.release_class(folder)
 
 
