@@ -4,15 +4,13 @@ Edit a default here, put it in a YAML file (`--config`), or give it as a flag; f
 """
 
 import argparse
-import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import Field, dataclass, field, fields
-from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin
 
-from utils import FUNCTION, UserError, expand_path, import_function, read_yaml, require, suggest_word
+from utils import FUNCTION, UserError, check_output_path, expand_path, import_function, read_yaml, require, suggest_word
 
 Check = tuple[Callable[[Any], bool], str]  # whether a value can work, and the same in words
 TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -112,7 +110,13 @@ class RunConfig:
         35, "Seed of the first training image; the next ones count up. Evaluation uses 0 to test_size - 1, so this "
         "must not be below test_size.", from_to(0, SEEDS - 1), "token")
     guidance_scale: float = setting(
-        7.0, "Classifier-free guidance, in training too; none at 1 or less.", from_to(0, 100), "token pictures")
+        7.0, "Classifier-free guidance; none at 1 or less.", from_to(0, 100), "token pictures")
+    train_guidance_scale: float | None = setting(
+        None, "Guidance in training: 1 learns without, at half the UNet's work. 'none': as guidance_scale.",
+        from_to(0, 100), "token")
+    guidance_rescale: float = setting(
+        0.0, "How far guided noise is scaled back to unguided noise's variance, for zero-terminal-SNR models (0.7).",
+        from_to(0, 1), "token pictures")
     height: int = setting(512, "Image height in pixels, divisible by 8.", SIDE, "token pictures")
     width: int = setting(512, "Image width in pixels, divisible by 8.", SIDE, "token pictures")
     num_inference_steps: int = setting(30, "Steps of the checkpoint's scheduler.", from_to(1, 999), "token pictures")
@@ -124,7 +128,20 @@ class RunConfig:
             "falling numbers from 999 to 0, from noise to image, such as 999 800 600"), "token")
     fresh_noise: bool = setting(False, "New noise in every update instead of the paper's same seeds.", None, "token")
     placeholder_token: str = setting("newclas", "The token's word in prompts.", word_such_as("newclas"), "token")
-    initializer_token: str = setting("a", "The word whose embedding it starts from.", word_such_as("a"), "token")
+    initializer_token: str = setting(
+        "a", "What the token's vectors start from: a word, a phrase (its tokens in turn), or a token file to continue.",
+        (GIVEN[0], "a word, a phrase or a token file"), "token", path=True)
+    num_vectors: int | None = setting(
+        None, "The vectors of the token; the phrase repeats to fill them. 'none': as many as the initialiser has.",
+        from_to(1, 64), "token")
+    loss: str = setting(
+        "cross_entropy", "What images are scored by: cross_entropy, norm_penalty (which also keeps the vectors' norm "
+        "near the vocabulary's), or module:function of images [B, 3, H, W] in [0, 1] and targets [B] -> losses [B].",
+        (lambda name: re.fullmatch(f"cross_entropy|norm_penalty|{FUNCTION}", name) is not None,
+         "cross_entropy, norm_penalty or module:function"), "token")
+    token: str | None = setting(
+        None, "Evaluate this token file, of any tool, instead of a trained one; it is copied into the run.", GIVEN,
+        path=True)
     test_size: int = setting(10, "Evaluation images per class, each without and with the token.", from_to(1, 100_000))
     eval_prompts: list[str] = setting(
         [], "More prompts to evaluate in, with {} for the class, such as \"A painting of {}\" \"A photo of a {} in the "
@@ -149,6 +166,13 @@ class RunConfig:
         """{setting: value} of some settings."""
         return {name: getattr(self, name) for name in names}
 
+    def sampling_settings(self, training: bool = False) -> dict[str, Any]:
+        """What SamplingSettings take, of training or of drawing."""
+        settings = self.pick_settings(("height", "width", "guidance_scale", "num_inference_steps", "guidance_rescale"))
+        if training and self.train_guidance_scale is not None:
+            settings["guidance_scale"] = self.train_guidance_scale
+        return {**settings, "timesteps": tuple(self.train_timesteps) if training and self.train_timesteps else None}
+
     def validate_settings(self):
         """Raise UserError for the first setting that cannot work, with its name, its value and what would be right."""
         require(self.class_index, "which class? give --class_index 283, 1-12, 1,5,9, all or a name; --list_classes "
@@ -168,8 +192,11 @@ class RunConfig:
         require(not self.train or self.seed + images <= SEEDS,
                 f"seed {self.seed} is too high for {images} training images: there are {SEEDS} seeds, after which "
                 f"evaluation's come back; give --seed {SEEDS - images} or less")
-        if self.context_judge:
-            import_function(self.context_judge, "context_judge")
+        require(not (self.token and self.train), "token is a finished token to evaluate: leave --train True out "
+                                                 "(--initializer_token FILE continues one)")
+        for name in ("context_judge", "loss"):
+            if re.fullmatch(FUNCTION, getattr(self, name) or ""):
+                import_function(getattr(self, name), name)
         check_output_path(self.output_path)
 
 
@@ -210,15 +237,6 @@ def value_reader(entry: Field) -> Callable[[str], Any]:
                             f"'{text}'; --help explains it") from error
 
     return read_value
-
-
-def check_output_path(path: str):
-    """Raise UserError where nothing can be written to `path`, or to the folder that it would be made in."""
-    for folder in (Path(path).absolute(), Path(path, "img").absolute(), Path(path, "pipeline_token").absolute()):
-        there = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
-        require(there.is_dir(), f"output_path '{path}' cannot be a folder: '{there}' is a file")
-        require(os.access(there, os.W_OK | os.X_OK), f"output_path '{path}': '{there}' may not be written "
-                                                     "to, or is on a read-only file system; give another folder")
 
 
 def read_settings(path: str) -> dict[str, Any]:

@@ -41,8 +41,8 @@ from evaluation.images import ARMS, Arm, Drawer, digest_json, list_arms, list_fi
 from evaluation.real_images import draw_missing_images, find_real_images
 from evaluation.report import show_side_by_side
 from evaluation.summary import write_summary
-from method.class_token import load_token
-from method.losses import classifier_loss
+from method.class_token import ClassToken, check_widths, load_token, names_file, start_vectors
+from method.losses import build_loss
 from method.trainer import TrainingSettings
 from models.classifiers import Classifier, load_classifier, load_labels, resolve_name
 from models.extractors import describe_features, load_extractor
@@ -57,9 +57,9 @@ from prompt_datasets import (
     read_eval_prompts,
     select_classes,
 )
-from runs.folders import RunFolder
+from runs.folders import RunFolder, check_held_out
 from runs.workers import Sweep, TrainingJob, choose_device, work_on_classes
-from utils import UserError, exit_code, list_checkpoint_files, read_tensors, require, to_printable
+from utils import UserError, exit_code, find_path, list_checkpoint_files, read_tensors, require, to_printable
 
 UNNAMED = r"LABEL_\d+|class \d+"  # labels that transformers and we make up
 
@@ -90,10 +90,8 @@ class Run:
         self.targets = select_classes(config.class_index, self.labels, self.names)
         self.folders = {target: RunFolder(config.output_path, config.classifier, target, config.exp_id)
                         for target in self.targets}
-        self.sampling = SamplingSettings(config.height, config.width, config.guidance_scale,
-                                         config.num_inference_steps)
-        timesteps = config.train_timesteps
-        self.training_sampling = self.sampling._replace(timesteps=timesteps and tuple(timesteps))
+        self.sampling = SamplingSettings(**config.sampling_settings())
+        self.training_sampling = SamplingSettings(**config.sampling_settings(training=True))
         drawn_by = {"weights": list_checkpoint_files(config.model), **config.pick_settings(names_deciding("pictures"))}
         judges = [name for name in (config.classifier, config.evaluator) if name]
         self.judged_by = [judges, [list_checkpoint_files(resolve_name(name)[1]) for name in judges], config.test_size,
@@ -111,6 +109,8 @@ class Run:
         sweep = Sweep(list(self.folders.values()), self.is_finished, start_over=not config.skip_exists)
         untrained = [folder for folder in sweep.folders
                      if config.train and not (config.skip_exists and folder.token_file.exists())]
+        if config.token:
+            self.import_token()
         for folder in sweep.folders:
             if folder not in untrained and config.evaluate:
                 folder.check_token(config.classifier, config.test_size)  # before gigabytes are loaded for nothing
@@ -154,6 +154,16 @@ class Run:
         if config.train and config.skip_exists:
             for folder in self.folders.values():
                 folder.refuse_other_settings(asdict(config), names_deciding("token"))
+        if config.train and names_file(config.initializer_token):
+            check_held_out(config.initializer_token, open_token(config.initializer_token).header, config.test_size)
+        require(not config.token or len(self.targets) == 1, "token is one class's: give that class as --class_index")
+
+    def import_token(self):
+        """Copy the token of the setting into the run, once the generator has taken it."""
+        config, token, (folder,) = self.config, open_token(self.config.token), self.folders.values()
+        if not folder.token_file.exists():
+            self.get_generator()
+        folder.import_token(token, config.placeholder_token, Path(config.token).name)
 
     def load_checked_generator(self) -> Generator:
         """The frozen generator, sure to take every prompt of these classes."""
@@ -161,7 +171,13 @@ class Run:
         generator = load_generator(config.model, self.device, PRECISIONS[config.mixed_precision],
                                    config.gradient_checkpointing, config.torch_compile)
         generator.set_placeholder(config.placeholder_token)
-        vectors = generator.initial_vectors(config.initializer_token)
+        if config.token:
+            check_widths(token := open_token(config.token), generator)
+            vectors = token.vectors.to(generator.device)
+        else:
+            vectors = start_vectors(generator, config.initializer_token, config.num_vectors)
+            if len(vectors) > 1:
+                print(f"the token has {len(vectors)} vectors, started from '{config.initializer_token}'")
         generator.check_sampling(self.sampling)
         if config.train:
             generator.check_sampling(self.training_sampling, is_training=True)
@@ -192,15 +208,17 @@ class Run:
     def training_job(self) -> TrainingJob:
         config = self.config
         return TrainingJob(
-            self.get_generator, lambda: classifier_loss(self.get_judges()["classifier"]),
+            self.get_generator, lambda: build_loss(config.loss, self.get_judges()["classifier"], self.get_generator()),
             TrainingSettings(**config.pick_settings(TrainingSettings._fields)),
             self.training_sampling, asdict(config), names_deciding("token"), config.classes_at_once, config.batch_size)
 
     def list_class_arms(self, folder: RunFolder) -> tuple[list[Arm], list[Arm]]:
         """The arms that are judged, and those of the film over the updates."""
-        config, token = self.config, load_token(folder.token_file)
-        arms = list_arms(folder.target, token.vectors, config.placeholder_token, config.initializer_token,
-                         config.test_size, config.eval_prompts, config.controls)
+        config, token, start = self.config, load_token(folder.token_file), self.config.initializer_token
+        if config.controls and (config.num_vectors or names_file(start)):  # no words say it exactly
+            start = start_vectors(self.get_generator(), start, config.num_vectors).cpu()
+        arms = list_arms(folder.target, token, config.placeholder_token, config.test_size, config.eval_prompts,
+                         config.controls, start)
         frames = read_tensors(folder.vectors_file)[0] if folder.vectors_file.exists() else {}
         return arms, list_film_arms(folder.target, config.placeholder_token, frames)
 
@@ -249,6 +267,10 @@ class Run:
                 write_summary(done, real, self.get_extractor, describe_features(config.features, config.fid_mode))
         except Timeout:
             print(f"another process is writing {summary}")
+
+
+def open_token(path: str) -> ClassToken:
+    return load_token(find_path(path) or path)
 
 
 def list_titles(folders: list[RunFolder]) -> str:

@@ -151,6 +151,15 @@ def import_function(reference: str, setting: str):
     return function
 
 
+def check_output_path(path: str):
+    """Raise UserError where nothing can be written to `path`, or to the folder that it would be made in."""
+    for folder in (Path(path).absolute(), Path(path, "img").absolute(), Path(path, "pipeline_token").absolute()):
+        there = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
+        require(there.is_dir(), f"output_path '{path}' cannot be a folder: '{there}' is a file")
+        require(os.access(there, os.W_OK | os.X_OK), f"output_path '{path}': '{there}' may not be written "
+                                                     "to, or is on a read-only file system; give another folder")
+
+
 def broken_file_error(path: Path, reason) -> UserError:
     return UserError(f"'{path}' is broken ({join_lines(reason)}): remove it and run the same command again")
 

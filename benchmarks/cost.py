@@ -32,7 +32,7 @@ from config import RunConfig, parse_settings
 from evaluation.files import read_path
 from evaluation.tables import Table
 from experiments.common import method_settings, open_generator, run_script
-from method.losses import classifier_loss
+from method.losses import cross_entropy
 from method.trainer import Trainer
 from method.training import join_batches, train_tokens
 from models.batch_size import peak_memory_gb
@@ -107,7 +107,7 @@ def measure_row(plain: bool, config: RunConfig, classes: int, updates: int) -> d
         else:
             trainers = (new_trainer(config, models, target_class(i % len(classifier.labels), "crane", "crane"),
                                     Path(path, str(i)), MarkedTrainer) for i in range(classes))
-            list(train_tokens(models, classifier_loss(classifier), trainers, classes, sampling, config.batch_size))
+            list(train_tokens(models, cross_entropy(classifier), trainers, classes, sampling, config.batch_size))
         (begin, before), (end, after) = marks[count - 1], marks[-1]
         return {"seconds_per_update": (end - begin) / count, "unet_images": (after - before) / count,
                 "images_per_second": config.epoch_size * count / (end - begin),
@@ -132,7 +132,7 @@ def count_bytes(plain: bool, config: RunConfig, models, path: Path) -> int:
 
 def count_flops(config: RunConfig) -> int:
     """FLOPs of the calls that one update of one class cannot do without: nothing is computed twice."""
-    generator, loss_fn = open_generator(config), classifier_loss(load_classifier(config.classifier, config.device))
+    generator, loss_fn = open_generator(config), cross_entropy(load_classifier(config.classifier, config.device))
     _, sampling = method_settings(config)
     with tempfile.TemporaryDirectory() as path, FlopCounterMode(display=False) as counter:
         batch, vectors = join_batches([new_trainer(config, generator, TARGET, Path(path))], generator.device)

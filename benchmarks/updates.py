@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.cost import FOREVER, PAPER, name_setting, new_trainer, write_table
 from experiments import common
-from method.losses import classifier_loss
+from method.losses import cross_entropy
 from method.training import train_tokens
 from prompt_datasets import TargetClass
 from utils import ROOT, UserError, read_tensors, write_json, write_tensors
@@ -32,7 +32,7 @@ def train_classes(lab: common.Lab) -> dict[TargetClass, torch.Tensor]:
     trainers = (new_trainer(lab.config, generator, target, file.parent) for target, file in files.items()
                 if not file.exists())
     _, sampling = common.method_settings(lab.config)
-    for trainer, end in train_tokens(generator, classifier_loss(lab.get_guide()), trainers, 8, sampling,
+    for trainer, end in train_tokens(generator, cross_entropy(lab.get_guide()), trainers, 8, sampling,
                                      lab.config.batch_size):
         if isinstance(end, UserError):
             raise end

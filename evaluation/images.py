@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
+from method.class_token import ClassToken
 from models.batch_size import WITHOUT_GRAPH, default_batch_size, fit_batch_size
 from models.generator import Generator
 from models.sampling import SamplingSettings
@@ -33,18 +34,25 @@ class Arm(NamedTuple):
     images: int
 
 
-def list_arms(target: TargetClass, vectors: torch.Tensor, placeholder: str, initializer: str, images: int,
-              eval_prompts: list[str], controls: bool) -> list[Arm]:
-    """Without and with the token, in every prompt; as controls the initialiser or a random vector in its place."""
+def list_arms(target: TargetClass, token: ClassToken, placeholder: str, images: int, eval_prompts: list[str],
+              controls: bool, start: torch.Tensor | str) -> list[Arm]:
+    """Without and with the token, in every prompt; as controls its `start` (vectors [K, D], or words) or random ones of
+    its norms in its place.
+    """
+    vectors = token.vectors
     with_token, arms = f"{placeholder} {target.name}", []
     for template in (TEMPLATES[0], *eval_prompts):
         folder = "" if template == TEMPLATES[0] else f"prompts/{prompt_folder(template)}/"
         arms += [Arm(f"{folder}without", template.format(target.name), None, images),
                  Arm(f"{folder}with", template.format(with_token), vectors, images)]
     if controls:  # what they gain is not the training's
-        direction = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(target.index))
-        random = direction * vectors.norm(dim=1, keepdim=True).cpu() / direction.norm(dim=1, keepdim=True)
-        arms += [Arm("untrained", TEMPLATES[0].format(f"{initializer} {target.name}"), None, images),
+        directions = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(target.index))
+        pairs = zip(vectors.split(token.widths, 1), directions.split(token.widths, 1), strict=True)
+        random = torch.cat([direction * part.norm(dim=1, keepdim=True) / direction.norm(dim=1, keepdim=True)
+                            for part, direction in pairs], dim=1)
+        words = isinstance(start, str)
+        untrained = TEMPLATES[0].format(f"{start} {target.name}" if words else with_token)
+        arms += [Arm("untrained", untrained, None if words else start, images),
                  Arm("random", TEMPLATES[0].format(with_token), random, images)]
     return arms
 

@@ -25,7 +25,7 @@ from evaluation.real_images import draw_missing_images, find_real_images
 from evaluation.statistics import Proportion, count_right
 from evaluation.tables import Table
 from method.class_token import load_token
-from method.losses import classifier_loss
+from method.losses import build_loss
 from method.trainer import TrainingSettings
 from models.classifiers import Classifier, load_classifier, load_labels, resolve_name
 from models.generator import PRECISIONS, Generator, load_generator
@@ -102,12 +102,12 @@ def open_lab(options: argparse.Namespace, **changes) -> Lab:
     targets = select_classes(config.class_index, labels, class_names(labels, config.class_names))
     get_generator = functools.cache(lambda: open_generator(config))
     drawn_by = {"weights": list_checkpoint_files(config.model), **config.pick_settings(names_deciding("pictures"))}
-    _, sampling = method_settings(config)
+    sampling = SamplingSettings(**config.sampling_settings())
     return Lab(options, config, labels, targets, work,
                options.out or ROOT / "docs/results" / ("" if options.config == MINIATURE else name), get_generator,
                functools.partial(load_once, config.classifier, config.device),
                functools.partial(load_once, config.evaluator or config.classifier, config.device),
-               Drawer(get_generator, sampling._replace(timesteps=None), drawn_by, config.device, config.batch_size))
+               Drawer(get_generator, sampling, drawn_by, config.device, config.batch_size))
 
 
 def open_generator(config: RunConfig) -> Generator:
@@ -122,10 +122,9 @@ def open_generator(config: RunConfig) -> Generator:
 
 
 def method_settings(config: RunConfig) -> tuple[TrainingSettings, SamplingSettings]:
-    """What training takes of a config; drawing takes the same, without its timesteps."""
-    timesteps = config.train_timesteps and tuple(config.train_timesteps)
+    """What training takes of a config."""
     return (TrainingSettings(**config.pick_settings(TrainingSettings._fields)),
-            SamplingSettings(config.height, config.width, config.guidance_scale, config.num_inference_steps, timesteps))
+            SamplingSettings(**config.sampling_settings(training=True)))
 
 
 def digest_training(config: RunConfig, **more) -> str:
@@ -152,7 +151,8 @@ def learn_tokens(lab: Lab, targets: list[TargetClass] | None = None, **changes) 
                for target in targets or lab.targets}
     sweep = Sweep(list(folders.values()), lambda folder: folder.token_file.exists(), start_over=False)
     errors = work_on_classes(sweep, TrainingJob(
-        lab.get_generator, lambda: classifier_loss(load_once(config.classifier, config.device)),
+        lab.get_generator, lambda: build_loss(config.loss, load_once(config.classifier, config.device),
+                                              lab.get_generator()),
         *method_settings(config), asdict(config), names_deciding("token"), config.classes_at_once, config.batch_size),
         evaluate_class=lambda folder: None)
     if errors:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from experiments import common
 from experiments.plots import plot_curves
-from method.losses import classifier_loss
+from method.losses import cross_entropy
 from miniature.world import THINGS
 from models.batch_size import default_batch_size, fit_batch_size
 from models.generator import Generator
@@ -61,7 +61,7 @@ def draw_latents(generator: Generator, cond: torch.Tensor, seeds: list[int], sam
 def measure_gradient(lab: common.Lab, target: TargetClass, vectors: torch.Tensor, update: int, variant: Variant,
                      batch_size: int) -> torch.Tensor:
     """The gradient [K, D] of an update's mean loss at `vectors`, `batch_size` trajectories at a time."""
-    config, generator, loss_fn = lab.config, lab.get_generator(), classifier_loss(lab.get_guide())
+    config, generator, loss_fn = lab.config, lab.get_generator(), cross_entropy(lab.get_guide())
     vectors, size = vectors.detach().clone().requires_grad_(), config.epoch_size
     sampling = lab.drawer.sampling._replace(timesteps=variant.timesteps)
     for part in torch.arange(size).split(batch_size):

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
-from utils import UserError, join_lines, require, write_tensors
+from models.generator import Generator
+from utils import UserError, find_path, join_lines, require, write_tensors
 
 PAIR = ("clip_l", "clip_g")  # SDXL's text encoders, in the order in which it joins their embeddings
 LARGEST = 2**20  # numbers in a token; 77 vectors for SDXL have 157,696
@@ -22,6 +23,9 @@ KINDS = {  # what a file is whose tensors have such names
     r"[._](weight|bias)$": "the weights of a model"}
 
 
+SUFFIXES = (".safetensors", ".pt", ".bin")
+
+
 class ClassToken(NamedTuple):
     """The word that stands for a class's vectors in prompts, the vectors [K, D], float32, and what the file says.
 
@@ -32,6 +36,33 @@ class ClassToken(NamedTuple):
     vectors: torch.Tensor
     widths: tuple[int, ...]
     header: dict[str, str]
+
+
+def start_vectors(generator: Generator, initializer: str, num_vectors: int | None) -> torch.Tensor:
+    """The vectors [K, D] that training starts from: a phrase's tokens in turn, or those in a token file.
+
+    Raises:
+        UserError: a phrase or file that does not give `num_vectors`, or a token of another model.
+    """
+    if not names_file(initializer):
+        return generator.initial_vectors(initializer, num_vectors)
+    token = load_token(find_path(initializer) or initializer)
+    check_widths(token, generator)
+    require(num_vectors in (None, len(token.vectors)), f"num_vectors is {num_vectors}, and '{initializer}' holds "
+                                                       f"{len(token.vectors)} vectors: leave it out")
+    return token.vectors.to(generator.device)
+
+
+def names_file(initializer: str) -> bool:
+    """Whether an initialiser is a token file, not a phrase."""
+    return initializer.endswith(SUFFIXES)
+
+
+def check_widths(token: ClassToken, generator: Generator):
+    """Raise UserError where the token's vectors are not of the width that the generator's text encoders read."""
+    require(token.widths == generator.token_widths,
+            f"the token's vectors have {' + '.join(map(str, token.widths))} numbers and this model's "
+            f"{' + '.join(map(str, generator.token_widths))}: it was trained for another --model")
 
 
 def split_vectors(vectors: torch.Tensor, widths: tuple[int, ...]) -> dict[str, torch.Tensor]:

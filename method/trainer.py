@@ -22,6 +22,7 @@ class TrainingSettings(NamedTuple):
 
     placeholder_token: str
     initializer_token: str
+    num_vectors: int | None
     num_train_epochs: int
     epoch_size: int
     number_of_prompts: int

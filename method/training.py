@@ -41,7 +41,8 @@ def token_gradient(
     [N]; `on_images` gets every part's place in the batch and its pixels, uint8 [B, H, W, 3].
     """
     embeds = generator.encode(batch.prompts, vectors)  # v_c enters here
-    leaf = embeds.detach().requires_grad_()  # encoded once for all parts
+    leaf, words = embeds.detach().requires_grad_(), vectors.detach().requires_grad_()  # encoded once for all parts
+    words.grad = torch.zeros_like(words)  # of a loss that reads the vectors themselves
     losses, correct = torch.zeros(2, len(batch.seeds), device=leaf.device)
     for part in torch.arange(len(batch.seeds)).split(WITHOUT_GRAPH * batch_size):
         cond = leaf.index_select(0, batch.prompt_of[part].to(leaf.device))
@@ -49,13 +50,13 @@ def token_gradient(
         latents = z_0.detach().requires_grad_()
         for i, some_latents in zip(part.split(batch_size), latents.split(batch_size), strict=True):
             images = generator.decode(some_latents)
-            loss, right = loss_fn(images, batch.targets[i])
+            loss, right = loss_fn(images, batch.targets[i], words.index_select(0, batch.prompt_of[i].to(words.device)))
             (loss * batch.weights[i]).sum().backward()
             losses[i], correct[i] = loss.detach(), right.float()
             if on_images:
                 on_images(i, to_pixels(images))
         z_0.backward(latents.grad)  # through the final step ...
-    embeds.backward(leaf.grad)  # ... and the text encoder, on to v_c
+    torch.autograd.backward([embeds, vectors], [leaf.grad, words.grad])  # ... and the text encoder, on to v_c
     return losses, correct
 
 

@@ -1,4 +1,4 @@
-"""Train the miniature from scratch: drawings, two classifiers, VAE, text encoder and UNet, then measure it.
+"""Train the miniature from scratch: drawings, two classifiers, VAE, text encoder, UNet and CLIP, then measure it.
 
     python -m miniature.build              # every stage; a finished one is skipped, a killed one resumes
     python -m miniature.build --stages quality
@@ -22,6 +22,7 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.training_utils import EMAModel, compute_snr
+from models.zero_shot import TEMPLATES
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 from tqdm import tqdm
@@ -29,7 +30,7 @@ from tqdm import tqdm
 from miniature import world
 from miniature.quality import draw_world, measure_quality, read_sampling
 from miniature.workers import share_jobs
-from utils import ROOT, replace_file
+from utils import ROOT, replace_file, write_text
 
 CACHE, WEIGHTS = ROOT / "miniature/cache", ROOT / "miniature/weights"
 ARCHITECTURE = yaml.safe_load((ROOT / "miniature/architecture.yml").read_text(encoding="utf-8"))
@@ -108,19 +109,22 @@ def make_optimizers(modules: torch.nn.Module, lr: float, weight_decay: float):
     return matrices, muon, torch.optim.AdamW(rest, lr, weight_decay=weight_decay)
 
 
+def degrade_images(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Add noise, and half the time blur: a classifier that saw both tolerates what a decoder does to a picture."""
+    if torch.rand((), generator=generator) < 0.5:
+        images = F.interpolate(F.avg_pool2d(images, 2), scale_factor=2, mode="bilinear")
+    strength = 0.15 * torch.rand(len(images), 1, 1, 1, generator=generator)
+    return images + strength * torch.randn(images.shape, generator=generator)
+
+
 def build_classifier(name: str, seed: int, drawings_seed: int, steps: int, model_class: type):
-    """Train on blurred and noisy drawings too, so that the classifier tolerates what a decoder does to a picture."""
     torch.manual_seed(seed)
     model = model_class(model_class.config_class(**ARCHITECTURE[name], **LABEL_MAPS)).train()
     pictures, labels, _ = make_drawings(drawings_seed)
 
     def compute_loss(chosen, generator):
-        images = scale_pixels(pictures[chosen])
-        if torch.rand((), generator=generator) < 0.5:
-            images = F.interpolate(F.avg_pool2d(images, 2), scale_factor=2, mode="bilinear")
-        strength = 0.15 * torch.rand(len(images), 1, 1, 1, generator=generator)
-        images = images + strength * torch.randn(images.shape, generator=generator)
-        return F.cross_entropy(model(images).logits, labels[chosen], label_smoothing=0.05)
+        logits = model(degrade_images(scale_pixels(pictures[chosen]), generator)).logits
+        return F.cross_entropy(logits, labels[chosen], label_smoothing=0.05)
 
     train_modules(name, torch.nn.ModuleDict({"model": model}), compute_loss, 64, steps, lr=1e-3, weight_decay=0.05)
     if PartialState().is_main_process:
@@ -220,6 +224,37 @@ def build_generator():
         tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))  # vocab.json, merges.txt: as SD 1.4 has them
 
 
+def build_clip():
+    """CLIP on captions of the whole labels; all captions of a picture's class are right for it, as in UniCL (2022)."""
+    torch.manual_seed(5)
+    pictures, labels, _ = make_drawings(GUIDING_SEED)
+    tokenizer, folder = transformers.CLIPTokenizer.from_pretrained(WEIGHTS / "generator/tokenizer"), WEIGHTS / "clip"
+    captions = tokenizer([template.format(label) for label in world.LABELS for template in TEMPLATES], padding=True,
+                         return_tensors="pt")
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    text = {"vocab_size": len(tokenizer), "max_position_embeddings": PROMPT_LENGTH, **special,
+            **ARCHITECTURE["text_encoder"]}
+    model = transformers.CLIPModel(transformers.CLIPConfig(
+        text_config=text, vision_config=ARCHITECTURE["classifier"], projection_dim=text["projection_dim"])).train()
+
+    def compute_loss(chosen, generator):
+        numbers = labels[chosen] * len(TEMPLATES) + torch.randint(len(TEMPLATES), chosen.shape, generator=generator)
+        output = model(captions.input_ids[numbers], degrade_images(scale_pixels(pictures[chosen]), generator),
+                       captions.attention_mask[numbers])
+        is_right = (labels[chosen, None] == labels[chosen]).float()
+        targets = is_right / is_right.sum(1, keepdim=True)
+        return F.cross_entropy(output.logits_per_image, targets) + F.cross_entropy(output.logits_per_text, targets)
+
+    train_modules("clip", torch.nn.ModuleDict({"model": model}), compute_loss, 128, steps=1400, lr=1e-3,
+                  weight_decay=0.05)
+    if PartialState().is_main_process:
+        for part in (model.half(), tokenizer, transformers.CLIPImageProcessor(
+                size={"height": world.SIZE, "width": world.SIZE}, do_center_crop=False, image_mean=[0.5] * 3,
+                image_std=[0.5] * 3)):
+            part.save_pretrained(folder)
+        write_text(folder / "labels.txt", "".join(f"{label}\n" for label in world.LABELS))
+
+
 def build_quality():
     pictures, labels, _ = make_drawings(FRESH_SEED, 2_000)
     measure_quality(WEIGHTS, ROOT / "docs/miniature.png", pictures.float() / 255, labels, read_sampling())
@@ -232,7 +267,7 @@ STAGES = {  # and the file that a stage writes last, in WEIGHTS: a stage killed 
                                     transformers.ResNetForImageClassification), "evaluator/preprocessor_config.json"),
     "vae": (build_vae, "generator/vae/diffusion_pytorch_model.safetensors"),
     "generator": (build_generator, "generator/tokenizer/merges.txt"),
-    "quality": (build_quality, None), "world": (draw_world, None)}
+    "clip": (build_clip, "clip/labels.txt"), "quality": (build_quality, None), "world": (draw_world, None)}
 
 
 def main():

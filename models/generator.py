@@ -42,6 +42,9 @@ class Generator(Protocol):
     def initial_vectors(self, initializer: str, num_vectors: int | None = None) -> torch.Tensor:
         """The vectors [K, D], float32, that training starts from: the tokens of a phrase, in turn."""
 
+    def vocabulary_norms(self) -> tuple[float, ...]:
+        """The mean norm of the vocabulary's vectors, of every text encoder."""
+
     def encode(self, prompts: list[str], vectors: torch.Tensor | None = None) -> torch.Tensor:
         """Prompts [P] and the token's vectors in each [P, K, D] -> cond [P, ...], differentiable in `vectors`."""
 

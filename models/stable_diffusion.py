@@ -40,6 +40,10 @@ class StableDiffusion:
         parts = [encoder.initial_vectors(initializer, num_vectors) for encoder in self.prompt_encoders]
         return torch.cat(parts, dim=1).to(self.device)
 
+    def vocabulary_norms(self) -> tuple[float, ...]:
+        """The mean norm of the vocabulary's vectors, of every text encoder."""
+        return tuple(encoder.mean_norm() for encoder in self.prompt_encoders)
+
     def encode(self, prompts: list[str], vectors: torch.Tensor | None = None) -> torch.Tensor:
         """Prompts and the token's vectors [P, K, D] in each -> prompt_embeds [P, L, D], differentiable in `vectors`."""
         encoder, = self.prompt_encoders

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from evaluation.files import RunFiles
 from evaluation.images import RECORD, choose_frames
-from method.class_token import load_token, save_token
+from method.class_token import ClassToken, load_token, save_token
 from method.trainer import TrainedToken
 from models.batch_size import peak_memory_gb
 from models.classifiers import folder_name
@@ -73,6 +73,8 @@ class RunFolder(RunFiles):
                 f"'{old_state}' is of an earlier version, which cannot be resumed: --skip_exists False starts over")
         if not (self.token_file.exists() or self.state_file.exists()):
             return
+        require(self.config_file.exists(), f"'{self.tokens}' holds a token that was not trained there: give a new "
+                                           "--exp_id, or --skip_exists False to start over")
         changed = self.changed_settings(settings, names)
         what = "token" if self.token_file.exists() else "half-trained token"
         require(not changed, f"the {what} in '{self.tokens}' was trained with {'; '.join(changed)}: another setting is "
@@ -84,14 +86,20 @@ class RunFolder(RunFiles):
             header = load_token(self.token_file).header
         except UserError as error:
             raise UserError(f"{error}{'; remove it and train again' * self.token_file.exists()}") from error
-        guide, seed = header.get("classifier", classifier), header.get("seed", str(test_size))
+        guide = header.get("classifier", classifier)
         require(is_same_source(guide, classifier), f"'{self.token_file}' was trained with the classifier '{guide}', "
                                                    f"not '{classifier}': give that one, or another --exp_id")
-        require(re.fullmatch("[0-9]{1,10}", seed) and int(seed) < 2**32,
-                f"'{self.token_file}' names {seed[:20]!r} as the seed of its training, and seeds go from 0 to "
-                f"{2**32 - 1}: remove it and train again")
-        require(int(seed) >= test_size, f"'{self.token_file}' was trained on seeds from {seed} on, which {test_size} "
-                                        f"evaluation images would use too: give --test_size {seed} or less")
+        check_held_out(self.token_file, header, test_size)
+
+    def import_token(self, token: ClassToken, placeholder: str, source: str):
+        """Keep a token of any origin as this run's; a UserError where the run has another."""
+        if self.token_file.exists():
+            require(torch.equal(load_token(self.token_file).vectors, token.vectors),
+                    f"'{self.tokens}' holds another token than '{source}': give a new --exp_id")
+            return
+        require(not self.state_file.exists(), f"'{self.tokens}' holds a half-trained token: give a new --exp_id")
+        header = {key: value for key, value in token.header.items() if key != "classifier"}  # any may judge it
+        save_token(self.token_file, placeholder, token.vectors, token.widths, {**header, "imported_from": source})
 
     def delete_leftovers(self):
         """Remove what a killed process was just writing, or about to remove; only whoever holds the class may."""
@@ -151,3 +159,13 @@ class RunFolder(RunFiles):
         """Write metrics.json, last of all: it says that the class is finished."""
         write_json(self.metrics_file, metrics)
         self.print_line(f"pictures: {self.grid_file}")
+
+
+def check_held_out(path: Path, header: dict[str, str], test_size: int):
+    """Raise UserError where the training of a token, as its file says, saw seeds that evaluation uses."""
+    seed = header.get("seed", str(test_size))
+    require(re.fullmatch("[0-9]{1,10}", seed) and int(seed) < 2**32,
+            f"'{path}' names {seed[:20]!r} as the seed of its training, and seeds go from 0 to {2**32 - 1}: remove it "
+            "and train again")
+    require(int(seed) >= test_size, f"'{path}' was trained on seeds from {seed} on, which {test_size} evaluation "
+                                    f"images would use too: give --test_size {seed} or less")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
+from method.class_token import start_vectors
 from method.losses import Loss
 from method.trainer import Trainer, TrainingSettings
 from method.training import train_tokens
@@ -157,8 +158,9 @@ def start_trainers(sweep: Sweep, job: TrainingJob | None,
             if job and (start_over or not folder.token_file.exists()):
                 folder.begin_training(job.record, start_over)
                 generator, settings = job.get_generator(), job.settings
-                trainer = Trainer(folder.target, generator.initial_vectors(settings.initializer_token), settings,
-                                  generator.dtype, folder.history_file, folder.state_file, folder.train_images)
+                start = start_vectors(generator, settings.initializer_token, settings.num_vectors)
+                trainer = Trainer(folder.target, start, settings, generator.dtype, folder.history_file,
+                                  folder.state_file, folder.train_images)
             else:
                 if start_over:
                     folder.delete_evaluation()

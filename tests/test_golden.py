@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from method.class_token import load_token
-from method.losses import classifier_loss
+from method.losses import cross_entropy
 from method.trainer import Trainer, TrainingSettings
 from method.training import join_batches, token_gradient
 from models.classifiers import load_classifier
@@ -26,7 +26,7 @@ VALUES = load_file(FOLDER / "golden.safetensors")
 RECORD = json.loads((FOLDER / "golden.json").read_text())
 SAME_MACHINE = (RECORD["cpu"], RECORD["torch"]) == (torch.backends.cpu.get_cpu_capability(), torch.__version__)
 TOLERANCE = 1e-6 if SAME_MACHINE else 1e-2
-SHORT = TrainingSettings("newclas", "a", 80, 16, 3, 0.96, 15, 5e-3, (0.9, 0.999), 1e-2, 1e-8, 1.0, 1000, True)
+SHORT = TrainingSettings("newclas", "a", None, 80, 16, 3, 0.96, 15, 5e-3, (0.9, 0.999), 1e-2, 1e-8, 1.0, 1000, True)
 LOOPS = {"short": (SHORT, (999, 800, 600)), "paper": (SHORT._replace(epoch_size=5, fresh_noise=False), None)}
 
 
@@ -57,7 +57,7 @@ def test_gradients(generator, tmp_path, loop, index, name):
     trainer = Trainer(target_class(index, name, name), generator.initial_vectors("a"), settings, generator.dtype,
                       tmp_path / "history", tmp_path / "state", tmp_path / "images")
     batch, vectors = join_batches([trainer], generator.device)
-    losses, correct = token_gradient(generator, classifier_loss(load_classifier("miniature", "cpu")), vectors, batch,
+    losses, correct = token_gradient(generator, cross_entropy(load_classifier("miniature", "cpu")), vectors, batch,
                               SamplingSettings(64, 64, 3.0, 30, timesteps), batch_size=40)
     assert_equal(trainer.vectors.grad[0], f"gradient/{loop}/{index + 1}")
     assert_equal(torch.stack([losses.mean(), correct.mean()]), f"loss/{loop}/{index + 1}")

@@ -14,7 +14,7 @@ from benchmarks import updates
 from benchmarks.plain_loop import train_token
 from evaluation.statistics import Proportion
 from experiments.common import run_script
-from method.losses import classifier_loss
+from method.losses import cross_entropy
 from models.classifiers import load_classifier
 from tests.method.conftest import PAPER, SETTINGS, SHORT, make_trainer, open_generator, read_history, train_one
 from utils import write_json
@@ -29,7 +29,7 @@ def open_pipeline(folder):
 def test_plain_loop_takes_our_steps(tiny_model, tiny_classifier, tmp_path, sampling, fresh_noise):
     classifier, changes = load_classifier(tiny_classifier, "cpu"), {"lr": 0.02, "fresh_noise": fresh_noise}
     generator = open_generator(tiny_model, torch.float32)
-    ours = train_one(generator, classifier_loss(classifier), tmp_path, sampling=sampling, num_train_epochs=4, **changes)
+    ours = train_one(generator, cross_entropy(classifier), tmp_path, sampling=sampling, num_train_epochs=4, **changes)
     losses = [line["loss"] for line in read_history(tmp_path)]
     pipeline = open_pipeline(tiny_model)
     loop = train_token(pipeline, classifier, make_trainer(generator, tmp_path / "target").target,
@@ -86,7 +86,7 @@ def test_updates_to_accuracy(run_updates, monkeypatch, tmp_path):
 
 
 def test_a_class_that_diverges_is_one_line(run_updates, monkeypatch, capsys):
-    monkeypatch.setattr(updates, "classifier_loss", lambda classifier: lambda images, targets: (
+    monkeypatch.setattr(updates, "cross_entropy", lambda classifier: lambda images, targets, _: (
         images.sum((1, 2, 3)) * torch.nan, targets < 0))
     with pytest.raises(SystemExit, match="2"):
         run_updates()

@@ -10,7 +10,7 @@ import torch
 
 from evaluation.images import Arm, Drawer, choose_frames, list_arms, list_film_arms
 from evaluation.read_image import load_images
-from method.class_token import save_token
+from method.class_token import ClassToken, save_token
 from models.sampling import SamplingSettings
 from prompt_datasets import target_class
 from run import main
@@ -97,7 +97,7 @@ def test_a_picture_that_is_not_finite_is_not_written(tmp_path):
 
 def test_a_token_of_another_width_is_refused(generator, tmp_path):
     drawer = Drawer(lambda: generator, SAMPLING, {}, "cpu")
-    with pytest.raises(UserError, match="the token has 48 numbers and this model's text encoder reads 32"):
+    with pytest.raises(UserError, match="the token's vectors have 48 numbers and this model's have 32"):
         drawer.draw_arms([Arm("with", "A photo of a cat", torch.zeros(1, 48), 1)], tmp_path, "cat")
 
 
@@ -123,7 +123,8 @@ def test_contexts_and_controls(tiny_config, tmp_path, generator):
 
 def test_the_random_control_has_the_norms_of_the_token():
     vectors = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
-    arms = {arm.folder: arm for arm in list_arms(TIGER_CAT, vectors, "newclas", "a", 4, [], controls=True)}
+    token = ClassToken("newclas", vectors, (2,), {})
+    arms = {arm.folder: arm for arm in list_arms(TIGER_CAT, token, "newclas", 4, [], True, "a")}
     assert arms["random"].vectors.norm(dim=1).tolist() == pytest.approx([5, 2]) and arms["random"].images == 4
     assert not torch.allclose(arms["random"].vectors, vectors)
     assert (arms["with"].prompt, arms["without"].prompt) == ("A photo of a newclas tiger cat",

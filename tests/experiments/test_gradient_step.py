@@ -6,7 +6,7 @@ import torch
 from evaluation.statistics import Proportion
 from experiments import gradient_step
 from experiments.gradient_step import Variant
-from method.losses import classifier_loss
+from method.losses import cross_entropy
 from method.training import Batch, token_gradient
 from prompt_datasets import TEMPLATES
 
@@ -41,7 +41,7 @@ def test_one_step_with_a_graph_is_the_methods_gradient(lab, batch_size):
     lab = lab._replace(config=gradient_step.replace(lab.config, epoch_size=5))
     found = gradient_step.measure_gradient(lab, target, vectors, 2, ONE, batch_size)
     inserted, seeds = vectors.expand(3, 1, -1).clone().requires_grad_(), torch.arange(5) + lab.config.seed + 10
-    token_gradient(generator, classifier_loss(lab.get_guide()), inserted,
+    token_gradient(generator, cross_entropy(lab.get_guide()), inserted,
                    Batch([template.format(f"newclas {target.name}") for template in TEMPLATES], torch.arange(5) % 3,
                          seeds, torch.full((5,), target.index), torch.full((5,), 1 / 5)),
                    lab.drawer.sampling._replace(timesteps=ONE.timesteps), batch_size)

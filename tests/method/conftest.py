@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from method.losses import classifier_loss
+from method.losses import cross_entropy
 from method.trainer import Trainer, TrainingSettings
 from method.training import train_tokens
 from models.classifiers import load_classifier
@@ -18,7 +18,8 @@ from tests.conftest import LABELS
 PAPER = SamplingSettings(height=32, width=32, guidance_scale=7.0, num_inference_steps=3)
 SHORT = PAPER._replace(timesteps=(999, 600))
 SETTINGS = TrainingSettings(
-    placeholder_token="newclas", initializer_token="a", num_train_epochs=3, epoch_size=5, number_of_prompts=3,
+    placeholder_token="newclas", initializer_token="a", num_vectors=None, num_train_epochs=3, epoch_size=5,
+    number_of_prompts=3,
     target_accuracy=1.0, early_stopping=15, lr=1.25e-3, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8,
     max_grad_norm=1.0, seed=35, fresh_noise=False)
 
@@ -30,7 +31,7 @@ def generator(tiny_model):
 
 @pytest.fixture
 def loss_fn(tiny_classifier):
-    return classifier_loss(load_classifier(tiny_classifier, "cpu"))
+    return cross_entropy(load_classifier(tiny_classifier, "cpu"))
 
 
 def open_generator(model, dtype):

@@ -20,11 +20,11 @@ class FaultyLoss:
         self.loss_fn, self.updates, self.index, self.kill_at = loss_fn, updates, index, kill_at
         self.bad_loss, self.bad_gradient, self.calls = bad_loss, bad_gradient, 0
 
-    def __call__(self, images, targets):
+    def __call__(self, images, targets, vectors):
         update, self.calls = self.calls, self.calls + 1
         if update == self.kill_at:
             raise KeyboardInterrupt
-        loss, correct = self.loss_fn(images, targets)
+        loss, correct = self.loss_fn(images, targets, vectors)
         bad = (targets == self.index if self.index is not None else targets >= 0) & (update in self.updates)
         if self.bad_gradient:
             images.register_hook(lambda grad: torch.where(bad[:, None, None, None], torch.nan, grad))
@@ -48,14 +48,14 @@ def test_divergence_ends_its_class_alone(generator, loss_fn, tmp_path):
                                           (torch.float16, "float16 may be too narrow")])
 def test_first_gradient_of_zero_ends_the_training(tiny_model, tmp_path, dtype, cause):
     """Weight decay alone would move the vectors from here on."""
-    end = train_one(open_generator(tiny_model, dtype), lambda images, targets: (0 * images.sum((1, 2, 3)), targets > 0),
-                    tmp_path, fresh_noise=True)
+    end = train_one(open_generator(tiny_model, dtype), lambda images, targets, _: (
+        0 * images.sum((1, 2, 3)), targets > 0), tmp_path, fresh_noise=True)
     assert isinstance(end, UserError) and "class 3 (tiger cat) is exactly zero: " + cause in str(end)
     assert not (tmp_path / "2/history.jsonl").exists()
 
 
 def test_a_class_that_is_right_already_needs_no_gradient(generator, tmp_path):
-    end = train_one(generator, lambda images, targets: (0 * images.sum((1, 2, 3)), targets >= 0), tmp_path,
+    end = train_one(generator, lambda images, targets, _: (0 * images.sum((1, 2, 3)), targets >= 0), tmp_path,
                     target_accuracy=0.7)
     assert end.stopped == "accuracy 1.00 is above 0.7"
 
@@ -81,9 +81,9 @@ def test_skipping_has_an_end(tiny_model, loss_fn, tmp_path, fresh_noise, dtype, 
     faulty = FaultyLoss(loss_fn, updates=range(50), bad_loss=True, bad_gradient=True)
     trainer = make_trainer(generator, tmp_path, num_train_epochs=50, fresh_noise=fresh_noise)
 
-    def record_scale(images, targets):
+    def record_scale(images, targets, vectors):
         scales.append(trainer.scaler.get_scale())
-        return faulty(images, targets)
+        return faulty(images, targets, vectors)
 
     (_, failure), = train_tokens(generator, record_scale, iter([trainer]), classes_at_once=1, sampling=SHORT,
                                  batch_size=None)

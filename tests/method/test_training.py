@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from evaluation.read_image import load_images
-from method.losses import classifier_loss
+from method.losses import cross_entropy
 from method.training import Batch, join_batches, token_gradient, train_tokens
 from models.classifiers import load_classifier
 from tests.method.conftest import PAPER, SHORT, make_trainer, open_generator, read_history, train_one
@@ -44,7 +44,7 @@ def test_gradient_equals_autograd_in_one_piece(generator, loss_fn, batch_size, s
     vectors = torch.randn(2, 2, 32, requires_grad=True)
     cond = generator.encode(batch.prompts, vectors)[batch.prompt_of]
     images = generator.decode(generator.sample(cond, batch.seeds, sampling))
-    losses, correct = loss_fn(images, batch.targets)
+    losses, correct = loss_fn(images, batch.targets, vectors[batch.prompt_of])
     expected, = torch.autograd.grad((losses * batch.weights).sum(), vectors)
     pixels = torch.zeros(5, 32, 32, 3)
 
@@ -57,11 +57,11 @@ def test_gradient_equals_autograd_in_one_piece(generator, loss_fn, batch_size, s
     assert abs(pixels.permute(0, 3, 1, 2) - images * 255).max() < 0.51
 
 
-def test_classifier_loss_is_cross_entropy():
+def test_cross_entropy_equals_torchs():
     """Of any function of images that gives logits."""
     images, targets = torch.rand(3, 3, 8, 8, requires_grad=True), torch.tensor([0, 2, 1])
     logits = images.mean((2, 3)) * 50
-    losses, correct = classifier_loss(lambda images: images.mean((2, 3)) * 50)(images, targets)
+    losses, correct = cross_entropy(lambda images: images.mean((2, 3)) * 50)(images, targets)
     assert torch.allclose(losses, -F.log_softmax(logits, 1)[range(3), targets])
     assert correct.tolist() == [bool(row.argmax() == target) for row, target in zip(logits, targets, strict=True)]
     assert losses.requires_grad
@@ -84,8 +84,8 @@ def test_same_update_gives_the_same_bits_on_two_threads(generator, two_threads):
 
     def measure_update():
         vectors = start.clone().requires_grad_()
-        losses, _ = token_gradient(generator, lambda images, targets: (images[:, :, 9, 9].sum(1), targets > 0), vectors,
-                                   batch, sampling, batch_size=128)
+        losses, _ = token_gradient(generator, lambda images, targets, _: (images[:, :, 9, 9].sum(1), targets > 0),
+                                   vectors, batch, sampling, batch_size=128)
         return losses, vectors.grad
 
     (losses, gradient), (losses_again, gradient_again) = measure_update(), measure_update()
@@ -118,7 +118,7 @@ def test_only_the_vectors_change(generator, tiny_classifier, tmp_path, count, sa
     classifier = load_classifier(tiny_classifier, "cpu")
     frozen = (*generator.networks, classifier.model)
     before, start = hash_weights(*frozen), generator.initial_vectors("a").repeat(count, 1)
-    end = train_one(generator, classifier_loss(classifier), tmp_path, sampling=sampling, vectors=start, lr=0.05,
+    end = train_one(generator, cross_entropy(classifier), tmp_path, sampling=sampling, vectors=start, lr=0.05,
                     fresh_noise=fresh_noise)
     assert hash_weights(*frozen) == before and all(p.grad is None for network in frozen for p in network.parameters())
     assert end.vectors.shape == (count, 32) and end.vectors.dtype == torch.float32
@@ -179,11 +179,11 @@ class ShortOfMemory:
     def __init__(self, loss_fn, most=0, failing=()):
         self.loss_fn, self.most, self.failing, self.asked = loss_fn, most, failing, []
 
-    def __call__(self, images, targets):
+    def __call__(self, images, targets, vectors):
         self.asked.append(len(images))
         if len(images) > self.most or len(self.asked) in self.failing:
             raise torch.OutOfMemoryError(OUT_OF_MEMORY)
-        return self.loss_fn(images, targets)
+        return self.loss_fn(images, targets, vectors)
 
 
 def test_batch_size_is_halved_until_memory_suffices(generator, loss_fn, tmp_path):

@@ -14,7 +14,7 @@ import torch
 
 from config import RunConfig
 from method.class_token import load_token, save_token
-from method.losses import classifier_loss
+from method.losses import cross_entropy
 from method.trainer import TrainingSettings
 from models.classifiers import load_classifier
 from models.sampling import SamplingSettings
@@ -118,10 +118,10 @@ def test_starting_over_counts_what_is_finished_since(tmp_path):
 @pytest.fixture
 def job(tiny_config, generator):
     """Two updates of two classes at once, with a loss that is not finite for class 2 ('crane, machine')."""
-    classify = classifier_loss(load_classifier(tiny_config.classifier, "cpu"))
+    classify = cross_entropy(load_classifier(tiny_config.classifier, "cpu"))
     generator.set_placeholder("newclas")
 
-    def loss_fn(images, targets):
+    def loss_fn(images, targets, vectors):
         loss, correct = classify(images, targets)
         return torch.where(targets == 1, torch.inf, loss), correct
 

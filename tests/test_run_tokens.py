@@ -1,0 +1,112 @@
+"""Tokens of several vectors, tokens to continue, and tokens of other tools, by the command line."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from method.class_token import load_token, save_token
+from run import main
+from tests.test_run import error_of, file_times, flags
+
+UPDATE = ("--class_index", "3", "--train", "True", "--num_train_epochs", "1")
+
+
+def train(config, *more):
+    assert main(flags(config, *UPDATE, *more)) == 0
+
+
+def token_of(tmp_path, exp_id="demo"):
+    return load_token(next(tmp_path.rglob(f"{exp_id}/learned_embeds.safetensors")))
+
+
+@pytest.mark.parametrize("more, words", [
+    (("--num_vectors", "4"), "a a a a"), (("--initializer_token", "tiger cat"), "tiger cat"),
+    (("--initializer_token", "tiger cat", "--num_vectors", "3"), "tiger cat tiger")])
+def test_a_token_of_several_vectors(tiny_config, tmp_path, generator, capsys, more, words):
+    train(tiny_config, *more, "--evaluate", "True", "--controls", "True")
+    start = generator.initial_vectors(words)
+    assert f"the token has {len(start)} vectors" in capsys.readouterr().out
+    assert torch.equal(token_of(tmp_path).vectors, start)  # the first update's images are drawn with the initialiser
+    arms = next(tmp_path.rglob("eval"))
+    assert all((arms / "with" / f"{seed}.png").read_bytes() == (arms / "untrained" / f"{seed}.png").read_bytes()
+               for seed in range(2))
+    written = file_times(tmp_path)
+    train(tiny_config, *more, "--evaluate", "True", "--controls", "True")
+    assert file_times(tmp_path) == written
+
+
+def test_a_token_file_is_continued(tiny_config, tmp_path):
+    vectors = 0.1 * torch.randn(2, 32)
+    save_token(tmp_path / "start.safetensors", "striped", vectors, (32,), {})
+    train(tiny_config, "--initializer_token", str(tmp_path / "start.safetensors"))
+    assert torch.equal(token_of(tmp_path).vectors, vectors) and token_of(tmp_path).placeholder == "newclas"
+
+
+@pytest.mark.parametrize("width, header, more, reason", [
+    (48, {}, (), "have 48 numbers and this model's 32: it was trained for another --model"),
+    (32, {}, ("--num_vectors", "3"), "num_vectors is 3, and .* holds 2 vectors"),
+    (32, {"seed": "1"}, (), "was trained on seeds from 1 on, which 2 evaluation images would use too")])
+def test_token_files_that_cannot_be_continued(capsys, tiny_config, tmp_path, width, header, more, reason):
+    save_token(tmp_path / "start.safetensors", "striped", torch.randn(2, width), (width,), header)
+    line = error_of(capsys, *flags(tiny_config, *UPDATE, "--initializer_token", tmp_path / "start.safetensors", *more))
+    assert re.search(reason, line)
+    assert not list(tmp_path.rglob("pipeline_token"))
+
+
+def evaluate(config, file, *more):
+    return flags(config, "--class_index", "3", "--evaluate", "True", "--token", str(file), *more)
+
+
+def test_a_token_of_another_tool_is_judged(tiny_config, tmp_path, capsys):
+    """Automatic1111's file: pictures, metrics and report, and nothing again when asked again."""
+    vectors = 0.1 * torch.randn(2, 32)
+    torch.save({"string_to_token": {"*": 265}, "string_to_param": {"*": vectors}, "name": "cat-toy", "step": 500},
+               tmp_path / "cat-toy.pt")
+    assert main(evaluate(tiny_config, tmp_path / "cat-toy.pt")) == 0
+    token = token_of(tmp_path)
+    assert torch.equal(token.vectors, vectors) and token.header["imported_from"] == "cat-toy.pt"
+    metrics = json.loads(next(tmp_path.rglob("metrics.json")).read_text())
+    assert metrics["held_out"] is False
+    written = file_times(tmp_path)
+    assert main(evaluate(tiny_config, tmp_path / "cat-toy.pt")) == 0 and file_times(tmp_path) == written
+    assert main(evaluate(tiny_config, tmp_path / "cat-toy.pt", "--controls", "True")) == 0
+    line = error_of(capsys, *flags(tiny_config, *UPDATE))
+    assert "a token that was not trained there: give a new --exp_id" in line
+
+
+def test_our_own_token_may_be_judged_by_another_classifier(tiny_config, tmp_path):
+    train(tiny_config)
+    file = next(tmp_path.rglob("learned_embeds.safetensors"))
+    assert main(evaluate(tiny_config, file, "--exp_id", "copied")) == 0
+    assert torch.equal(token_of(tmp_path, "copied").vectors, token_of(tmp_path).vectors)
+
+
+def test_tokens_that_cannot_be_evaluated(capsys, tiny_config, tmp_path):
+    for name, width, header in (("wide", 48, {}), ("seen", 32, {"seed": "1"}), ("one", 32, {}), ("two", 32, {})):
+        save_token(tmp_path / f"{name}.safetensors", name, torch.randn(1, width), (width,), header)
+    for name, reason in (("none", "no token at"), ("wide", "have 48 numbers and this model's 32")):
+        assert reason in error_of(capsys, *evaluate(tiny_config, tmp_path / f"{name}.safetensors"))
+        assert not list(tmp_path.rglob("learned_embeds.safetensors"))
+    assert "leave --train True out" in error_of(capsys, *evaluate(tiny_config, tmp_path / "one.safetensors", "--train"))
+    assert "that class as --class_index" in error_of(
+        capsys, *evaluate(tiny_config, tmp_path / "one.safetensors", "--class_index", "all"))
+    assert main(evaluate(tiny_config, tmp_path / "one.safetensors")) == 0
+    assert "holds another token than 'two.safetensors'" in error_of(
+        capsys, *evaluate(tiny_config, tmp_path / "two.safetensors"))
+    assert "was trained on seeds from 1 on" in error_of(
+        capsys, *evaluate(tiny_config, tmp_path / "seen.safetensors", "--exp_id", "seen"))
+
+
+def test_training_without_guidance_draws_with_it(tiny_config, tmp_path, generator, monkeypatch):
+    """The unconditional half is then not computed, and evaluation's pictures do not know of it."""
+    train(tiny_config, "--exp_id", "plain")
+    train(tiny_config, "--exp_id", "unguided", "--train_guidance_scale", "1")
+    histories = [next(tmp_path.rglob(f"{name}/history.jsonl")).read_text() for name in ("plain", "unguided")]
+    assert histories[0] != histories[1]
+    for name, more in (("plain", ()), ("unguided", ("--train_guidance_scale", "1"))):
+        assert main(flags(tiny_config, *UPDATE, *more, "--evaluate", "True", "--exp_id", name)) == 0
+    pictures = [[file.read_bytes() for file in sorted(tmp_path.rglob(f"{name}/eval/with*/*.png"))]
+                for name in ("plain", "unguided")]
+    assert len(pictures[0]) == 4 and pictures[0] == pictures[1]
