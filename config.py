@@ -192,8 +192,8 @@ class RunConfig:
         require(not self.train or self.seed + images <= SEEDS,
                 f"seed {self.seed} is too high for {images} training images: there are {SEEDS} seeds, after which "
                 f"evaluation's come back; give --seed {SEEDS - images} or less")
-        require(not (self.token and self.train), "token is a finished token to evaluate: leave --train True out "
-                                                 "(--initializer_token FILE continues one)")
+        require(not (self.token and self.train), f"token '{self.token}' is only evaluated: leave --train True out "
+                                                 "(--initializer_token FILE continues a token)")
         for name in ("context_judge", "loss"):
             if re.fullmatch(FUNCTION, getattr(self, name) or ""):
                 import_function(getattr(self, name), name)

@@ -123,7 +123,7 @@ def check_vectors(path: Path, vectors: torch.Tensor) -> torch.Tensor:
 def read_content(path: Path) -> tuple[dict, dict[str, str]]:
     """What a file holds by name, and its words, told by its first bytes: suffixes of downloads may be wrong."""
     require(not path.is_dir(), f"'{path}' is a folder, and a token is a file such as learned_embeds.safetensors in it")
-    require(path.is_file(), f"no token at '{path}'; --train True makes one")
+    require(path.is_file(), f"no file '{path}'")
     wrong = f"'{path}' is not a token file: "
     with path.open("rb") as file:
         head = file.read(100)

@@ -82,10 +82,11 @@ class RunFolder(RunFiles):
 
     def check_token(self, classifier: str, test_size: int):
         """Raise UserError unless there is a token of this classifier that has not seen the evaluation's seeds."""
+        require(self.token_file.exists(), f"no token at '{self.token_file}'; --train True makes one")
         try:
             header = load_token(self.token_file).header
         except UserError as error:
-            raise UserError(f"{error}{'; remove it and train again' * self.token_file.exists()}") from error
+            raise UserError(f"{error}; remove it and train again") from error
         guide = header.get("classifier", classifier)
         require(is_same_source(guide, classifier), f"'{self.token_file}' was trained with the classifier '{guide}', "
                                                    f"not '{classifier}': give that one, or another --exp_id")

@@ -86,7 +86,7 @@ def test_our_own_token_may_be_judged_by_another_classifier(tiny_config, tmp_path
 def test_tokens_that_cannot_be_evaluated(capsys, tiny_config, tmp_path):
     for name, width, header in (("wide", 48, {}), ("seen", 32, {"seed": "1"}), ("one", 32, {}), ("two", 32, {})):
         save_token(tmp_path / f"{name}.safetensors", name, torch.randn(1, width), (width,), header)
-    for name, reason in (("none", "no token at"), ("wide", "have 48 numbers and this model's 32")):
+    for name, reason in (("none", "no file"), ("wide", "have 48 numbers and this model's 32")):
         assert reason in error_of(capsys, *evaluate(tiny_config, tmp_path / f"{name}.safetensors"))
         assert not list(tmp_path.rglob("learned_embeds.safetensors"))
     assert "leave --train True out" in error_of(capsys, *evaluate(tiny_config, tmp_path / "one.safetensors", "--train"))

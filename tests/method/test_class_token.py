@@ -131,7 +131,7 @@ def test_tells_what_kind_of_file_it_is(tmp_path, name, data, reason):
 
 def test_refuses_a_folder_and_a_missing_file(tmp_path):
     assert_refused(tmp_path, "is a folder")
-    assert_refused(tmp_path / "none.safetensors", "no token at '.*none.safetensors'; --train True makes one")
+    assert_refused(tmp_path / "none.safetensors", "no file '.*none.safetensors'")
 
 
 def assert_refused(path, reason):
