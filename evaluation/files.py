@@ -1,8 +1,9 @@
 """Where a class keeps its files under one exp_id: the only place that knows their names."""
 
+import os
 from pathlib import Path
 
-from utils import expand_path
+from utils import expand_path, require
 
 
 class RunFiles:
@@ -26,6 +27,15 @@ class RunFiles:
         self.summary_file = images.parent.parent / f"summary_{images.name}.json"
         self.summary_report = images.parent.parent / f"report_{images.name}.html"
         self.cache = Path(*images.parts[:-4], "cache")  # what is known of real pictures; it may be deleted
+
+
+def find_run(path: Path) -> RunFiles:
+    """The files of a run, by its folder under img/ or under pipeline_token/."""
+    parts = Path(os.path.abspath(path)).parts
+    require(parts[-4:-3] in (("img",), ("pipeline_token",)),
+            f"'{path}' is not a run's folder, such as img/inet/0283_tiger_cat/demo or "
+            "pipeline_token/inet/0283_tiger_cat/demo")
+    return RunFiles(Path(*parts[:-4], "img", *parts[-3:]))
 
 
 def read_path(text: str) -> Path:

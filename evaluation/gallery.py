@@ -1,0 +1,164 @@
+"""Tokens as other tools read them, and a folder of them with a model card, ready for the Hugging Face Hub."""
+
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
+
+from evaluation.accuracy import load_metrics, pool_accuracy
+from evaluation.files import RunFiles, find_run
+from evaluation.images import ARMS
+from evaluation.pictures import draw_sheet
+from evaluation.report import list_shown
+from method.class_token import ClassToken, load_token, save_token
+from models.classifiers import REGISTRY
+from prompt_datasets import TEMPLATES, class_name
+from utils import find_path, join_lines, read_yaml, require, to_printable, write_tensors, write_text
+
+SHOWN = 5  # pictures per row of a class's sheet
+UNPUBLISHED = {"class_index", "output_path", "real_images", "device", "skip_exists"}  # of config.yml
+TAGS = ["textual_inversion", "text-to-image", "diffusers", "stable-diffusion"]
+
+
+class ExportedClass(NamedTuple):
+    """A class's token, the name of its files, which is its word in prompts, and with a card its metrics.json."""
+
+    name: str
+    files: RunFiles
+    token: ClassToken
+    metrics: dict | None
+
+
+def export_classes(paths: list[Path], out: Path, card: bool) -> list[str]:
+    """Write the token of every run folder into `out`, with a model card if asked for; all of it or nothing.
+
+    Returns the tokens' names. With a card, paths in the files' headers lose the folders that they lead through.
+
+    Raises:
+        UserError: a folder that is no run's, without a token or the card's evaluation, or two tokens of one name.
+    """
+    require(out.is_dir() or not out.exists(), f"'{out}' is a file: --to takes a folder")
+    classes = load_classes(paths, card)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:
+        for found in classes:
+            write_class(found, Path(folder), card)
+        if card:
+            write_text(Path(folder, "README.md"), write_card(classes))
+        for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+            target = out / file.relative_to(folder)
+            target.parent.mkdir(exist_ok=True)
+            file.replace(target)
+    return [found.name for found in classes]
+
+
+def load_classes(paths: list[Path], card: bool) -> list[ExportedClass]:
+    """What is to be exported, once all of it is sure to be there and no two tokens have one name."""
+    classes = {}
+    for files in {run.images: run for run in map(find_run, paths)}.values():
+        require(files.token_file.is_file(), f"'{files.tokens}' holds no token: give folders such as "
+                "img/inet/0283_tiger_cat/demo after `python run.py ... --train True`")
+        require(not card or files.metrics_file.is_file(), f"'{files.images}' holds no evaluation, which --card shows: "
+                "run the command that trained it with `--evaluate True`")
+        token = load_token(files.token_file)
+        name = name_token(token.placeholder, files.images.parent.name)
+        same = classes.get(name.lower())  # some disks take both for one
+        require(not same, f"'{same and same.files.images}' and '{files.images}' would both be {name}.safetensors: "
+                "export one of them, or each to its own folder")
+        classes[name.lower()] = ExportedClass(name, files, token, load_metrics(files.metrics_file) if card else None)
+    return list(classes.values())
+
+
+def name_token(placeholder: str, class_folder: str) -> str:
+    """'newclas-0283_tiger_cat': 'crane' alone would replace that word in every prompt of A1111."""
+    parts = (re.sub(r"[^A-Za-z0-9_-]+", "", part)[:100].strip("-") for part in (placeholder, class_folder))
+    return "-".join(filter(None, parts))
+
+
+def write_class(found: ExportedClass, folder: Path, card: bool):
+    """Write <name>.safetensors, and for a card <name>/learned_embeds.safetensors and <name>/pictures.png."""
+    token, path = found.token, folder / f"{found.name}.safetensors"
+    header = {key: hide_folders(value) if card else value for key, value in token.header.items()}
+    if len(token.widths) > 1:
+        save_token(path, token.placeholder, token.vectors, token.widths, header)
+    else:
+        write_tensors(path, {"emb_params": token.vectors}, {**header, "format": "pt", "placeholder": token.placeholder})
+    if card:
+        save_token(folder / found.name / "learned_embeds.safetensors", token.placeholder, token.vectors, token.widths,
+                   header)
+        rows = [(label, files[:SHOWN]) for label, files in list_shown(found.files, found.metrics["images"]).items()
+                if label != "real"]  # they may be others' property
+        draw_sheet(rows, folder / found.name / "pictures.png", cell=160)
+
+
+def write_card(classes: list[ExportedClass]) -> str:
+    """The model card: what to type, figures and settings, every word from elsewhere escaped."""
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True,
+                              finalize=escape_text, keep_trailing_newline=True)
+    environment.filters |= {"code": show_code, "json": lambda value: Markup(json.dumps(value, ensure_ascii=False))}
+    described = [describe_class(found) for found in classes]
+    models, settings = {}, {}
+    for found in described:
+        models.setdefault((found["base_model"], found["paired"]), []).append(found)
+        settings.setdefault(found["settings"], []).append(found["name"])
+    hub_ids = sorted({found["base_model"] for found in described if is_hub_id(found["base_model"])})
+    head = {**({"base_model": hub_ids} if hub_ids else {}), "library_name": "diffusers",
+            "pipeline_tag": "text-to-image",
+            "tags": TAGS + ["stable-diffusion-xl"] * any(found["paired"] for found in described)}
+    return environment.get_template("card.md").render(head=Markup(yaml.safe_dump(head, sort_keys=False)),
+                                                      classes=described, models=models, settings=settings)
+
+
+def describe_class(found: ExportedClass) -> dict:
+    """What the card says of a class."""
+    header, metrics = found.token.header, found.metrics
+    noun = to_one_line(header.get("class_name") or class_name(metrics["label"]))
+    judges = {role: metrics["settings"].get(role) or name for role, name in metrics["judges"].items()}
+    return {"name": found.name, "noun": noun, "label": metrics["label"], "number": metrics["class_index"],
+            "prompt": TEMPLATES[0].format(f"<{found.name.lower()}> {noun}"), "paired": len(found.token.widths) > 1,
+            "base_model": hide_folders(header.get("base_model") or metrics["settings"].get("model") or "unknown"),
+            "vectors": len(found.token.vectors), "updates": header.get("updates"), "images": metrics["images"],
+            "held_out": metrics["held_out"],
+            "settings": describe_training(found.files),
+            "judged": [({"classifier": "guiding classifier"}.get(role, role), hide_folders(REGISTRY.get(name, name)),
+                        *(pool_accuracy([metrics], arm, role) for arm in ARMS)) for role, name in judges.items()]}
+
+
+def describe_training(files: RunFiles) -> str:
+    """The settings of config.yml that a stranger can use, one per line; empty where the token came without it."""
+    if not files.config_file.exists():
+        return ""
+    settings = read_yaml(str(files.config_file), "lr: 0.001")
+    return "".join(f"{key}: {' '.join(map(hide_folders, [value] if isinstance(value, str) else value))}\n"
+                   for key, value in settings.items() if key not in UNPUBLISHED)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether `name` is a model of the hub, which refuses a card whose base_model is none."""
+    return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII)) and not find_path(name)
+
+
+def hide_folders(text: str) -> str:
+    """Local paths without the folders that they lead through: 'mean:/home/me/vit' -> 'mean:vit'."""
+    return re.sub(r"^((?:[\w-]+:)*)[~/.$].*/", r"\1", text.rstrip("/"))
+
+
+def to_one_line(text: str) -> str:
+    return join_lines(to_printable(text))
+
+
+def escape_text(value) -> str:
+    """Untrusted text on one line, its punctuation as entities: neither HTML nor Markdown; Markup stays as it is."""
+    if isinstance(value, Markup):
+        return value
+    return re.sub(r"[^\w\s,.()'-]|_", lambda match: f"&#{ord(match[0])};", to_one_line(str(value)))
+
+
+def show_code(text: str) -> Markup:
+    """Untrusted text as code, in a table too."""
+    return Markup(f"<code>{escape_text(text)}</code>" if set("`|") & set(text) else f"`{to_one_line(text)}`")
