@@ -21,7 +21,7 @@ from prompt_datasets import TEMPLATES, class_name
 from utils import find_path, join_lines, read_yaml, require, to_printable, write_tensors, write_text
 
 SHOWN = 5  # pictures per row of a class's sheet
-UNPUBLISHED = {"class_index", "output_path", "real_images", "device", "skip_exists"}  # of config.yml
+UNPUBLISHED = {"class_index", "output_path", "real_images", "device", "skip_exists", "train", "evaluate"}  # settings
 TAGS = ["textual_inversion", "text-to-image", "diffusers", "stable-diffusion"]
 
 
@@ -119,8 +119,9 @@ def describe_class(found: ExportedClass) -> dict:
     header, metrics = found.token.header, found.metrics
     noun = to_one_line(header.get("class_name") or class_name(metrics["label"]))
     judges = {role: metrics["settings"].get(role) or name for role, name in metrics["judges"].items()}
+    word = f"<{found.name.lower()}>"  # diffusers finds only the first vector of a word with capitals
     return {"name": found.name, "noun": noun, "label": metrics["label"], "number": metrics["class_index"],
-            "prompt": TEMPLATES[0].format(f"<{found.name.lower()}> {noun}"), "paired": len(found.token.widths) > 1,
+            "prompt": TEMPLATES[0].format(f"{word} {noun}"), "paired": len(found.token.widths) > 1,
             "base_model": hide_folders(header.get("base_model") or metrics["settings"].get("model") or "unknown"),
             "vectors": len(found.token.vectors), "updates": header.get("updates"), "images": metrics["images"],
             "held_out": metrics["held_out"],
@@ -139,7 +140,7 @@ def describe_training(files: RunFiles) -> str:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether `name` is a model of the hub, which refuses a card whose base_model is none."""
+    """Whether `name` can be a model of the Hub, which refuses any other base_model."""
     return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII)) and not find_path(name)
 
 

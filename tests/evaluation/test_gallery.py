@@ -10,7 +10,6 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from huggingface_hub import ModelCard
-from markdown_it import MarkdownIt
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -240,7 +239,8 @@ def test_words_from_elsewhere_are_text(tmp_path):
 def list_structure(card: str) -> list[str]:
     """The kinds of a card's blocks and inline parts by a Markdown parser, its HTML without what <pre> holds."""
     kinds = []
-    for block in MarkdownIt("gfm-like", {"html": True, "linkify": False}).parse(card.split("---\n", 2)[2]):
+    parser = pytest.importorskip("markdown_it").MarkdownIt("gfm-like", {"html": True, "linkify": False})
+    for block in parser.parse(card.split("---\n", 2)[2]):
         parts = [part for part in block.children or [] if part.type != "text"]
         kinds += [block.type] + [part.content if "html" in part.type else part.type for part in parts]
         kinds += [re.sub(r"(?s)(?<=<pre>).*?(?=</pre>)", "", block.content)] * (block.type == "html_block")
