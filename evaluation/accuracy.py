@@ -15,7 +15,7 @@ from models.classifiers import Classifier
 from prompt_datasets import TargetClass, class_number, class_title, prompt_folder
 from utils import broken_file_error, import_function, read_json
 
-ALIKE = ("model", "height", "width", "guidance_scale", "num_inference_steps", "mixed_precision")
+ALIKE = ("model", "height", "width", "guidance_scale", "guidance_rescale", "num_inference_steps", "mixed_precision")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ CLEAR = 0.1
 FACTORS = {  # settings and their values, of which the start's own is left out
     "number_of_prompts": (1, 3), "epoch_size": (4, 16), "fresh_noise": (True, False),
     "initializer_token": ("a", "photo"), "guidance_scale": (1.0, 3.0, 5.0), "lr": (1.25e-3, 5e-3, 1e-2),
-    "early_stopping": (4, 15), "target_accuracy": (0.7, 0.96)}
+    "early_stopping": (4, 15), "target_accuracy": (0.7, 0.96), "train_guidance_scale": (None, 1.0),
+    "num_vectors": (None, 4), "loss": ("cross_entropy", "norm_penalty")}
 
 
 def measure_variant(lab: common.Lab, changes: dict) -> dict:
