@@ -66,7 +66,10 @@ class RunConfig:
         GIVEN, "token pictures", path=True)
     classifier: str = setting(
         "inet", "The guiding classifier: inet, inat, cub, miniature, miniature_evaluator, a transformers image "
-        "classifier (hub id or folder), or timm:<name>.", GIVEN, "token", path=True)
+        "classifier (hub id or folder), timm:<name>, or zero-shot:<hub id or folder of CLIP or SigLIP>.", GIVEN,
+        "token", path=True)
+    labels: str | None = setting(
+        None, "The classes of zero-shot classifiers: a text file with one label per line.", GIVEN, "token", path=True)
     evaluator: str | None = setting(
         None, "A second classifier that judges and never guides (the same choices). 'none': only the guiding one "
         "judges.", GIVEN, path=True)
@@ -194,10 +197,21 @@ class RunConfig:
                 f"evaluation's come back; give --seed {SEEDS - images} or less")
         require(not (self.token and self.train), f"token '{self.token}' is only evaluated: leave --train True out "
                                                  "(--initializer_token FILE continues a token)")
+        self.check_labels()
         for name in ("context_judge", "loss"):
             if re.fullmatch(FUNCTION, getattr(self, name) or ""):
                 import_function(getattr(self, name), name)
         check_output_path(self.output_path)
+
+    def check_labels(self):
+        """Raise UserError unless `labels` is given where, and only where, a zero-shot classifier needs it."""
+        given = self.pick_settings(["classifier", "evaluator", "features"])
+        asking = [f"{name} '{value}'" for name, value in given.items() if value and value.startswith("zero-shot:")]
+        require(self.labels or not asking,
+                f"{' and '.join(asking)}: give --labels names.txt, a text file with one label per line")
+        require(asking or not self.labels,
+                f"labels '{self.labels}' is for zero-shot:<hub id or folder of CLIP or SigLIP>: the classifier "
+                f"'{self.classifier}' has labels of its own")
 
 
 SETTINGS = {entry.name: entry for entry in fields(RunConfig)}

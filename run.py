@@ -72,7 +72,9 @@ def main(argv: list[str]) -> int:
 def run_command(argv: list[str]):
     config, list_classes = parse_settings(argv, __doc__)
     if list_classes:
-        print("\n".join(f"{class_number(i):5d}  {label}" for i, label in enumerate(load_labels(config.classifier))))
+        config.check_labels()
+        print("\n".join(f"{class_number(i):5d}  {label}"
+                        for i, label in enumerate(load_labels(config.classifier, config.labels))))
         return
     config.eval_prompts = read_eval_prompts(config.eval_prompts)
     config.validate_settings()
@@ -85,7 +87,7 @@ class Run:
     def __init__(self, config: RunConfig):
         self.config = config
         self.device = choose_device(config.device, config.mixed_precision, int(os.environ.get("LOCAL_RANK", "-1")))
-        self.labels = load_labels(config.classifier)
+        self.labels = load_labels(config.classifier, config.labels)
         self.names = class_names(self.labels, config.class_names)
         self.targets = select_classes(config.class_index, self.labels, self.names)
         self.folders = {target: RunFolder(config.output_path, config.classifier, target, config.exp_id)
@@ -95,10 +97,11 @@ class Run:
         drawn_by = {"weights": list_checkpoint_files(config.model), **config.pick_settings(names_deciding("pictures"))}
         judges = [name for name in (config.classifier, config.evaluator) if name]
         self.judged_by = [judges, [list_checkpoint_files(resolve_name(name)[1]) for name in judges], config.test_size,
-                          config.context_judge, config.real_images]
+                          config.context_judge, config.real_images, self.labels]
         self.get_generator = functools.cache(self.load_checked_generator)
         self.get_judges = functools.cache(self.load_judges)
-        self.get_extractor = functools.cache(lambda: load_extractor(config.features, self.device, config.fid_mode))
+        self.get_extractor = functools.cache(lambda: load_extractor(config.features, self.device, config.fid_mode,
+                                                                    config.labels))
         self.drawer = Drawer(self.get_generator, self.sampling, drawn_by, self.device, config.batch_size)
         self.real: dict[TargetClass, list[Path]] = dict.fromkeys(self.targets, [])
 
@@ -193,10 +196,10 @@ class Run:
     def load_judges(self) -> dict[str, Classifier]:
         """The guiding classifier, and for an evaluation the evaluator."""
         config = self.config
-        size = config.height, config.width
-        judges = {"classifier": load_classifier(config.classifier, self.device, *size)}
+        more = config.height, config.width, config.labels
+        judges = {"classifier": load_classifier(config.classifier, self.device, *more)}
         if config.evaluator and config.evaluate:
-            judges["evaluator"] = load_classifier(config.evaluator, self.device, *size)
+            judges["evaluator"] = load_classifier(config.evaluator, self.device, *more)
             require(judges["evaluator"].labels == self.labels,
                     f"the evaluator '{config.evaluator}' must know the same classes in the same order as the "
                     f"classifier '{config.classifier}'")
@@ -242,7 +245,7 @@ class Run:
         """Draw, judge and show the pictures of one class."""
         config, target = self.config, folder.target
         arms, film = self.list_class_arms(folder)
-        changed = folder.changed_settings(asdict(config), ["model", "guidance_scale", "height", "width"])
+        changed = folder.changed_settings(asdict(config), ["model", "guidance_scale", "height", "width", "labels"])
         if changed:
             print(to_printable(f"warning: the token was trained with {'; '.join(changed)}"), file=sys.stderr)
         if not self.drawer.draw_arms(arms + film, folder.eval_images, target.title, folder.results_of_images()):

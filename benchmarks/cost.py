@@ -78,7 +78,8 @@ def new_trainer(config: RunConfig, generator: Generator, target: TargetClass, fo
 
 def measure_row(plain: bool, config: RunConfig, classes: int, updates: int) -> dict:
     """One row, once, after as many updates to warm up; runs in a process of its own."""
-    (settings, sampling), classifier = method_settings(config), load_classifier(config.classifier, config.device)
+    settings, sampling = method_settings(config)
+    classifier = load_classifier(config.classifier, config.device, labels_file=config.labels)
     models = StableDiffusionPipeline.from_pretrained(
         find_path(config.model) or config.model, torch_dtype=PRECISIONS[config.mixed_precision], safety_checker=None,
         feature_extractor=None).to(config.device) if plain else open_generator(config)
@@ -132,7 +133,8 @@ def count_bytes(plain: bool, config: RunConfig, models, path: Path) -> int:
 
 def count_flops(config: RunConfig) -> int:
     """FLOPs of the calls that one update of one class cannot do without: nothing is computed twice."""
-    generator, loss_fn = open_generator(config), cross_entropy(load_classifier(config.classifier, config.device))
+    generator = open_generator(config)
+    loss_fn = cross_entropy(load_classifier(config.classifier, config.device, labels_file=config.labels))
     _, sampling = method_settings(config)
     with tempfile.TemporaryDirectory() as path, FlopCounterMode(display=False) as counter:
         batch, vectors = join_batches([new_trainer(config, generator, TARGET, Path(path))], generator.device)

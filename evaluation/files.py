@@ -14,6 +14,7 @@ class RunFiles:
         self.tokens = Path(*images.parts[:-4], "pipeline_token", *images.parts[-3:])
         self.token_file = self.tokens / "learned_embeds.safetensors"
         self.config_file = self.tokens / "config.yml"
+        self.labels_file = self.tokens / "labels.txt"  # a zero-shot classifier's, as they were
         self.history_file = self.tokens / "history.jsonl"
         self.cost_file = self.tokens / "cost.json"
         self.state_file = self.tokens / "training_state.pt"  # until the token is there

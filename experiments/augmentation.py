@@ -25,7 +25,8 @@ def draw_arm(lab: common.Lab, arm: str, few: common.Sets | None = None, guide: s
         vectors = common.load_vectors(common.learn_tokens(lab))
     elif arm == GUIDED:
         vectors = common.load_vectors(common.learn_tokens(
-            lab, classifier=guide, epoch_size=options.epoch_size, num_train_epochs=options.updates))
+            lab, classifier=guide, labels=None, evaluator=None, epoch_size=options.epoch_size,
+            num_train_epochs=options.updates))
     elif arm == INVERTED:
         vectors, _ = invert_pictures(lab, few, options.inversion_steps)
         phrase = lab.config.placeholder_token

@@ -30,6 +30,7 @@ from method.trainer import TrainingSettings
 from models.classifiers import Classifier, load_classifier, load_labels, resolve_name
 from models.generator import PRECISIONS, Generator, load_generator
 from models.sampling import SamplingSettings
+from models.zero_shot import read_labels
 from prompt_datasets import TEMPLATES, TargetClass, class_names, select_classes
 from runs.folders import RunFolder
 from runs.workers import Sweep, TrainingJob, choose_device, work_on_classes
@@ -98,15 +99,16 @@ def open_lab(options: argparse.Namespace, **changes) -> Lab:
     images, seed = given.get("images", 0), config.seed
     require(images <= seed, f"--images {images} would judge seeds that training uses, from {seed} on: give fewer")
     choose_device(config.device, config.mixed_precision, local_rank=-1)
-    labels = load_labels(config.classifier)
+    labels = load_labels(config.classifier, config.labels)
     targets = select_classes(config.class_index, labels, class_names(labels, config.class_names))
     get_generator = functools.cache(lambda: open_generator(config))
     drawn_by = {"weights": list_checkpoint_files(config.model), **config.pick_settings(names_deciding("pictures"))}
     sampling = SamplingSettings(**config.sampling_settings())
     return Lab(options, config, labels, targets, work,
                options.out or ROOT / "docs/results" / ("" if options.config == MINIATURE else name), get_generator,
-               functools.partial(load_once, config.classifier, config.device),
-               functools.partial(load_once, config.evaluator or config.classifier, config.device),
+               functools.partial(load_once, config.classifier, config.device, labels_file=config.labels),
+               functools.partial(load_once, config.evaluator or config.classifier, config.device,
+                                 labels_file=config.labels),
                Drawer(get_generator, sampling, drawn_by, config.device, config.batch_size))
 
 
@@ -131,6 +133,8 @@ def digest_training(config: RunConfig, **more) -> str:
     """A folder's name for all that decides what is learned: settings, weights, and what an experiment adds."""
     decisive = config.pick_settings((*names_deciding("token"), "real_images"))
     weights = [list_checkpoint_files(source) for source in (config.model, resolve_name(config.classifier)[1])]
+    if config.labels:
+        more["labels"] = read_labels(config.labels)  # the file may have changed
     return digest_json([decisive, weights, more])[:12]
 
 
@@ -151,8 +155,8 @@ def learn_tokens(lab: Lab, targets: list[TargetClass] | None = None, **changes) 
                for target in targets or lab.targets}
     sweep = Sweep(list(folders.values()), lambda folder: folder.token_file.exists(), start_over=False)
     errors = work_on_classes(sweep, TrainingJob(
-        lab.get_generator, lambda: build_loss(config.loss, load_once(config.classifier, config.device),
-                                              lab.get_generator()),
+        lab.get_generator, lambda: build_loss(
+            config.loss, load_once(config.classifier, config.device, labels_file=config.labels), lab.get_generator()),
         *method_settings(config), asdict(config), names_deciding("token"), config.classes_at_once, config.batch_size),
         evaluate_class=lambda folder: None)
     if errors:

@@ -52,7 +52,8 @@ def count_kinds(lab: common.Lab):
     nouns = {target: noun_classes[THINGS[target.index].noun] for target in lab.targets}
     sets = {"no token": common.draw_sets(lab, dict.fromkeys(lab.targets), options.images)}
     for guide in ("biased", "unbiased"):
-        runs = common.learn_tokens(lab, list(nouns.values()), classifier=train_guide(lab, guide))
+        runs = common.learn_tokens(lab, list(nouns.values()), classifier=train_guide(lab, guide), labels=None,
+                                   evaluator=None)
         drawn = common.draw_sets(lab, common.load_vectors(runs), options.images)
         sets[f"token of the {guide} guide"] = {target: drawn[noun] for target, noun in nouns.items()}
     rates = {}

@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
 
 from utils import WITHOUT_GPU_OR_NETWORK, UserError, find_path, join_lines, require, to_printable
 
+NO_REMOTE_CODE = {"trust_remote_code": False}  # left open, transformers asks the user
 REPORTED = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # what did not arrive is told, not raised
 
 

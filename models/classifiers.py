@@ -4,6 +4,7 @@
     <hub id or folder>                                 any transformers image classifier
     mean:<hub id or folder>                            a ViT-MAE fine-tuning (mean of the patch tokens, see below)
     timm:<name>                                        any timm model; timm:local-dir:<folder> for one on disk
+    zero-shot:<hub id or folder>                       CLIP or SigLIP over the words of a text file (zero_shot.py)
 """
 
 import re
@@ -12,15 +13,15 @@ from typing import NamedTuple
 
 import timm
 import torch
-import transformers
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_model_data_config
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
+from transformers import AutoConfig, AutoModelForImageClassification, ViTForImageClassification
 
-from models.checkpoints import REPORTED, check_weights, opening_checkpoint
+from models.checkpoints import NO_REMOTE_CODE, REPORTED, check_weights, opening_checkpoint
+from models.preprocessing import load_preprocessing
+from models.zero_shot import load_zero_shot, read_labels
 from prompt_datasets import class_number
 from utils import WITHOUT_GPU_OR_NETWORK, UserError, find_path, join_lines, require, suggest_word, to_printable
 
-NO_REMOTE_CODE = {"trust_remote_code": False}  # left open, transformers asks the user
 REGISTRY = {
     "inet": "google/vit-large-patch16-224",
     "inat": "mean:vesteinn/vit-mae-inat21",
@@ -45,15 +46,21 @@ class Classifier(NamedTuple):
         return self.compute_logits(self.model, self.preprocess(images.float())).float()
 
 
-def load_classifier(name: str, device: str, height: int = 64, width: int = 64) -> Classifier:
+def load_classifier(name: str, device: str, height: int = 64, width: int = 64,
+                    labels_file: str | None = None) -> Classifier:
     """The classifier called `name` (see the head of this file), frozen, in float32, tried on a picture of that size.
+
+    `labels_file` is read by zero-shot classifiers alone.
 
     Raises:
         UserError: one line that says what is missing or what the checkpoint is not.
     """
     kind, source = resolve_name(name)
     with opening_checkpoint(name, source, _list_alternatives(name)):
-        loaded = _load_timm(source) if kind == "timm" else _load_transformers(source, mean_pooled=kind == "mean")
+        if kind == "zero-shot":
+            loaded = load_zero_shot(source, read_labels(labels_file), device)
+        else:
+            loaded = _load_timm(source) if kind == "timm" else _load_transformers(source, mean_pooled=kind == "mean")
         classifier = Classifier(folder_name(name), *loaded, torch.device(device))
         classifier.model.requires_grad_(False).eval().to(device)
     check_classifier(classifier, name, height, width)
@@ -84,9 +91,11 @@ def check_classifier(classifier: Classifier, name: str, height: int, width: int)
             f"'{name}' lets no gradient through to the picture, so it cannot guide")
 
 
-def load_labels(name: str) -> list[str]:
-    """The labels alone, without the weights where the format allows it."""
+def load_labels(name: str, labels_file: str | None = None) -> list[str]:
+    """The labels alone, without the weights where the format allows it; `labels_file` as in load_classifier."""
     kind, source = resolve_name(name)
+    if kind == "zero-shot":
+        return read_labels(labels_file)
     if kind == "timm":
         return load_classifier(name, "cpu").labels
     with opening_checkpoint(name, source, _list_alternatives(name)):
@@ -121,9 +130,9 @@ def _list_alternatives(name: str) -> str:
 
 
 def resolve_name(name: str) -> tuple[str, str]:
-    """A name as its kind ('timm', 'mean' or '') and the folder, hub id or timm name that it stands for."""
+    """A name as its kind ('timm', 'mean', 'zero-shot' or '') and the folder, hub id or timm name that it stands for."""
     spec = REGISTRY.get(name, name)
-    kind = next((kind for kind in ("timm", "mean") if spec.startswith(f"{kind}:")), "")
+    kind = next((kind for kind in ("timm", "mean", "zero-shot") if spec.startswith(f"{kind}:")), "")
     source = spec.removeprefix(f"{kind}:")
     return kind, source if kind == "timm" else str(find_path(source) or source)
 
@@ -149,26 +158,12 @@ def _load_transformers(source: str, mean_pooled: bool):
     loader = ViTForImageClassification if mean_pooled else AutoModelForImageClassification
     model, report = loader.from_pretrained(source, dtype=torch.float32, **REPORTED, **NO_REMOTE_CODE)
     check_weights(source, report)
-    processor = _load_processor(source)
-    scaled = processor.do_rescale and processor.rescale_factor == 1 / 255 and not getattr(
-        processor, "rescale_offset", False)
-
-    def apply_processor(images):  # made for 8-bit values; [0, 1] is what its usual rescaling gives
-        return processor(images if scaled else images * 255, return_tensors="pt",
-                         **({"do_rescale": False} if scaled else {})).pixel_values
 
     def compute_logits(model, pixel_values):
         return model(pixel_values=pixel_values).logits
 
-    return _read_labels(model.config), model, apply_processor, _mean_pooled_logits if mean_pooled else compute_logits
-
-
-def _load_processor(source: str):
-    """The checkpoint's preprocessing, also where transformers 4.25 to 4.3x wrote its old name: ViTFeatureExtractor."""
-    name = transformers.ImageProcessingMixin.get_image_processor_dict(source)[0].get("image_processor_type") or ""
-    old, kind, _ = name.partition("FeatureExtractor")
-    loader = getattr(transformers, f"{old}ImageProcessor", AutoImageProcessor) if kind else AutoImageProcessor
-    return loader.from_pretrained(source, **NO_REMOTE_CODE)
+    return (_read_labels(model.config), model, load_preprocessing(source),
+            _mean_pooled_logits if mean_pooled else compute_logits)
 
 
 def _load_timm(name: str):

@@ -70,11 +70,14 @@ def classifier_extractor(classifier: Classifier, identity: list | None = None) -
         lambda prepared: penultimate_features(classifier, prepared.to(classifier.device)), None, identity))
 
 
-def load_extractor(name: str, device: str, fid_mode: str) -> Extractor:
-    """'inception' (downloaded), 'inception:<file of weights>', or a classifier's penultimate features."""
+def load_extractor(name: str, device: str, fid_mode: str, labels_file: str | None = None) -> Extractor:
+    """'inception' (downloaded), 'inception:<file of weights>', or a classifier's penultimate features.
+
+    `labels_file` is what `load_classifier` takes.
+    """
     identity = describe_features(name, fid_mode)
     if name.split(":")[0] != "inception":
-        return classifier_extractor(load_classifier(name, device), identity)
+        return classifier_extractor(load_classifier(name, device, labels_file=labels_file), identity)
     weights = name.partition(":")[2] or None
     require(weights is None or Path(weights).is_file(), f"features '{name}': no file '{weights}'")
     with opening_checkpoint(name, weights, instead="or give --features inception:<file of weights> or a classifier"):

@@ -17,8 +17,19 @@ from method.class_token import ClassToken, load_token, save_token
 from method.trainer import TrainedToken
 from models.batch_size import peak_memory_gb
 from models.classifiers import folder_name
+from models.zero_shot import read_labels
 from prompt_datasets import TargetClass
-from utils import UserError, is_same_source, read_yaml, require, to_words, write_json, write_tensors, write_yaml
+from utils import (
+    UserError,
+    is_same_source,
+    read_yaml,
+    require,
+    to_words,
+    write_json,
+    write_tensors,
+    write_text,
+    write_yaml,
+)
 
 
 class RunFolder(RunFiles):
@@ -63,8 +74,13 @@ class RunFolder(RunFiles):
             raise UserError(f"{error}; {remedy}") from error
         require(all(isinstance(before.get(name), str) for name in ("model", "classifier", "lr", "skip_exists")),
                 f"'{self.config_file}' does not hold the settings of a run; {remedy}")
-        return [f"{name} {before[name]}, now {now[name]}" for name in names if before.get(name, now[name]) != now[name]
-                and not (name in ("model", "classifier", "class_names") and is_same_source(before[name], now[name]))]
+        changed = [f"{name} {before[name]}, now {now[name]}" for name in names if name != "labels"
+                   and before.get(name, now[name]) != now[name]
+                   and not (name in ("model", "classifier", "class_names") and is_same_source(before[name], now[name]))]
+        if "labels" in names and settings["classifier"].startswith("zero-shot:") and not (
+                self.labels_file.exists() and read_labels(str(self.labels_file)) == read_labels(settings["labels"])):
+            changed.append(f"the labels of '{self.labels_file}', now those of '{settings['labels']}'")
+        return changed
 
     def refuse_other_settings(self, settings: dict, names: list[str]):
         """Raise UserError where a token, or half of one, was trained with other settings than these."""
@@ -130,6 +146,8 @@ class RunFolder(RunFiles):
             elif path != written:
                 path.unlink(missing_ok=True)
         self.delete_evaluation()
+        if settings.get("labels"):
+            write_text(self.labels_file, "".join(f"{label}\n" for label in read_labels(settings["labels"])))
         written.replace(self.config_file)
         self.print_line("starts its training")
 

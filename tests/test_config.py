@@ -45,6 +45,8 @@ FLAGS = [  # a flag, its value, and what the line must say besides both
     ("classifier", "{tmp}", "lacks a file or holds a broken one"),
     ("classifier", "README.md", "it is a broken file, or not of the right kind"),
     ("evaluator", "", "a name or a folder (--help shows which), or none"),
+    ("labels", " ", "a name or a folder (--help shows which), or none"),
+    ("labels", "nowhere.txt", "has labels of its own"),
     ("class_names", "nowhere.yml", "no file"),
     ("class_names", "{tmp}/owl.yml", "must be a class number from 1 to 5 and a name"),
     ("real_images", "nowhere", "no real_images folder"),
@@ -178,7 +180,8 @@ def test_a_saved_config_repeats_the_run(tmp_path, tiny_config):
 
 
 PATHS = [(name, prefix) for name, prefixes in {
-    "model": [""], "classifier": ["", "mean:", "timm:local-dir:"], "evaluator": ["", "mean:"], "class_names": [""],
+    "model": [""], "classifier": ["", "mean:", "timm:local-dir:", "zero-shot:"], "evaluator": ["", "mean:"],
+    "labels": [""], "class_names": [""],
     "real_images": [""], "features": ["", "inception:"], "output_path": [""], "eval_prompts": [""],
 }.items() for prefix in prefixes]
 

@@ -1,0 +1,86 @@
+"""Any list of words as a classifier: CLIP (Radford et al., 2021) or SigLIP (Zhai et al., 2023) and a text file.
+
+The text model runs once, at load: its features are the weights of a linear layer over a picture's (CLIP, Sec. 3.1.2).
+"""
+
+import torch
+import torch.nn.functional as F
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+from models.checkpoints import NO_REMOTE_CODE, REPORTED, check_weights
+from models.preprocessing import load_preprocessing
+from utils import join_lines, read_text, require
+
+TEMPLATES = ("a photo of a {}.", "a photo of the {}.", "a photo of one {}.", "a good photo of a {}.",
+             "a good photo of the {}.", "a close-up photo of a {}.", "a bright photo of a {}.")
+
+
+def read_labels(path: str | None) -> list[str]:
+    """The labels of a text file, one per line; blank lines do not count.
+
+    Raises:
+        UserError: no file, no text, fewer than two labels, or one twice (in upper or lower case).
+    """
+    require(path, "a zero-shot classifier needs --labels names.txt, a text file with one label per line")
+    labels, lines = [], {}
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if label := join_lines(line):
+            require(label.isprintable(), f"'{path}' line {number} has unprintable characters")
+            first = lines.setdefault(label.casefold(), number)
+            require(first == number, f"'{path}' line {number}: '{label}' is on line {first} already")
+            labels.append(label)
+    require(len(labels) > 1, f"'{path}' holds {len(labels) or 'no'} label{'s' * (not labels)}: a classifier needs two "
+                             "or more, one per line")
+    return labels
+
+
+def load_zero_shot(source: str, labels: list[str], device: str, templates: tuple[str, ...] = TEMPLATES):
+    """The labels, model, preprocessing and compute_logits of a Classifier: a vision model and a linear layer over it.
+
+    Raises:
+        UserError: another kind of model, a weight that is missing, or a label that is too long for the text model.
+    """
+    kind = AutoConfig.from_pretrained(source, **NO_REMOTE_CODE).model_type
+    require(kind in ("clip", "siglip"), f"zero-shot reads models of type clip or siglip, and '{source}' is of type "
+                                        f"'{kind}'")
+    encoder, report = AutoModel.from_pretrained(source, dtype=torch.float32, **REPORTED, **NO_REMOTE_CODE)
+    check_weights(source, report)
+    encoder.eval().to(device)
+    features = embed_labels(encoder, AutoTokenizer.from_pretrained(source, **NO_REMOTE_CODE), labels, templates)
+    head = torch.nn.Linear(features.shape[1], len(labels), device=device)
+    with torch.no_grad():
+        head.weight.copy_(encoder.logit_scale.exp() * features)
+        head.bias.fill_(encoder.logit_bias.item() if kind == "siglip" else 0)
+    del encoder.text_model  # its work is done
+
+    def compute_logits(model, pixel_values):
+        return model["head"](normalize_features(model["encoder"].get_image_features(pixel_values=pixel_values)))
+
+    return labels, torch.nn.ModuleDict({"encoder": encoder, "head": head}), load_preprocessing(source), compute_logits
+
+
+@torch.no_grad()
+def embed_labels(encoder, tokenizer, labels: list[str], templates: tuple[str, ...]) -> torch.Tensor:
+    """Text features [C, D] of length 1: of each label the mean over the templates' (CLIP, Sec. 3.1.4).
+
+    Raises:
+        UserError: a label that is longer than the text model reads.
+    """
+    limit, features = encoder.config.text_config.max_position_embeddings, []
+    # as each was trained: SigLIP reads the last position
+    padding = {"padding": "max_length", "max_length": limit} if encoder.config.model_type == "siglip" else \
+        {"padding": True}
+    for label in labels:
+        prompts = [template.format(label) for template in templates]
+        longest = max(map(len, tokenizer(prompts).input_ids))
+        require(longest <= limit, f"labels: '{label}' is too long: a prompt with it has {longest} tokens, and the text "
+                                  f"model reads {limit}")
+        tokens = tokenizer(prompts, return_tensors="pt", **padding).to(encoder.device)
+        embedded = normalize_features(encoder.get_text_features(**tokens))  # [templates, D]
+        features.append(F.normalize(embedded.mean(dim=0), dim=0))
+    return torch.stack(features)
+
+
+def normalize_features(output) -> torch.Tensor:
+    """Features [B, D] of length 1 of what get_image_features or get_text_features returns."""
+    return F.normalize(output.pooler_output, dim=-1)
