@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from models.checkpoints import NO_REMOTE_CODE, REPORTED, check_weights
 from models.preprocessing import load_preprocessing
-from utils import join_lines, read_text, require
+from utils import UserError, join_lines, read_text, require
 
 TEMPLATES = ("a photo of a {}.", "a photo of the {}.", "a photo of one {}.", "a good photo of a {}.",
              "a good photo of the {}.", "a close-up photo of a {}.", "a bright photo of a {}.")
@@ -46,7 +46,7 @@ def load_zero_shot(source: str, labels: list[str], device: str, templates: tuple
     encoder, report = AutoModel.from_pretrained(source, dtype=torch.float32, **REPORTED, **NO_REMOTE_CODE)
     check_weights(source, report)
     encoder.eval().to(device)
-    features = embed_labels(encoder, AutoTokenizer.from_pretrained(source, **NO_REMOTE_CODE), labels, templates)
+    features = embed_labels(encoder, _load_tokenizer(source), labels, templates)
     head = torch.nn.Linear(features.shape[1], len(labels), device=device)
     with torch.no_grad():
         head.weight.copy_(encoder.logit_scale.exp() * features)
@@ -59,6 +59,13 @@ def load_zero_shot(source: str, labels: list[str], device: str, templates: tuple
     return labels, torch.nn.ModuleDict({"encoder": encoder, "head": head}), load_preprocessing(source), compute_logits
 
 
+def _load_tokenizer(source: str):
+    try:
+        return AutoTokenizer.from_pretrained(source, **NO_REMOTE_CODE)
+    except ImportError as error:
+        raise UserError(f"'{source}' has a tokenizer that needs another package: pip install sentencepiece") from error
+
+
 @torch.no_grad()
 def embed_labels(encoder, tokenizer, labels: list[str], templates: tuple[str, ...]) -> torch.Tensor:
     """Text features [C, D] of length 1: of each label the mean over the templates' (CLIP, Sec. 3.1.4).
@@ -67,15 +74,15 @@ def embed_labels(encoder, tokenizer, labels: list[str], templates: tuple[str, ..
         UserError: a label that is longer than the text model reads.
     """
     limit, features = encoder.config.text_config.max_position_embeddings, []
-    # as each was trained: SigLIP reads the last position
-    padding = {"padding": "max_length", "max_length": limit} if encoder.config.model_type == "siglip" else \
-        {"padding": True}
+    is_siglip = encoder.config.model_type == "siglip"  # trained on small letters, padded to the end and not masked
+    options = {"padding": "max_length", "max_length": limit, "return_attention_mask": False} if is_siglip else {
+        "padding": True}
     for label in labels:
-        prompts = [template.format(label) for template in templates]
+        prompts = [template.format(label.lower() if is_siglip else label) for template in templates]
         longest = max(map(len, tokenizer(prompts).input_ids))
         require(longest <= limit, f"labels: '{label}' is too long: a prompt with it has {longest} tokens, and the text "
                                   f"model reads {limit}")
-        tokens = tokenizer(prompts, return_tensors="pt", **padding).to(encoder.device)
+        tokens = tokenizer(prompts, return_tensors="pt", **options).to(encoder.device)
         embedded = normalize_features(encoder.get_text_features(**tokens))  # [templates, D]
         features.append(F.normalize(embedded.mean(dim=0), dim=0))
     return torch.stack(features)

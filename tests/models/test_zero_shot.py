@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -166,6 +167,17 @@ def test_other_models_are_refused(tiny_classifier, names):
         load_classifier(f"zero-shot:{tiny_classifier}", "cpu")
     with pytest.raises(UserError, match="cannot open 'zero-shot:no/such-model'"):
         load_classifier("zero-shot:no/such-model", "cpu", labels_file=str(names))
+
+
+def test_tokenizer_of_another_package(checkpoints, names, tmp_path):
+    """SigLIP's published one is SentencePiece's."""
+    if find_spec("sentencepiece"):
+        pytest.skip("sentencepiece is installed")
+    shutil.copytree(checkpoints["siglip"], tmp_path / "siglip")
+    file = tmp_path / "siglip/tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "tokenizer_class": "SiglipTokenizer"}))
+    with pytest.raises(UserError, match="needs another package: pip install sentencepiece"):
+        load_classifier(f"zero-shot:{tmp_path / 'siglip'}", "cpu", labels_file=str(names))
 
 
 def test_every_weight_must_arrive(checkpoints, names, tmp_path):
