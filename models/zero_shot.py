@@ -63,7 +63,8 @@ def _load_tokenizer(source: str):
     try:
         return AutoTokenizer.from_pretrained(source, **NO_REMOTE_CODE)
     except ImportError as error:
-        raise UserError(f"'{source}' has a tokenizer that needs another package: pip install sentencepiece") from error
+        raise UserError(f"the tokenizer of '{source}' needs other packages: pip install sentencepiece "
+                        "protobuf") from error
 
 
 @torch.no_grad()

@@ -123,6 +123,12 @@ def test_templates_are_an_ensemble(checkpoints, names, kind):
         assert torch.allclose(penultimate_features(classifier, prepared), pictures, atol=1e-6)
 
 
+def test_siglip_reads_small_letters(checkpoints):
+    weights = [load_zero_shot(checkpoints["siglip"], labels, "cpu")[1]["head"].weight
+               for labels in (["Tiger Cat", "OWL"], ["tiger cat", "owl"])]
+    assert torch.equal(*weights)
+
+
 @pytest.mark.parametrize("kind", SAVE)
 def test_it_guides_and_is_frozen(checkpoints, names, kind):
     classifier = load_classifier(f"zero-shot:{checkpoints[kind]}", "cpu", 32, 40, labels_file=str(names))
@@ -169,14 +175,14 @@ def test_other_models_are_refused(tiny_classifier, names):
         load_classifier("zero-shot:no/such-model", "cpu", labels_file=str(names))
 
 
-def test_tokenizer_of_another_package(checkpoints, names, tmp_path):
+def test_tokenizer_of_other_packages(checkpoints, names, tmp_path):
     """SigLIP's published one is SentencePiece's."""
     if find_spec("sentencepiece"):
         pytest.skip("sentencepiece is installed")
     shutil.copytree(checkpoints["siglip"], tmp_path / "siglip")
     file = tmp_path / "siglip/tokenizer_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "tokenizer_class": "SiglipTokenizer"}))
-    with pytest.raises(UserError, match="needs another package: pip install sentencepiece"):
+    with pytest.raises(UserError, match="needs other packages: pip install sentencepiece protobuf"):
         load_classifier(f"zero-shot:{tmp_path / 'siglip'}", "cpu", labels_file=str(names))
 
 
