@@ -34,7 +34,8 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from config import RunConfig, names_deciding, parse_settings
+from command_line import parse_settings
+from config import RunConfig, names_deciding
 from evaluation.accuracy import judge_class, load_metrics
 from evaluation.fidelity import COMPARABLE_FID, check_counts
 from evaluation.images import ARMS, Arm, Drawer, digest_json, list_arms, list_film_arms

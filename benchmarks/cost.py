@@ -28,7 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.plain_loop import train_token
 from benchmarks.random_weights import save_sd14
-from config import RunConfig, parse_settings
+from command_line import parse_settings
+from config import RunConfig
 from evaluation.files import read_path
 from evaluation.tables import Table
 from experiments.common import method_settings, open_generator, run_script

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import torch
 
-from config import RunConfig, names_deciding, parse_settings
+from command_line import parse_settings
+from config import RunConfig, names_deciding
 from evaluation.accuracy import judge_images
 from evaluation.files import read_path
 from evaluation.images import Arm, Drawer, digest_json

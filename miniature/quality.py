@@ -9,7 +9,7 @@ from accelerate import PartialState
 from PIL import Image
 from safetensors.torch import load_file
 
-from config import parse_settings
+from command_line import parse_settings
 from evaluation.pictures import draw_sheet
 from miniature import world
 from miniature.workers import share_jobs

@@ -26,7 +26,7 @@ import torch
 from tqdm import trange
 
 import run
-from config import parse_settings
+from command_line import parse_settings
 from evaluation.read_image import read_image
 from models.classifiers import load_labels
 from prompt_datasets import class_names, select_classes

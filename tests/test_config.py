@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from config import SETTINGS, names_deciding, parse_settings
+from command_line import parse_settings
+from config import SETTINGS, names_deciding
 from run import main
 from tests.test_run import error_of, flags
 from utils import UserError, write_yaml

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import mse_loss
 
-from config import SETTINGS, RunConfig, parse_settings, value_type
+from command_line import parse_settings
+from config import SETTINGS, RunConfig, value_type
 from method.class_token import load_token, save_token
 from method.trainer import Trainer, TrainingSettings
 from prompt_datasets import class_folder, class_name, prompt_folder, select_classes, target_class

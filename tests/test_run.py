@@ -85,7 +85,7 @@ def test_no_network_is_one_line(capsys, tiny_config, flag):
     (["--class_index", "6"], "classes are 1 to 5"), (["--class_index", "tiger"], "did you mean"),
     (["--class_index", "1", "--placeholder_token", "crane"], "is part of 'crane'"),
     (["--class_index", "3", "--placeholder_token", "crane"], "in the vocabulary already"),
-    (["--class_index", "1", "--initializer_token", "tigercat", "--num_vectors", "1"], "is 2 tokens"),
+    (["--class_index", "1", "--initializer_token", "tigercat", "--num_vectors", "1"], "is 3 tokens"),
     (["--class_index", "1", "--evaluate", "True", "--real_images", "nowhere"], "no real_images folder"),
     (["--class_index", "1", "--train_timesteps", "999", "-1"], "from 999 to 0")])
 def test_nothing_is_written_for_a_run_that_cannot_work(capsys, tiny_config, more, reason):

@@ -24,7 +24,7 @@ from transformers import (
     SiglipModel,
 )
 
-from config import parse_settings
+from command_line import parse_settings
 from miniature import world
 from models.classifiers import folder_name, load_classifier, load_labels, penultimate_features, resolve_name
 from models.extractors import load_extractor

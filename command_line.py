@@ -1,0 +1,85 @@
+"""Settings from words: the command line, and the YAML file of --config."""
+
+import argparse
+import re
+from collections.abc import Callable
+from dataclasses import Field
+from typing import Any
+
+from config import SETTINGS, TRUTH, RunConfig, describe_values, value_type
+from utils import UserError, expand_path, read_yaml, require, suggest_word
+
+
+def value_reader(entry: Field) -> Callable[[str], Any]:
+    """What turns a word of the command line or of a file into a value of the setting."""
+    kind, is_list, is_optional = value_type(entry)
+
+    def read_value(text: str):
+        if is_optional and text == "none":
+            return None
+        try:
+            if entry.metadata["path"] and not (is_list and "{}" in text):  # no prompt
+                return expand_path(text, entry.name)
+            return TRUTH[text.lower()] if kind is bool else kind(text)
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{entry.name} must be {describe_values(entry)}: invalid {kind.__name__} value: "
+                            f"'{text}'; --help explains it") from error
+
+    return read_value
+
+
+def read_settings(path: str) -> dict[str, Any]:
+    """{setting: value} of a YAML file; one that is left empty keeps its default."""
+    values = {}
+    for key, words in read_yaml(path, "lr: 0.001").items():
+        require(key in SETTINGS, f"'{path}' has an unknown setting '{key}'; "
+                                 + (suggest_word(key, SETTINGS) or "--help lists them"))
+        read_value, (_, is_list, is_optional) = value_reader(SETTINGS[key]), value_type(SETTINGS[key])
+        require(isinstance(words, str) or is_list, f"'{path}': {key} must be one value, not {words}")
+        if words in ("null", "~", "", []) or words == "none" and is_optional:
+            continue
+        parts = words if isinstance(words, list) else [words]
+        values[key] = [read_value(part) for part in parts] if is_list else read_value(words)
+    return values
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line instead of printing forty flags first."""
+
+    def error(self, message):
+        word = message.partition("unrecognized arguments: ")[2].split(" ")[0]
+        hint = "a value with spaces needs quotes" if word.lstrip("-") == word != "" else \
+            suggest_word(word, [f"--{name}" for name in SETTINGS]) or "--help explains it"
+        raise UserError(f"{message.removeprefix('argument ').rstrip('.')}; {hint}")
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the examples at the top as written and shows each default."""
+
+
+def build_parser(description: str | None) -> OneLineParser:
+    parser = OneLineParser(usage="python run.py [--config FILE.yml] [--SETTING VALUE ...]", description=description,
+                           allow_abbrev=False, formatter_class=HelpFormatter)
+    parser.add_argument("--config", metavar="FILE.yml", type=lambda text: expand_path(text, "config"),
+                        help="A YAML file of these settings; flags override it.")
+    parser.add_argument("--list_classes", action="store_true", help="Print the classes of --classifier and stop.")
+    parser.add_argument("--debug", action="store_true", help="Show where in the code an error came from.")
+    defaults = RunConfig()
+    for name, entry in SETTINGS.items():
+        kind, is_list, _ = value_type(entry)
+        more = {"nargs": "+"} if is_list else {"nargs": "?", "const": True} if kind is bool else {}
+        parser.add_argument(f"--{name}", type=value_reader(entry), default=getattr(defaults, name),
+                            metavar=kind.__name__.upper(), help=entry.metadata["help"], **more)
+    return parser
+
+
+def parse_settings(argv: list[str], description: str | None = None) -> tuple[RunConfig, bool]:
+    """The settings of defaults, then the file of --config, then flags; and whether to list the classes."""
+    parser = build_parser(description)
+    argv = [re.sub("^--[^=]*", lambda name: "--" + name[0][2:].replace("-", "_"), part) for part in argv]
+    config_file = parser.parse_args(argv).config
+    parser.set_defaults(**(read_settings(config_file) if config_file else {}))
+    options = vars(parser.parse_args(argv))
+    values = {name: options[name] for name in SETTINGS}
+    return RunConfig(**{name: None if value == [None] else value for name, value in values.items()}), \
+        options["list_classes"]
