@@ -264,4 +264,4 @@ def test_labels_where_they_belong(capsys, tiny_config, zero_shot_flags, checkpoi
 @pytest.mark.skipif(not find_path("miniature/weights/clip/labels.txt"), reason="its CLIP is not trained yet")
 def test_the_miniatures_clip_knows_its_world():
     config, _ = parse_settings(["--config", "configs/miniature_zero_shot.yml"])
-    assert load_classifier(config.classifier, "cpu", labels_file=config.labels).labels == world.LABELS
+    assert load_classifier(config.classifier, "cpu", labels_file=config.labels).labels == list(world.LABELS)
