@@ -18,7 +18,8 @@ def value_reader(entry: Field) -> Callable[[str], Any]:
         if is_optional and text == "none":
             return None
         try:
-            if entry.metadata["path"] and not (is_list and "{}" in text):  # no prompt
+            is_path = entry.metadata["path"]
+            if is_path(text) if callable(is_path) else is_path:
                 return expand_path(text, entry.name)
             return TRUTH[text.lower()] if kind is bool else kind(text)
         except (ValueError, KeyError) as error:

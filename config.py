@@ -13,12 +13,14 @@ from utils import FUNCTION, check_output_path, import_function, require
 
 Check = tuple[Callable[[Any], bool], str]  # whether a value can work, and the same in words
 TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+TOKEN_FILES = (".safetensors", ".pt", ".bin")
 SEEDS = 2**32  # how many torch tells apart: seed 2**32 draws what seed 0 draws
 
 
-def setting(default, text: str, check: Check | None = None, decides: str = "", path: bool = False):
-    """A field of RunConfig; `decides`: 'token', 'pictures', both, or nothing but speed, memory and output; `path`: it
-    is, or may be, a path.
+def setting(default, text: str, check: Check | None = None, decides: str = "",
+            path: bool | Callable[[str], bool] = False):
+    """A field of RunConfig; `decides`: 'token', 'pictures', both, or nothing but speed, memory and output; `path`:
+    whether it is a path, or what tells so of its words.
     """
     start = {"default_factory": lambda: list(default)} if isinstance(default, list) else {"default": default}
     return field(**start, metadata={"help": text, "check": check, "decides": decides.split(), "path": path})
@@ -36,8 +38,11 @@ def one_of(*choices: str) -> Check:
     return lambda value: value in choices, f"{', '.join(choices[:-1])} or {choices[-1]}"
 
 
+NAMES_IN_FILES = ("__metadata__", "clip_l", "clip_g", "emb_params", "*")  # where a placeholder could stand
+
+
 def word_such_as(example: str) -> Check:
-    return (lambda value: 0 < len(value) <= 50 and not set(value) & set(" {}") and value != "__metadata__",
+    return (lambda value: 0 < len(value) <= 50 and not set(value) & set(" {}") and value not in NAMES_IN_FILES,
             f"one word of 50 letters at most, without spaces, such as {example}")
 
 
@@ -61,8 +66,8 @@ class RunConfig:
     exp_id: str = setting("demo", "The name of the run: the last folder of every output.", (
         is_folder_name, "a folder's name of 100 bytes at most, without / or \\, without a dot or space at its ends"))
     model: str = setting(
-        "CompVis/stable-diffusion-v1-4", "The generator: a hub id or folder in StableDiffusionPipeline's layout.",
-        GIVEN, "token pictures", path=True)
+        "CompVis/stable-diffusion-v1-4", "The generator: a hub id or folder of Stable Diffusion 1, 2 or XL, or a model "
+        "distilled from one.", GIVEN, "token pictures", path=True)
     classifier: str = setting(
         "inet", "The guiding classifier: inet, inat, cub, miniature, miniature_evaluator, a transformers image "
         "classifier (hub id or folder), timm:<name>, or zero-shot:<hub id or folder of CLIP or SigLIP>.", GIVEN,
@@ -132,7 +137,7 @@ class RunConfig:
     placeholder_token: str = setting("newclas", "The token's word in prompts.", word_such_as("newclas"), "token")
     initializer_token: str = setting(
         "a", "What the token's vectors start from: a word, a phrase (its tokens in turn), or a token file to continue.",
-        (GIVEN[0], "a word, a phrase or a token file"), "token", path=True)
+        (GIVEN[0], "a word, a phrase or a token file"), "token", lambda text: text.endswith(TOKEN_FILES))
     num_vectors: int | None = setting(
         None, "The vectors of the token; the phrase repeats to fill them. 'none': as many as the initialiser has.",
         from_to(1, 64), "token")
@@ -147,7 +152,7 @@ class RunConfig:
     test_size: int = setting(10, "Evaluation images per class, each without and with the token.", from_to(1, 100_000))
     eval_prompts: list[str] = setting(
         [], "More prompts to evaluate in, with {} for the class, such as \"A painting of {}\" \"A photo of a {} in the "
-        "snow\"; or a text file with one per line.", path=True)
+        "snow\"; or a text file with one per line.", path=lambda text: "{}" not in text)
     context_judge: str | None = setting(
         None, "module:function that says which words of a prompt a picture (PIL) shows, or None: eval_prompts are then "
         "judged by it too.", (lambda value: re.fullmatch(FUNCTION, value), "module:function"))

@@ -42,7 +42,7 @@ from evaluation.images import ARMS, Arm, Drawer, digest_json, list_arms, list_fi
 from evaluation.real_images import draw_missing_images, find_real_images
 from evaluation.report import show_side_by_side
 from evaluation.summary import write_summary
-from method.class_token import ClassToken, check_widths, load_token, names_file, start_vectors
+from method.class_token import check_widths, load_token, names_file, start_vectors
 from method.losses import build_loss
 from method.trainer import TrainingSettings
 from models.classifiers import Classifier, load_classifier, load_labels, resolve_name
@@ -60,8 +60,10 @@ from prompt_datasets import (
 )
 from runs.folders import RunFolder, check_held_out
 from runs.workers import Sweep, TrainingJob, choose_device, work_on_classes
-from utils import UserError, exit_code, find_path, list_checkpoint_files, read_tensors, require, to_printable
+from utils import UserError, exit_code, list_checkpoint_files, read_tensors, require, to_printable
 
+WARNED = ["model", "guidance_scale", "guidance_rescale", "height", "width", "labels", "initializer_token",
+          "num_vectors"]  # where training and evaluation differ in them
 UNNAMED = r"LABEL_\d+|class \d+"  # labels that transformers and we make up
 
 
@@ -91,7 +93,8 @@ class Run:
         self.labels = load_labels(config.classifier, config.labels)
         self.names = class_names(self.labels, config.class_names)
         self.targets = select_classes(config.class_index, self.labels, self.names)
-        self.folders = {target: RunFolder(config.output_path, config.classifier, target, config.exp_id)
+        defaults = asdict(RunConfig())
+        self.folders = {target: RunFolder(config.output_path, config.classifier, target, config.exp_id, defaults)
                         for target in self.targets}
         self.sampling = SamplingSettings(**config.sampling_settings())
         self.training_sampling = SamplingSettings(**config.sampling_settings(training=True))
@@ -159,15 +162,17 @@ class Run:
             for folder in self.folders.values():
                 folder.refuse_other_settings(asdict(config), names_deciding("token"))
         if config.train and names_file(config.initializer_token):
-            check_held_out(config.initializer_token, open_token(config.initializer_token).header, config.test_size)
-        require(not config.token or len(self.targets) == 1, "token is one class's: give that class as --class_index")
+            check_held_out(config.initializer_token, load_token(config.initializer_token).header, config.test_size)
+        if config.token:
+            require(len(self.targets) == 1, "token is one class's: give that class as --class_index")
+            check_held_out(config.token, load_token(config.token).header, config.test_size)
 
     def import_token(self):
         """Copy the token of the setting into the run, once the generator has taken it."""
-        config, token, (folder,) = self.config, open_token(self.config.token), self.folders.values()
+        config, token, (folder,) = self.config, load_token(self.config.token), self.folders.values()
         if not folder.token_file.exists():
             self.get_generator()
-        folder.import_token(token, config.placeholder_token, Path(config.token).name)
+        folder.import_token(token, config.placeholder_token, Path(config.token).name, not config.skip_exists)
 
     def load_checked_generator(self) -> Generator:
         """The frozen generator, sure to take every prompt of these classes."""
@@ -176,7 +181,7 @@ class Run:
                                    config.gradient_checkpointing, config.torch_compile)
         generator.set_placeholder(config.placeholder_token)
         if config.token:
-            check_widths(token := open_token(config.token), generator)
+            check_widths(token := load_token(config.token), generator)
             vectors = token.vectors.to(generator.device)
         else:
             vectors = start_vectors(generator, config.initializer_token, config.num_vectors)
@@ -246,9 +251,11 @@ class Run:
         """Draw, judge and show the pictures of one class."""
         config, target = self.config, folder.target
         arms, film = self.list_class_arms(folder)
-        changed = folder.changed_settings(asdict(config), ["model", "guidance_scale", "height", "width", "labels"])
-        if changed:
+        header = load_token(folder.token_file).header
+        if changed := folder.changed_settings(asdict(config), WARNED):
             print(to_printable(f"warning: the token was trained with {'; '.join(changed)}"), file=sys.stderr)
+        if config.evaluator and header.get("guided_by") == config.evaluator:
+            print("warning: the evaluator guided this token, which flatters it", file=sys.stderr)
         if not self.drawer.draw_arms(arms + film, folder.eval_images, target.title, folder.results_of_images()):
             folder.print_line("the pictures are there already, drawn with this token and these settings")
         drawn = self.drawer.describe_arms(arms)
@@ -256,7 +263,7 @@ class Run:
             self.get_judges(), target, config.controls, config.eval_prompts, config.context_judge,
             folder.eval_images, config.test_size, pictures=digest_json([drawn[arm] for arm in ARMS]),
             evaluation=self.digest_evaluation(arms + film), film=[arm.folder for arm in film],
-            held_out="seed" in load_token(folder.token_file).header,
+            held_out="seed" in header,
             settings={**asdict(config), "skip_exists": True})  # started over or not: the same results
         real = draw_missing_images(config.real_images, target, self.real[target])
         show_side_by_side(folder, f"class {target.title}", config.test_size, real)
@@ -271,10 +278,6 @@ class Run:
                 write_summary(done, real, self.get_extractor, describe_features(config.features, config.fid_mode))
         except Timeout:
             print(f"another process is writing {summary}")
-
-
-def open_token(path: str) -> ClassToken:
-    return load_token(find_path(path) or path)
 
 
 def list_titles(folders: list[RunFolder]) -> str:

@@ -147,6 +147,9 @@ def import_function(reference: str, setting: str):
         function = getattr(importlib.import_module(module), name, None)
     except ModuleNotFoundError as error:
         raise UserError(f"{setting}: no module '{error.name}' for '{reference}'") from error
+    except Exception as error:  # a user's module raises what it raises
+        raise UserError(f"{setting}: module '{module}' cannot be imported: {type(error).__name__} "
+                        f"{join_lines(error)[:200]}") from error
     require(callable(function), f"{setting} '{reference}': module '{module}' has no function '{name}'")
     return function
 

@@ -33,6 +33,7 @@ from config import RunConfig
 from evaluation.files import read_path
 from evaluation.tables import Table
 from experiments.common import method_settings, open_generator, run_script
+from method.class_token import start_vectors
 from method.losses import cross_entropy
 from method.trainer import Trainer
 from method.training import join_batches, train_tokens
@@ -73,8 +74,9 @@ def list_rows(config: RunConfig) -> dict[str, tuple[bool, RunConfig, int]]:
 
 def new_trainer(config: RunConfig, generator: Generator, target: TargetClass, folder: Path,
                 kind: type[Trainer] = Trainer) -> Trainer:
-    return kind(target, generator.initial_vectors(config.initializer_token), method_settings(config)[0],
-                generator.dtype, folder / "history.jsonl", folder / "training_state.pt", folder / "images")
+    vectors = start_vectors(generator, config.initializer_token, config.num_vectors)
+    return kind(target, vectors, method_settings(config)[0], generator.dtype, folder / "history.jsonl",
+                folder / "training_state.pt", folder / "images")
 
 
 def measure_row(plain: bool, config: RunConfig, classes: int, updates: int) -> dict:

@@ -13,6 +13,7 @@ class RunFiles:
         self.images = images
         self.tokens = Path(*images.parts[:-4], "pipeline_token", *images.parts[-3:])
         self.token_file = self.tokens / "learned_embeds.safetensors"
+        self.start_file = self.tokens / "initializer.safetensors"  # a copy of the token file that training started from
         self.config_file = self.tokens / "config.yml"
         self.labels_file = self.tokens / "labels.txt"  # a zero-shot classifier's, as they were
         self.history_file = self.tokens / "history.jsonl"

@@ -22,6 +22,7 @@ from utils import find_path, join_lines, read_yaml, require, to_printable, write
 
 SHOWN = 5  # pictures per row of a class's sheet
 UNPUBLISHED = {"class_index", "output_path", "real_images", "device", "skip_exists", "train", "evaluate"}  # settings
+TITLE = "# Discriminative class tokens"  # of a card
 TAGS = ["textual_inversion", "text-to-image", "diffusers", "stable-diffusion"]
 
 
@@ -44,6 +45,7 @@ def export_classes(paths: list[Path], out: Path, card: bool) -> list[str]:
     """
     require(out.is_dir() or not out.exists(), f"'{out}' is a file: --to takes a folder")
     classes = load_classes(paths, card)
+    check_targets(out, classes, card)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:
         for found in classes:
@@ -55,6 +57,19 @@ def export_classes(paths: list[Path], out: Path, card: bool) -> list[str]:
             target.parent.mkdir(exist_ok=True)
             file.replace(target)
     return [found.name for found in classes]
+
+
+def check_targets(out: Path, classes: list[ExportedClass], card: bool):
+    """Raise UserError where `out` holds what is not to be replaced, or a gallery that would not show all its tokens."""
+    names, page = {found.name for found in classes}, out / "README.md"
+    for name in names:
+        require(not (out / f"{name}.safetensors").is_dir() and not (card and (out / name).is_file()),
+                f"'{out / name}' is in the way: remove it, or take another folder")
+    require(not (card and page.exists()) or TITLE in page.read_text(encoding="utf-8", errors="replace"),
+            f"'{page}' is not a card of ours: take another folder")
+    others = {path.stem for path in out.glob("*.safetensors")} - names if card else ()
+    require(not others, f"'{out}' holds other tokens too ({', '.join(sorted(others))[:100]}): export all of them at "
+                        "once, or take another folder")
 
 
 def load_classes(paths: list[Path], card: bool) -> list[ExportedClass]:
@@ -118,6 +133,7 @@ def describe_class(found: ExportedClass) -> dict:
     """What the card says of a class."""
     header, metrics = found.token.header, found.metrics
     noun = to_one_line(header.get("class_name") or class_name(metrics["label"]))
+    guide = "classifier" if "imported_from" in header else "guiding classifier"
     judges = {role: metrics["settings"].get(role) or name for role, name in metrics["judges"].items()}
     word = f"<{found.name.lower()}>"  # diffusers finds only the first vector of a word with capitals
     return {"name": found.name, "noun": noun, "label": metrics["label"], "number": metrics["class_index"],
@@ -126,7 +142,7 @@ def describe_class(found: ExportedClass) -> dict:
             "vectors": len(found.token.vectors), "updates": header.get("updates"), "images": metrics["images"],
             "held_out": metrics["held_out"],
             "settings": describe_training(found.files),
-            "judged": [({"classifier": "guiding classifier"}.get(role, role), hide_folders(REGISTRY.get(name, name)),
+            "judged": [(guide if role == "classifier" else role, hide_folders(REGISTRY.get(name, name)),
                         *(pool_accuracy([metrics], arm, role) for arm in ARMS)) for role, name in judges.items()]}
 
 

@@ -152,7 +152,7 @@ def learn_tokens(lab: Lab, targets: list[TargetClass] | None = None, **changes) 
     config = replace(lab.config, classes_at_once=8, **changes)
     config.exp_id = digest_training(config)
     config.validate_settings()
-    folders = {target: RunFolder(config.output_path, config.classifier, target, config.exp_id)
+    folders = {target: RunFolder(config.output_path, config.classifier, target, config.exp_id, asdict(RunConfig()))
                for target in targets or lab.targets}
     sweep = Sweep(list(folders.values()), lambda folder: folder.token_file.exists(), start_over=False)
     errors = work_on_classes(sweep, TrainingJob(

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from experiments import common
 from experiments.plots import plot_curves
+from method.class_token import start_vectors
 from method.losses import cross_entropy
 from miniature.world import THINGS
 from models.batch_size import default_batch_size, fit_batch_size
@@ -63,7 +64,7 @@ def measure_gradient(lab: common.Lab, target: TargetClass, vectors: torch.Tensor
     """The gradient [K, D] of an update's mean loss at `vectors`, `batch_size` trajectories at a time."""
     config, generator, loss_fn = lab.config, lab.get_generator(), cross_entropy(lab.get_guide())
     vectors, size = vectors.detach().clone().requires_grad_(), config.epoch_size
-    sampling = lab.drawer.sampling._replace(timesteps=variant.timesteps)
+    sampling = common.method_settings(config)[1]._replace(timesteps=variant.timesteps)
     for part in torch.arange(size).split(batch_size):
         prompts = [TEMPLATES[i % config.number_of_prompts].format(f"{config.placeholder_token} {target.name}")
                    for i in part.tolist()]
@@ -80,7 +81,7 @@ def learn_vectors(lab: common.Lab, target: TargetClass, variant: Variant) -> dic
     config, updates, past = lab.config, lab.options.updates, []
     step = fit_batch_size(measure_gradient, config.batch_size,
                           default_batch_size(config.epoch_size, config.device, config.height, config.width))
-    vectors = lab.get_generator().initial_vectors(config.initializer_token).requires_grad_()
+    vectors = start_vectors(lab.get_generator(), config.initializer_token, config.num_vectors).requires_grad_()
     gradients = torch.stack([step(lab, target, vectors, update, variant) for update in range(SPREAD)]).flatten(1).cpu()
     cosine = F.cosine_similarity(-gradients.mean(0), find_direction(lab, target).flatten(), dim=0)
     optimizer = torch.optim.AdamW([vectors], config.lr, tuple(config.betas), config.eps, config.weight_decay)

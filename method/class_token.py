@@ -18,9 +18,9 @@ HEADS = {  # how files begin that are something else
     rb"\s*<(!doctype|html|head)": "it is an HTML page: download the file itself, not the page that shows it"}
 KINDS = {  # what a file is whose tensors have such names
     r"^lora_(unet|te)|[._]lora[._]": "a LoRA",
-    r"^(state_dict$|model\.diffusion_model|first_stage_model|cond_stage_model|conditioner)": "a full checkpoint",
-    r"text_model\.|text_projection|token_embedding": "the weights of a text encoder",
-    r"[._](weight|bias)$": "the weights of a model"}
+    r"^(model\.diffusion_model|first_stage_model|cond_stage_model|conditioner)\.": "a full checkpoint",
+    r"text_model\.|text_projection\.|token_embedding\.": "the weights of a text encoder",
+    r"\.(weight|bias)$": "the weights of a model"}
 
 
 SUFFIXES = (".safetensors", ".pt", ".bin")
@@ -46,7 +46,7 @@ def start_vectors(generator: Generator, initializer: str, num_vectors: int | Non
     """
     if not names_file(initializer):
         return generator.initial_vectors(initializer, num_vectors)
-    token = load_token(find_path(initializer) or initializer)
+    token = load_token(initializer)
     check_widths(token, generator)
     require(num_vectors in (None, len(token.vectors)), f"num_vectors is {num_vectors}, and '{initializer}' holds "
                                                        f"{len(token.vectors)} vectors: leave it out")
@@ -91,9 +91,10 @@ def load_token(path: Path) -> ClassToken:
     Raises:
         UserError: no such file, or what it holds instead of one token.
     """
-    path = Path(path)
+    path = find_path(str(path)) or Path(path)
     content, header = read_content(path)
     wrong = f"'{path}' is not a token file: "
+    require(not isinstance(content.get("state_dict"), dict), f"{wrong}it is a full checkpoint")
     for pattern, kind in KINDS.items():
         require(not any(re.search(pattern, str(key)) for key in content), f"{wrong}it is {kind}")
     tensors = {key: value for key, value in content.items() if isinstance(key, str) and torch.is_tensor(value)}

@@ -68,10 +68,11 @@ def check_function(function: Callable, name: str, device: torch.device):
     try:
         with torch.enable_grad():
             losses = function(images, targets)
-            gradient, = torch.autograd.grad(losses.sum(), images, allow_unused=True)
+            gradient, = torch.autograd.grad(losses.flatten()[0], images, allow_unused=True)
     except Exception as error:  # a user's function raises what it raises
         raise UserError(f"loss '{name}' fails on images [2, 3, 64, 64] and targets [2], or gives no gradient: "
                         f"{type(error).__name__} {join_lines(error)[:200]}") from error
     require(losses.shape == (2,), f"loss '{name}' gives {list(losses.shape)} for two images and must give [2]")
-    require(losses.isfinite().all() and gradient is not None and gradient.isfinite().all() and gradient.any(),
+    require(losses.isfinite().all() and gradient is not None and gradient.isfinite().all() and gradient[0].any(),
             f"loss '{name}' gives a non-finite loss, or no gradient for the images")
+    require(not gradient[1].any(), f"loss '{name}' of one image depends on another: batches would change the token")

@@ -63,7 +63,7 @@ def load_unet_and_vae(source: str, index: dict, dtype: torch.dtype) -> tuple:
 
 def check_layout(model: str, encoders: tuple[PromptEncoder, ...], unet, vae, conditions: dict[str, str]):
     """Raise UserError where the parts do not fit, or the UNet reads more than the prompt and `conditions`."""
-    width, more = sum(encoder.token_width for encoder in encoders), []
+    width = sum(encoder.token_width for encoder in encoders)
     fits = unet.config.in_channels == unet.config.out_channels == vae.config.latent_channels \
         and unet.config.cross_attention_dim == width
     require(fits, f"the parts of '{model}' are not of one Stable Diffusion model: its UNet reads "

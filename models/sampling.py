@@ -148,4 +148,6 @@ def describe_mismatches(unet, scheduler, scale_factor: int, settings: SamplingSe
     if (is_consistency or is_turbo) and not embeds_guidance and settings.guidance_scale > 2:
         found.append("its scheduler is set as for models distilled to draw without guidance, and guidance_scale is "
                      f"{settings.guidance_scale}: 0 switches it off")
+    if settings.guidance_rescale and (embeds_guidance or settings.guidance_scale <= 1):
+        found.append("guidance_rescale has no effect where no guidance is computed")
     return found

@@ -69,4 +69,4 @@ def load_stable_diffusion_xl(model: str, source: str, index: dict, device: str,
     require(ids == 6 * unet.config.addition_time_embed_dim,
             f"the UNet of '{model}' does not read the six numbers of size and crop that SDXL's base model reads")
     return StableDiffusionXL(encoders, unet, vae, load_scheduler(model, source, index), device,
-                             bool(index.get("force_zeros_for_empty_prompt")))
+                             index.get("force_zeros_for_empty_prompt", True))  # its pipeline's default

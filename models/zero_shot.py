@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from models.checkpoints import NO_REMOTE_CODE, REPORTED, check_weights
 from models.preprocessing import load_preprocessing
+from prompt_datasets import class_name
 from utils import UserError, join_lines, read_text, require
 
 TEMPLATES = ("a photo of a {}.", "a photo of the {}.", "a photo of one {}.", "a good photo of a {}.",
@@ -28,6 +29,7 @@ def read_labels(path: str | None) -> list[str]:
             require(label.isprintable(), f"'{path}' line {number} has unprintable characters")
             first = lines.setdefault(label.casefold(), number)
             require(first == number, f"'{path}' line {number}: '{label}' is on line {first} already")
+            require(class_name(label), f"'{path}' line {number}: '{label}' has no name before its comma")
             labels.append(label)
     require(len(labels) > 1, f"'{path}' holds {len(labels) or 'no'} label{'s' * (not labels)}: a classifier needs two "
                              "or more, one per line")

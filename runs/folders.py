@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from evaluation.files import RunFiles
 from evaluation.images import RECORD, choose_frames
-from method.class_token import ClassToken, load_token, save_token
+from method.class_token import ClassToken, load_token, names_file, save_token
 from method.trainer import TrainedToken
 from models.batch_size import peak_memory_gb
 from models.classifiers import folder_name
@@ -31,13 +31,17 @@ from utils import (
     write_yaml,
 )
 
+SOURCES = ("model", "classifier", "class_names", "initializer_token")  # settings that may be paths
+
 
 class RunFolder(RunFiles):
     """A class under one exp_id: its files, its lock, and what of it is done."""
 
-    def __init__(self, output_path: str, classifier: str, target: TargetClass, exp_id: str):
+    def __init__(self, output_path: str, classifier: str, target: TargetClass, exp_id: str,
+                 defaults: dict | None = None):
+        """`defaults` are those of settings that an older config.yml does not have."""
         super().__init__(Path(output_path, "img", folder_name(classifier), target.folder, exp_id))
-        self.target = target
+        self.target, self.defaults = target, to_words(defaults or {})
         self.lock = FileLock(self.tokens.with_name(f".{exp_id}.lock"))
 
     def try_lock(self) -> bool:
@@ -74,9 +78,13 @@ class RunFolder(RunFiles):
             raise UserError(f"{error}; {remedy}") from error
         require(all(isinstance(before.get(name), str) for name in ("model", "classifier", "lr", "skip_exists")),
                 f"'{self.config_file}' does not hold the settings of a run; {remedy}")
+        before = {**now, **self.defaults, **before}
         changed = [f"{name} {before[name]}, now {now[name]}" for name in names if name != "labels"
-                   and before.get(name, now[name]) != now[name]
-                   and not (name in ("model", "classifier", "class_names") and is_same_source(before[name], now[name]))]
+                   and before[name] != now[name] and not (name in SOURCES and is_same_source(before[name], now[name]))]
+        start = settings.get("initializer_token", "")
+        if "initializer_token" in names and names_file(start) and self.start_file.exists() \
+                and not torch.equal(load_token(self.start_file).vectors, load_token(start).vectors):
+            changed.append(f"another content of '{start}'")
         if "labels" in names and settings["classifier"].startswith("zero-shot:") and not (
                 self.labels_file.exists() and read_labels(str(self.labels_file)) == read_labels(settings["labels"])):
             changed.append(f"the labels of '{self.labels_file}', now those of '{settings['labels']}'")
@@ -89,8 +97,10 @@ class RunFolder(RunFiles):
                 f"'{old_state}' is of an earlier version, which cannot be resumed: --skip_exists False starts over")
         if not (self.token_file.exists() or self.state_file.exists()):
             return
-        require(self.config_file.exists(), f"'{self.tokens}' holds a token that was not trained there: give a new "
-                                           "--exp_id, or --skip_exists False to start over")
+        foreign = self.token_file.exists() and not (
+            self.config_file.exists() and "imported_from" not in load_token(self.token_file).header)
+        require(not foreign, f"'{self.tokens}' holds a token that was not trained there: give a new --exp_id, or "
+                             "--skip_exists False to start over")
         changed = self.changed_settings(settings, names)
         what = "token" if self.token_file.exists() else "half-trained token"
         require(not changed, f"the {what} in '{self.tokens}' was trained with {'; '.join(changed)}: another setting is "
@@ -108,15 +118,25 @@ class RunFolder(RunFiles):
                                                    f"not '{classifier}': give that one, or another --exp_id")
         check_held_out(self.token_file, header, test_size)
 
-    def import_token(self, token: ClassToken, placeholder: str, source: str):
-        """Keep a token of any origin as this run's; a UserError where the run has another."""
-        if self.token_file.exists():
+    def import_token(self, token: ClassToken, placeholder: str, source: str, start_over: bool):
+        """Keep a token of any origin as this class's; a UserError where the run has another, or a training of its own.
+
+        Any classifier may judge it; the one that guided it, if its file says so, stays in the header as guided_by.
+        """
+        require(not (self.config_file.exists() or self.state_file.exists()),
+                f"'{self.tokens}' holds a training of its own: give a new --exp_id")
+        if self.token_file.exists() and not start_over:
             require(torch.equal(load_token(self.token_file).vectors, token.vectors),
-                    f"'{self.tokens}' holds another token than '{source}': give a new --exp_id")
+                    f"'{self.tokens}' holds another token than '{source}': give a new --exp_id, or --skip_exists False")
             return
-        require(not self.state_file.exists(), f"'{self.tokens}' holds a half-trained token: give a new --exp_id")
-        header = {key: value for key, value in token.header.items() if key != "classifier"}  # any may judge it
-        save_token(self.token_file, placeholder, token.vectors, token.widths, {**header, "imported_from": source})
+        guide = {"guided_by": token.header["classifier"]} if "classifier" in token.header else {}
+        header = {key: value for key, value in token.header.items() if key != "classifier"} | guide
+        save_token(self.token_file, placeholder, token.vectors, token.widths,
+                   {**header, **self.describe_class(), "imported_from": source})
+
+    def describe_class(self) -> dict:
+        """The class in a token's header."""
+        return {"class_index": self.target.number, "class_name": self.target.name, "label": self.target.label}
 
     def delete_leftovers(self):
         """Remove what a killed process was just writing, or about to remove; only whoever holds the class may."""
@@ -148,6 +168,9 @@ class RunFolder(RunFiles):
         self.delete_evaluation()
         if settings.get("labels"):
             write_text(self.labels_file, "".join(f"{label}\n" for label in read_labels(settings["labels"])))
+        if names_file(settings.get("initializer_token", "")):
+            start = load_token(settings["initializer_token"])
+            save_token(self.start_file, start.placeholder, start.vectors, start.widths, start.header)
         written.replace(self.config_file)
         self.print_line("starts its training")
 
@@ -164,15 +187,22 @@ class RunFolder(RunFiles):
         write_json(self.cost_file, {"updates": updates, "seconds": round(trained.seconds, 1),
                                     "peak_memory_gb": round(memory, 2)})
         save_token(self.token_file, settings["placeholder_token"], trained.vectors, widths, {
-            "class_index": self.target.number, "class_name": self.target.name, "label": self.target.label,
-            "classifier": settings["classifier"], "base_model": settings["model"], "seed": settings["seed"],
-            "updates": updates, "loss": f"{trained.loss:.4f}", "train_accuracy": f"{trained.accuracy:.4f}",
-            "stopped": trained.stopped, "torch": torch.__version__, "diffusers": diffusers.__version__,
-            "transformers": transformers.__version__, "python": platform.python_version()})
+            **self.describe_class(), "classifier": settings["classifier"], "base_model": settings["model"],
+            **self.describe_seeds(settings["seed"]), "updates": updates, "loss": f"{trained.loss:.4f}",
+            "train_accuracy": f"{trained.accuracy:.4f}", "stopped": trained.stopped, "torch": torch.__version__,
+            "diffusers": diffusers.__version__, "transformers": transformers.__version__,
+            "python": platform.python_version()})
         self.state_file.unlink(missing_ok=True)
         self.print_line(f"{updates} updates in {trained.seconds:.0f} s, stopped: {trained.stopped}; peak memory of "
                         f"this process so far: {memory:.1f} GB")
         self.print_line(f"token: {self.token_file}")
+
+    def describe_seeds(self, seed: int) -> dict:
+        """The least seed that a token has seen, in its header; nothing where the file it started from does not say."""
+        if not self.start_file.exists():
+            return {"seed": seed}
+        before = load_token(self.start_file).header.get("seed")
+        return {"seed": min(seed, int(before))} if before else {}
 
     def save_metrics(self, metrics: dict):
         """Write metrics.json, last of all: it says that the class is finished."""

@@ -8,6 +8,7 @@ import torch
 
 from method.class_token import load_token, save_token
 from run import main
+from tests.conftest import LABELS, save_classifier
 from tests.test_run import error_of, file_times, flags
 
 UPDATE = ("--class_index", "3", "--train", "True", "--num_train_epochs", "1")
@@ -76,11 +77,44 @@ def test_a_token_of_another_tool_is_judged(tiny_config, tmp_path, capsys):
     assert "a token that was not trained there: give a new --exp_id" in line
 
 
-def test_our_own_token_may_be_judged_by_another_classifier(tiny_config, tmp_path):
+def test_our_own_token_may_be_judged_by_another_classifier(tiny_config, tmp_path, capsys):
+    """Which stands for another class there; the guide is not forgotten, and no independent judge."""
     train(tiny_config)
-    file = next(tmp_path.rglob("learned_embeds.safetensors"))
-    assert main(evaluate(tiny_config, file, "--exp_id", "copied")) == 0
-    assert torch.equal(token_of(tmp_path, "copied").vectors, token_of(tmp_path).vectors)
+    file, guide = next(tmp_path.rglob("learned_embeds.safetensors")), tiny_config.classifier
+    tiny_config.classifier = save_classifier(tmp_path / "other", LABELS)
+    argv = evaluate(tiny_config, file, "--class_index", "1", "--exp_id", "copied")
+    assert main(argv) == 0 and "flatters" not in capsys.readouterr().err
+    token = token_of(tmp_path, "copied")
+    assert torch.equal(token.vectors, token_of(tmp_path).vectors)
+    assert (token.header["guided_by"], token.header["class_name"]) == (guide, "crane")
+    assert main([*argv, "--evaluator", guide]) == 0 and "the evaluator guided this token" in capsys.readouterr().err
+
+
+def test_a_changed_file_is_another_start(tiny_config, tmp_path, capsys):
+    file, argv = tmp_path / "start.safetensors", flags(tiny_config, *UPDATE, "--initializer_token",
+                                                       str(tmp_path / "start.safetensors"))
+    save_token(file, "striped", torch.randn(2, 32), (32,), {"seed": "4"})
+    assert main([*argv, "--evaluate", "True"]) == 0 and token_of(tmp_path).header["seed"] == "4"
+    assert main(argv) == 0
+    save_token(file, "striped", torch.randn(2, 32), (32,), {"seed": "4"})
+    assert "another content of" in error_of(capsys, *argv)
+    assert "was trained on seeds from 4 on" in error_of(
+        capsys, *flags(tiny_config, "--class_index", "3", "--evaluate", "True", "--test_size", "5"))
+
+
+def test_a_token_from_elsewhere_and_continued_is_not_held_out(tiny_config, tmp_path):
+    save_token(tmp_path / "start.safetensors", "striped", torch.randn(2, 32), (32,), {})
+    train(tiny_config, "--evaluate", "True", "--initializer_token", str(tmp_path / "start.safetensors"))
+    assert json.loads(next(tmp_path.rglob("metrics.json")).read_text())["held_out"] is False
+
+
+def test_settings_that_an_older_run_did_not_know_have_their_defaults(tiny_config, tmp_path, capsys):
+    train(tiny_config)
+    file = next(tmp_path.rglob("config.yml"))
+    file.write_text("".join(line for line in file.read_text().splitlines(True) if not line.startswith("loss:")))
+    train(tiny_config)
+    assert "was trained with loss cross_entropy, now norm_penalty" in error_of(
+        capsys, *flags(tiny_config, *UPDATE, "--loss", "norm_penalty"))
 
 
 def test_tokens_that_cannot_be_evaluated(capsys, tiny_config, tmp_path):
@@ -92,15 +126,19 @@ def test_tokens_that_cannot_be_evaluated(capsys, tiny_config, tmp_path):
     assert "leave --train True out" in error_of(capsys, *evaluate(tiny_config, tmp_path / "one.safetensors", "--train"))
     assert "that class as --class_index" in error_of(
         capsys, *evaluate(tiny_config, tmp_path / "one.safetensors", "--class_index", "all"))
+    assert "was trained on seeds from 1 on" in error_of(capsys, *evaluate(tiny_config, tmp_path / "seen.safetensors"))
     assert main(evaluate(tiny_config, tmp_path / "one.safetensors")) == 0
     assert "holds another token than 'two.safetensors'" in error_of(
         capsys, *evaluate(tiny_config, tmp_path / "two.safetensors"))
-    assert "was trained on seeds from 1 on" in error_of(
-        capsys, *evaluate(tiny_config, tmp_path / "seen.safetensors", "--exp_id", "seen"))
+    assert main(evaluate(tiny_config, tmp_path / "two.safetensors", "--skip_exists", "False")) == 0
+    assert torch.equal(token_of(tmp_path).vectors, load_token(tmp_path / "two.safetensors").vectors)
+    train(tiny_config, "--exp_id", "trained")
+    assert "holds a training of its own" in error_of(
+        capsys, *evaluate(tiny_config, tmp_path / "two.safetensors", "--exp_id", "trained"))
 
 
-def test_training_without_guidance_draws_with_it(tiny_config, tmp_path, generator, monkeypatch):
-    """The unconditional half is then not computed, and evaluation's pictures do not know of it."""
+def test_training_without_guidance_draws_with_it(tiny_config, tmp_path):
+    """Evaluation's pictures, of tokens that have not moved yet, do not know of it."""
     train(tiny_config, "--exp_id", "plain")
     train(tiny_config, "--exp_id", "unguided", "--train_guidance_scale", "1")
     histories = [next(tmp_path.rglob(f"{name}/history.jsonl")).read_text() for name in ("plain", "unguided")]

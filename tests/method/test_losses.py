@@ -27,6 +27,7 @@ def user_module(tmp_path, monkeypatch):
         "def cut(images, targets): return images.detach().mean((1, 2, 3))\n"
         "def infinite(images, targets): return images.mean((1, 2, 3)) / 0\n"
         "def broken(images, targets): raise KeyError('no such\\nkey')\n"
+        "def mixed(images, targets): return images.mean() * images.mean((1, 2, 3))\n"
         "def nothing(images, targets): pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     yield "scores"
@@ -59,6 +60,7 @@ def test_a_function_of_the_users(classifier, generator, user_module):
 @pytest.mark.parametrize("function, reason", [
     ("one_number", r"gives \[\] for two images and must give \[2\]"), ("cut", "or gives no gradient"),
     ("infinite", "a non-finite loss"), ("broken", r"KeyError 'no such"), ("nothing", "AttributeError"),
+    ("mixed", "of one image depends on another"),
     ("missing", "has no function 'missing'")])
 def test_functions_that_cannot_teach_are_told(classifier, generator, user_module, function, reason):
     with pytest.raises(UserError, match=reason) as raised:

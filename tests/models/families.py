@@ -16,6 +16,7 @@ DISTILLED = SMALL._replace(guidance_scale=0.0)
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 EULER = {"_class_name": "EulerDiscreteScheduler", **BETAS, "timestep_spacing": "trailing", "steps_offset": 1,
          "prediction_type": "epsilon", "interpolation_type": "linear", "use_karras_sigmas": False}
+SDXL = {**EULER, "timestep_spacing": "leading"}
 SD2_768 = {**SCHEDULER, "_class_name": "DDIMScheduler", "prediction_type": "v_prediction"}
 ZERO_SNR = {**SD2_768, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 LCM = {"_class_name": "LCMScheduler", **BETAS, "clip_sample": False, "original_inference_steps": 50,
@@ -27,12 +28,14 @@ FAMILIES = {  # scheduler_config.json, changes to the UNet, and settings; SD 1.4
     "sd_turbo": (EULER, {"use_linear_projection": True}, DISTILLED._replace(num_inference_steps=1)),
     "lcm": (LCM, {"time_cond_proj_dim": 32}, SMALL._replace(guidance_scale=8.0)),
     "lightning": (EULER, {}, DISTILLED),
-    "sdxl": ({**EULER, "timestep_spacing": "leading"}, {}, SMALL),
+    "sdxl": (SDXL, {}, SMALL),
     "sdxl_zero_snr": ({**EULER, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, {},
                       SMALL._replace(guidance_rescale=0.7)),
     "sdxl_turbo": ({**EULER, "_class_name": "EulerAncestralDiscreteScheduler"}, {},
                    DISTILLED._replace(num_inference_steps=1)),
-    "sdxl_lightning": (EULER, {}, DISTILLED)}
+    "sdxl_lightning": (EULER, {}, DISTILLED), "sdxl_by_default": (SDXL, {}, SMALL),
+    "sdxl_empty_prompt": (SDXL, {}, SMALL)}
+INDEXES = {"sdxl_by_default": {}, "sdxl_empty_prompt": {"force_zeros_for_empty_prompt": False}}
 
 
 def save_family(name: str, tiny_model: str, folder: Path) -> str:
@@ -50,7 +53,7 @@ def save_family(name: str, tiny_model: str, folder: Path) -> str:
     if name.startswith("sdxl"):
         index |= {"_class_name": "StableDiffusionXLPipeline", "tokenizer_2": ["transformers", "CLIPTokenizer"],
                   "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
-                  "force_zeros_for_empty_prompt": True}
+                  **INDEXES.get(name, {"force_zeros_for_empty_prompt": True})}
         unet |= {"cross_attention_dim": 32 + 48, "addition_embed_type": "text_time", "addition_time_embed_dim": 8,
                  "projection_class_embeddings_input_dim": 6 * 8 + 40, "use_linear_projection": True}
         save_second_encoder(folder)

@@ -150,7 +150,7 @@ def test_a_class_that_diverged_may_be_tried_with_other_settings(job, tmp_path, u
     lower = job._replace(record={**job.record, "lr": 1e-5}, decisive=["lr"], classes_at_once=1)
     broken = job._replace(decisive=["lr"], classes_at_once=1, settings=job.settings._replace(num_train_epochs=4))
 
-    def diverge(images, targets):
+    def diverge(images, targets, vectors):
         loss, correct = images.mean((1, 2, 3)), targets < 0
         seen.append(targets)
         return (loss * torch.inf if len(seen) > update else loss), correct
@@ -170,7 +170,7 @@ def test_a_class_that_comes_free_while_the_last_ones_train_is_taken_over(job, tm
     theirs = sweep_over(tmp_path).folders[2]
     assert theirs.try_lock()
 
-    def release_lock(images, targets):
+    def release_lock(images, targets, vectors):
         theirs.lock.release()
         return (images.mean((1, 2, 3)), targets < 0)
 
