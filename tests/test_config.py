@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from command_line import parse_settings
+from command_line import parse_settings, read_settings
 from config import SETTINGS, names_deciding
 from run import main
 from tests.test_run import error_of, flags
@@ -222,6 +222,15 @@ def test_yaml_words_are_read_as_typed(tmp_path):
 def test_shipped_configs_are_valid(name):
     config, _ = parse_settings(["--config", f"configs/{name}", "--class_index", "1", "--train", "True"])
     config.validate_settings()
+
+
+def test_the_page_names_every_setting_of_the_authors_code():
+    page = Path("docs/fidelity.md").read_text()
+    given = read_settings("configs/authors.yml")
+    assert [name for name in given if f"`{name}`" not in page] == []
+    config, _ = parse_settings(["--config", "configs/authors.yml"])
+    drawing, training = config.sampling_settings(), config.sampling_settings(training=True)
+    assert (training["guidance_scale"], drawing["guidance_scale"], training["num_inference_steps"]) == (7, 7.5, 30)
 
 
 def test_what_a_setting_decides():
