@@ -92,9 +92,18 @@ def test_denoising_loss_equals_one_by_hand(tiny_model, generator):
 def test_real_architectures_have_their_published_sizes():
     """Parameters of SD 1.4's three networks and of ViT-L/16, built from their configs without memory."""
     with torch.device("meta"):
-        text_encoder, unet, vae, classifier = build_networks()
+        (text_encoder,), unet, vae, classifier = build_networks()
         noise = unet(torch.zeros(1, 4, 64, 64), torch.tensor(1), torch.zeros(1, 77, 768)).sample
         images = vae.decode(noise).sample
     sizes = [sum(p.numel() for p in network.parameters()) for network in (unet, vae, text_encoder, classifier)]
     assert sizes == [859_520_964, 83_653_863, 123_060_480, 304_326_632]
     assert images.shape == (1, 3, 512, 512)
+
+
+@pytest.mark.parametrize("family, sizes", [("sd_turbo", [340_387_840, 865_910_724]),
+                                           ("sdxl", [123_060_480, 694_659_840, 2_567_463_684])])
+def test_other_families_have_their_published_sizes(family, sizes):
+    """Parameters of text encoders and UNet; the VAE is Stable Diffusion 1.4's."""
+    with torch.device("meta"):
+        text_encoders, unet, _, _ = build_networks(family)
+    assert [sum(p.numel() for p in network.parameters()) for network in (*text_encoders, unet)] == sizes

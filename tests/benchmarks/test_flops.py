@@ -1,0 +1,93 @@
+"""FLOPs are those of the calls that training makes, wherever it runs, and belong to the network that makes them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import ViTForImageClassification
+
+from benchmarks import flops
+from method.losses import cross_entropy
+from method.training import token_gradient
+from models.generator import load_generator
+from models.stable_diffusion import StableDiffusion
+from tests.method.conftest import PAPER, SHORT, open_generator
+from utils import ROOT
+
+UNGUIDED = SHORT._replace(guidance_scale=1.0)
+
+
+@pytest.fixture
+def classifier(tiny_classifier):
+    return flops.wrap_classifier(ViTForImageClassification.from_pretrained(tiny_classifier).requires_grad_(False))
+
+
+@pytest.fixture
+def generator(tiny_model):
+    return open_generator(tiny_model, torch.float32)
+
+
+def count_both_ways(function, *inputs) -> tuple[int, int]:
+    """FLOPs of a function's call, and of its way back to those inputs that have a gradient."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        output = function(*inputs)
+        forward = counter.get_total_flops()
+        output.sum().backward()
+    return forward, counter.get_total_flops() - forward
+
+
+@pytest.mark.parametrize("sampling, calls", [(PAPER, 8), (SHORT, 4), (UNGUIDED, 2)])
+def test_parts_equal_a_count_by_hand(generator, classifier, sampling, calls):
+    """PNDM makes four steps of three."""
+    counts = flops.count_update(generator, classifier, sampling, makes_again=False)
+    vectors = torch.randn(3, 1, 32, requires_grad=True)
+    text, text_back = count_both_ways(lambda v: generator.encode(["a newclas cat"] * 3, v), vectors)
+    cond = torch.randn(5, 24, 32, requires_grad=True)
+    unet, unet_back = count_both_ways(lambda c: generator.predict_noise(torch.randn(5, 4, 4, 4), 500, c), cond)
+    latents, images = torch.randn(5, 4, 4, 4, requires_grad=True), torch.rand(5, 3, 32, 32, requires_grad=True)
+    assert (counts["images"], counts["images with a graph"]) == (5 * calls, 5)
+    assert counts["UNet"] == calls * unet + unet_back
+    assert counts["VAE"] == sum(count_both_ways(generator.decode, latents))
+    assert counts["classifier"] == sum(count_both_ways(classifier, images))
+    negative = text // 3 if sampling.guidance_scale > 1 else 0
+    assert counts["text encoder"] == text + text_back + negative
+    again = flops.count_update(generator, classifier, sampling)
+    assert again["images"] == 5 * (calls + 1) and 0 < again["UNet"] - counts["UNet"] <= unet
+    assert all(again[part] == counts[part] for part in flops.PARTS if part != "UNet")
+
+
+@pytest.mark.parametrize("sampling", [PAPER, SHORT, UNGUIDED])
+def test_meta_device_counts_what_training_takes(generator, classifier, sampling):
+    batch, vectors = flops.make_batch(generator)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        token_gradient(generator, cross_entropy(classifier), vectors, batch, sampling, batch_size=flops.IMAGES)
+    assert vectors.grad.any()
+    real = flops.count_update(generator, classifier, sampling)
+    assert sum(real[part] for part in flops.PARTS) == counter.get_total_flops()
+    _, unet, vae = generator.networks
+    shapes = StableDiffusion(generator.prompt_encoders, unet, vae, generator.scheduler, "meta")
+    assert flops.count_update(shapes, flops.wrap_classifier(classifier.model.to("meta")), sampling) == real
+
+
+def test_page(tiny_config, classifier, monkeypatch, tmp_path):
+    monkeypatch.setattr(flops, "build_meta_generator", lambda family: (
+        load_generator(tiny_config.model, "cpu", torch.float32), classifier.model))
+    monkeypatch.setattr(flops, "list_settings", lambda: {
+        "paper": ("tiny", tiny_config), "recomputed": ("tiny", replace(tiny_config, gradient_checkpointing=True))})
+    flops.main(["--out", str(tmp_path / "flops.md")])
+    lines = [line for line in (tmp_path / "flops.md").read_text().splitlines() if line.startswith("| ")]
+    _, _, paper, recomputed = [line.strip("| ").split(" | ") for line in lines]
+    assert len(paper) == len(flops.COLUMNS) and paper[:4] == ["paper", "8", "1", "1"] and paper[-1] == "1.000"
+    assert recomputed[:4] == ["recomputed", "8", "1", "1"] and float(recomputed[-1]) > 1
+
+
+@pytest.mark.slow
+def test_shipped_page_is_the_present_count():
+    settings = flops.list_settings()
+    page = (ROOT / "docs/flops.md").read_text()
+    name = "600, training guidance 1"
+    row, _ = flops.make_row(name, *flops.count_setting(*settings[name]), None)
+    assert f"| {' | '.join(row[:-1])} |" in page
+    assert all(f"| {name} |" in page for name in settings)
