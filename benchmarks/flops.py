@@ -18,7 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.random_weights import build_meta_generator
-from config import RunConfig, parse_settings
+from command_line import parse_settings
+from config import RunConfig
 from evaluation.files import read_path
 from evaluation.tables import Table
 from experiments.common import method_settings, run_script
