@@ -58,10 +58,11 @@ def measure_quality(weights: Path, picture: Path, drawings: torch.Tensor, labels
 
 
 def hash_weights(weights: Path) -> dict[str, str]:
-    """SHA-256 of the values in every file of weights, however they are stored: which ones a measurement is of."""
+    """SHA-256 of the values in every file of weights that is measured here, however they are stored."""
     return {file.relative_to(weights).as_posix(): hashlib.sha256(b"".join(
         tensor.float().numpy().tobytes() for _, tensor in sorted(load_file(file).items()))).hexdigest()
-            for file in sorted(weights.rglob("*.safetensors"))}
+            for part in ("classifier", "evaluator", "generator")
+            for file in sorted((weights / part).rglob("*.safetensors"))}
 
 
 def compare_with_bars(right: dict[str, float], predicted: dict[str, torch.Tensor]) -> dict:

@@ -1,6 +1,7 @@
 """CLIP and SigLIP over a list of words against their own logits_per_image; what is refused; a run of the command."""
 
 import json
+import random
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torchvision.transforms.functional import to_tensor
 from transformers import (
     AutoModel,
     AutoTokenizer,
@@ -32,7 +34,7 @@ from models.zero_shot import TEMPLATES, load_zero_shot, read_labels
 from run import Run, main
 from tests.conftest import LABELS, save_tokenizer
 from tests.test_run import error_of, flags
-from utils import UserError, find_path
+from utils import UserError
 
 SIZE = {"height": 16, "width": 16}
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -261,7 +263,12 @@ def test_labels_where_they_belong(capsys, tiny_config, zero_shot_flags, checkpoi
         capsys, *zero_shot_flags, *asked, "--classifier", "miniature", "--evaluator", evaluator, "--labels", "none")
 
 
-@pytest.mark.skipif(not find_path("miniature/weights/clip/labels.txt"), reason="its CLIP is not trained yet")
 def test_the_miniatures_clip_knows_its_world():
+    """By words alone, on drawings that it was not trained on."""
     config, _ = parse_settings(["--config", "configs/miniature_zero_shot.yml"])
-    assert load_classifier(config.classifier, "cpu", labels_file=config.labels).labels == list(world.LABELS)
+    classifier = load_classifier(config.classifier, "cpu", labels_file=config.labels)
+    assert classifier.labels == list(world.LABELS)
+    drawings = torch.stack([to_tensor(world.draw(i % 16, random.Random(f"new {i}"))) for i in range(160)])
+    with torch.no_grad():
+        right = classifier(drawings).argmax(1) == torch.arange(160) % 16
+    assert right.float().mean() > 0.95
