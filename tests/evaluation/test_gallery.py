@@ -161,6 +161,18 @@ def test_wrong_folders_are_refused(tmp_path, capsys):
     assert "--to takes a folder" in error_of(capsys, files.images, "--to", files.token_file)
 
 
+def test_nothing_of_others_is_replaced(tmp_path, capsys):
+    """A page, a file in the way, and a token that the card would not show."""
+    files, name = make_run(tmp_path), "newclas-0283_tiger_cat"
+    for number, (path, reason) in enumerate((("README.md", "is not a card of ours"), (name, "is in the way"),
+                                             ("other.safetensors", "holds other tokens too (other)"))):
+        out = tmp_path / str(number)
+        out.mkdir()
+        (out / path).write_text("mine")
+        assert reason in error_of(capsys, files.images, "--to", out, "--card")
+        assert read_files(out) == {path: b"mine"}
+
+
 def test_gallery(tmp_path):
     one = make_run(tmp_path)
     make_run(tmp_path, "inet/0007_jaguar/demo", widths=(32, 48), class_name="jaguar", base_model="stabilityai/sdxl")

@@ -143,6 +143,12 @@ def assert_refused(path, reason):
     assert not any(word in line for word in ("weights_only", "safe_globals", "train again"))
 
 
+@pytest.mark.parametrize("placeholder", ["my_weight", "conditioner", "text_projection", "state_dict"])
+def test_words_that_sound_like_parts_of_a_model_come_back(tmp_path, placeholder):
+    save_token(tmp_path / "x.safetensors", placeholder, TWO, (32,), {})
+    assert load_token(tmp_path / "x.safetensors").placeholder == placeholder
+
+
 def test_a_lora_in_safetensors(tmp_path):
     save_file({"lora_te_text_model.lora_up.weight": ONE, "lora_te_text_model.alpha": torch.tensor(4.0)}, tmp_path / "x")
     assert_refused(tmp_path / "x", "it is a LoRA")
