@@ -137,7 +137,9 @@ class RunConfig:
     placeholder_token: str = setting("newclas", "The token's word in prompts.", word_such_as("newclas"), "token")
     initializer_token: str = setting(
         "a", "What the token's vectors start from: a word, a phrase (its tokens in turn), or a token file to continue.",
-        (GIVEN[0], "a word, a phrase or a token file"), "token", lambda text: text.endswith(TOKEN_FILES))
+        (lambda text: text.strip() and ("/" not in text or text.endswith(TOKEN_FILES)),
+         f"a word, a phrase or a token file ({', '.join(TOKEN_FILES)})"), "token",
+        lambda text: text.endswith(TOKEN_FILES))
     num_vectors: int | None = setting(
         None, "The vectors of the token; the phrase repeats to fill them. 'none': as many as the initialiser has.",
         from_to(1, 64), "token")
@@ -201,6 +203,8 @@ class RunConfig:
                 f"evaluation's come back; give --seed {SEEDS - images} or less")
         require(not (self.token and self.train), f"token '{self.token}' is only evaluated: leave --train True out "
                                                  "(--initializer_token FILE continues a token)")
+        require(not (self.token and self.num_vectors), f"num_vectors {self.num_vectors}: '{self.token}' has its own "
+                                                       "number of vectors; leave it out")
         self.check_labels()
         for name in ("context_judge", "loss"):
             if re.fullmatch(FUNCTION, getattr(self, name) or ""):

@@ -105,6 +105,7 @@ FLAGS = [  # a flag, its value, and what the line must say besides both
     ("placeholder_token", "ger", "is part of 'tiger cat'"),
     ("placeholder_token", "hig", "is part of 'a high resolution"),
     ("initializer_token", "no_such.safetensors", "no file 'no_such.safetensors'"),
+    ("initializer_token", "{tmp}/folder", "a word, a phrase or a token file (.safetensors, .pt, .bin)"),
     ("num_vectors", "0", "from 1 to 64, or none"),
     ("num_vectors", "60", "the model reads 24, so its end would be cut off"),
     ("loss", "hinge", "cross_entropy, norm_penalty or module:function"),

@@ -124,6 +124,8 @@ def test_tokens_that_cannot_be_evaluated(capsys, tiny_config, tmp_path):
         assert reason in error_of(capsys, *evaluate(tiny_config, tmp_path / f"{name}.safetensors"))
         assert not list(tmp_path.rglob("learned_embeds.safetensors"))
     assert "leave --train True out" in error_of(capsys, *evaluate(tiny_config, tmp_path / "one.safetensors", "--train"))
+    assert "leave it out" in error_of(
+        capsys, *evaluate(tiny_config, tmp_path / "one.safetensors", "--num_vectors", "5"))
     assert "that class as --class_index" in error_of(
         capsys, *evaluate(tiny_config, tmp_path / "one.safetensors", "--class_index", "all"))
     assert "was trained on seeds from 1 on" in error_of(capsys, *evaluate(tiny_config, tmp_path / "seen.safetensors"))
