@@ -21,7 +21,7 @@ reproduce: $(VENV)/ready miniature/weights/quality.json  ## every claim of the p
 	for name in $(EXPERIMENTS); do $(RUN) -m experiments.$$name || exit 1; done
 
 lint: $(VENV)/ready
-	$(RUN) -m ruff check .
+	$(RUN) -m ruff check --no-cache .
 
 miniature: $(VENV)/ready  ## train the miniature, or what is missing of it; see miniature/build.py
 	$(BUILD)

@@ -9,11 +9,10 @@ from dataclasses import Field, dataclass, field, fields
 from types import NoneType
 from typing import Any, get_args, get_origin
 
-from utils import FUNCTION, check_output_path, import_function, require
+from utils import FUNCTION, TOKEN_SUFFIXES, check_output_path, import_function, require
 
 Check = tuple[Callable[[Any], bool], str]  # whether a value can work, and the same in words
 TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-TOKEN_FILES = (".safetensors", ".pt", ".bin")
 SEEDS = 2**32  # how many torch tells apart: seed 2**32 draws what seed 0 draws
 
 
@@ -137,17 +136,16 @@ class RunConfig:
     placeholder_token: str = setting("newclas", "The token's word in prompts.", word_such_as("newclas"), "token")
     initializer_token: str = setting(
         "a", "What the token's vectors start from: a word, a phrase (its tokens in turn), or a token file to continue.",
-        (lambda text: text.strip() and ("/" not in text or text.endswith(TOKEN_FILES)),
-         f"a word, a phrase or a token file ({', '.join(TOKEN_FILES)})"), "token",
-        lambda text: text.endswith(TOKEN_FILES))
+        (lambda text: text.strip() and ("/" not in text or text.endswith(TOKEN_SUFFIXES)),
+         f"a word, a phrase or a token file ({', '.join(TOKEN_SUFFIXES)})"), "token",
+        lambda text: text.endswith(TOKEN_SUFFIXES))
     num_vectors: int | None = setting(
         None, "The vectors of the token; the phrase repeats to fill them. 'none': as many as the initialiser has.",
         from_to(1, 64), "token")
     loss: str = setting(
         "cross_entropy", "What images are scored by: cross_entropy, norm_penalty (which also keeps the vectors' norm "
         "near the vocabulary's), or module:function of images [B, 3, H, W] in [0, 1] and targets [B] -> losses [B].",
-        (lambda name: re.fullmatch(f"cross_entropy|norm_penalty|{FUNCTION}", name) is not None,
-         "cross_entropy, norm_penalty or module:function"), "token")
+        (lambda name: re.fullmatch(rf"\w+|{FUNCTION}", name) is not None, "a loss's name or module:function"), "token")
     token: str | None = setting(
         None, "Evaluate this token file, of any tool, instead of a trained one; it is copied into the run.", GIVEN,
         path=True)

@@ -43,7 +43,7 @@ from evaluation.real_images import draw_missing_images, find_real_images
 from evaluation.report import show_side_by_side
 from evaluation.summary import write_summary
 from method.class_token import check_widths, load_token, names_file, start_vectors
-from method.losses import build_loss
+from method.losses import LOSSES, build_loss
 from method.trainer import TrainingSettings
 from models.classifiers import Classifier, load_classifier, load_labels, resolve_name
 from models.extractors import describe_features, load_extractor
@@ -62,8 +62,7 @@ from runs.folders import RunFolder, check_held_out
 from runs.workers import Sweep, TrainingJob, choose_device, work_on_classes
 from utils import UserError, exit_code, list_checkpoint_files, read_tensors, require, to_printable
 
-WARNED = ["model", "guidance_scale", "guidance_rescale", "height", "width", "labels", "initializer_token",
-          "num_vectors"]  # where training and evaluation differ in them
+WARNED = ["model", "guidance_scale", "guidance_rescale", "height", "width", "labels"]  # where training had others
 UNNAMED = r"LABEL_\d+|class \d+"  # labels that transformers and we make up
 
 
@@ -104,6 +103,8 @@ class Run:
                           config.context_judge, config.real_images, self.labels]
         self.get_generator = functools.cache(self.load_checked_generator)
         self.get_judges = functools.cache(self.load_judges)
+        self.get_loss = functools.cache(
+            lambda: build_loss(config.loss, self.get_judges()["classifier"], self.get_generator()))
         self.get_extractor = functools.cache(lambda: load_extractor(config.features, self.device, config.fid_mode,
                                                                     config.labels))
         self.drawer = Drawer(self.get_generator, self.sampling, drawn_by, self.device, config.batch_size)
@@ -131,6 +132,8 @@ class Run:
             self.get_generator()  # before anything is written
         if any(map(sweep.needs_work, sweep.folders)):
             self.get_judges()
+            if untrained:
+                self.get_loss()
             if any(self.real.values()):
                 self.get_extractor()
         errors = work_on_classes(sweep, self.training_job() if config.train else None,
@@ -149,6 +152,8 @@ class Run:
     def check_settings(self):
         """Find out before any long work, and before anything is written, what cannot work."""
         config = self.config
+        require(config.loss in LOSSES or ":" in config.loss,
+                f"loss must be {', '.join(LOSSES)} or module:function, not '{config.loss}'")
         for text in (*(target.name for target in self.targets), *TEMPLATES, *config.eval_prompts):
             require(config.placeholder_token.lower() not in text.lower(),  # the tokenizer would find it in there
                     f"placeholder_token '{config.placeholder_token}' is part of '{text}': take a word that "
@@ -217,8 +222,7 @@ class Run:
     def training_job(self) -> TrainingJob:
         config = self.config
         return TrainingJob(
-            self.get_generator, lambda: build_loss(config.loss, self.get_judges()["classifier"], self.get_generator()),
-            TrainingSettings(**config.pick_settings(TrainingSettings._fields)),
+            self.get_generator, self.get_loss, TrainingSettings(**config.pick_settings(TrainingSettings._fields)),
             self.training_sampling, asdict(config), names_deciding("token"), config.classes_at_once, config.batch_size)
 
     def list_class_arms(self, folder: RunFolder) -> tuple[list[Arm], list[Arm]]:
@@ -252,7 +256,8 @@ class Run:
         config, target = self.config, folder.target
         arms, film = self.list_class_arms(folder)
         header = load_token(folder.token_file).header
-        if changed := folder.changed_settings(asdict(config), WARNED):
+        warned = WARNED + ["initializer_token", "num_vectors"] * config.controls  # which the untrained arm shows
+        if changed := folder.changed_settings(asdict(config), warned):
             print(to_printable(f"warning: the token was trained with {'; '.join(changed)}"), file=sys.stderr)
         if config.evaluator and header.get("guided_by") == config.evaluator:
             print("warning: the evaluator guided this token, which flatters it", file=sys.stderr)

@@ -30,6 +30,7 @@ ROOT = Path(__file__).parent
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LARGEST_TEXT = 2**20  # bytes of a YAML file or a list of prompts: a larger one is another kind of file
 CHECKPOINT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".json", ".txt"}
+TOKEN_SUFFIXES = (".safetensors", ".pt", ".bin")
 FUNCTION = r"[A-Za-z_]\w*(\.\w+)*:\w+"  # module:function
 WITHOUT_GPU_OR_NETWORK = "or try --config configs/miniature.yml, which needs no download, no account and no GPU"
 
@@ -146,7 +147,7 @@ def import_function(reference: str, setting: str):
     try:
         function = getattr(importlib.import_module(module), name, None)
     except ModuleNotFoundError as error:
-        raise UserError(f"{setting}: no module '{error.name}' for '{reference}'") from error
+        raise UserError(f"{setting}: no module '{error.name}', which '{reference}' needs") from error
     except Exception as error:  # a user's module raises what it raises
         raise UserError(f"{setting}: module '{module}' cannot be imported: {type(error).__name__} "
                         f"{join_lines(error)[:200]}") from error

@@ -139,6 +139,7 @@ def describe_class(found: ExportedClass) -> dict:
     return {"name": found.name, "noun": noun, "label": metrics["label"], "number": metrics["class_index"],
             "prompt": TEMPLATES[0].format(f"{word} {noun}"), "paired": len(found.token.widths) > 1,
             "base_model": hide_folders(header.get("base_model") or metrics["settings"].get("model") or "unknown"),
+            "drawn_with": hide_folders(metrics["settings"].get("model") or ""),
             "vectors": len(found.token.vectors), "updates": header.get("updates"), "images": metrics["images"],
             "held_out": metrics["held_out"],
             "settings": describe_training(found.files),

@@ -10,6 +10,7 @@ from experiments import common
 from experiments.plots import plot_curves
 
 CLEAR = 0.1
+SECONDS = "Seconds are wall-clock: other work on the machine is in them."
 FACTORS = {  # settings and their values, of which the start's own is left out
     "number_of_prompts": (1, 3), "epoch_size": (4, 16), "fresh_noise": (True, False),
     "initializer_token": ("a", "photo"), "guidance_scale": (1.0, 3.0, 5.0), "lr": (1.25e-3, 5e-3, 1e-2),
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None, factors: dict[str, tuple] = FACTORS):
         f"training: {', '.join(clear) or 'nothing'}.",
         ["changed", "right class", "difference", "updates", "pictures drawn to learn", "seconds"], rows,
         f"Means over {options.seeds} trainings of {len(lab.targets)} classes, differences paired by seed. All start "
-        f"from the config with epoch_size {options.epoch_size} and num_train_epochs {options.updates}.",
+        f"from the config with epoch_size {options.epoch_size} and num_train_epochs {options.updates}. {SECONDS}",
         {"results": results, "seeds": options.seeds, "pictures": options.images})
 
 

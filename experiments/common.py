@@ -25,7 +25,7 @@ from evaluation.pictures import draw_sheet
 from evaluation.real_images import draw_missing_images, find_real_images
 from evaluation.statistics import Proportion, count_right
 from evaluation.tables import Table
-from method.class_token import load_token
+from method.class_token import load_token, names_file
 from method.losses import build_loss
 from method.trainer import TrainingSettings
 from models.classifiers import Classifier, load_classifier, load_labels, resolve_name
@@ -136,6 +136,8 @@ def digest_training(config: RunConfig, **more) -> str:
     weights = [list_checkpoint_files(source) for source in (config.model, resolve_name(config.classifier)[1])]
     if config.labels:
         more["labels"] = read_labels(config.labels)  # the file may have changed
+    if names_file(config.initializer_token):
+        more["initializer"] = stamp_file(Path(config.initializer_token))
     return digest_json([decisive, weights, more])[:12]
 
 

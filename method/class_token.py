@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from models.generator import Generator
-from utils import UserError, find_path, join_lines, require, write_tensors
+from utils import TOKEN_SUFFIXES, UserError, find_path, join_lines, require, write_tensors
 
 PAIR = ("clip_l", "clip_g")  # SDXL's text encoders, in the order in which it joins their embeddings
 LARGEST = 2**20  # numbers in a token; 77 vectors for SDXL have 157,696
@@ -21,9 +21,6 @@ KINDS = {  # what a file is whose tensors have such names
     r"^(model\.diffusion_model|first_stage_model|cond_stage_model|conditioner)\.": "a full checkpoint",
     r"text_model\.|text_projection\.|token_embedding\.": "the weights of a text encoder",
     r"\.(weight|bias)$": "the weights of a model"}
-
-
-SUFFIXES = (".safetensors", ".pt", ".bin")
 
 
 class ClassToken(NamedTuple):
@@ -55,7 +52,7 @@ def start_vectors(generator: Generator, initializer: str, num_vectors: int | Non
 
 def names_file(initializer: str) -> bool:
     """Whether an initialiser is a token file, not a phrase."""
-    return initializer.endswith(SUFFIXES)
+    return initializer.endswith(TOKEN_SUFFIXES)
 
 
 def check_widths(token: ClassToken, generator: Generator):

@@ -107,14 +107,14 @@ class Trainer:
         if not stop and update + 1 == settings.num_train_epochs:
             stop = "the last update"
         failure = self.divergence_error(bool(stop)) or self.zero_gradient_error()
-        if failure or stop:
-            self.bar.close()
         if failure:
+            self.bar.close()
             return failure
         write_text(self.history_file, "".join(json.dumps(line) + "\n" for line in self.history))
         self.bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.2f}", refresh=False)
         self.bar.update()
         if stop:
+            self.bar.close()
             until_best = loss_and_accuracy(self.history)[:self.best + 1]
             return TrainedToken(self.past[self.best], *average_recent(until_best, self.averaged_updates),
                                 torch.stack(self.past), stop, self.seconds)

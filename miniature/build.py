@@ -22,7 +22,6 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.training_utils import EMAModel, compute_snr
-from models.zero_shot import TEMPLATES
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 from tqdm import tqdm
@@ -30,6 +29,7 @@ from tqdm import tqdm
 from miniature import world
 from miniature.quality import draw_world, measure_quality, read_sampling
 from miniature.workers import share_jobs
+from models.zero_shot import TEMPLATES
 from utils import ROOT, replace_file, write_text
 
 CACHE, WEIGHTS = ROOT / "miniature/cache", ROOT / "miniature/weights"

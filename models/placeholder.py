@@ -89,7 +89,7 @@ def tokenize_prompts(tokenizer, prompts: list[str], placeholder_id: int | None, 
         row = [part for i in ids for part in (range(i, i + num_vectors) if i == placeholder_id else (i,))]
         require(len(row) <= length, f"the prompt has {len(row)} tokens and the model reads {length}, so its end would "
                                     f"be cut off: shorten it, or the class's name in it by --class_names"
-                                    f"{f', or give num_vectors below {num_vectors}' * (num_vectors > 1)}: '{prompt}'")
+                                    f"{f', or num_vectors {num_vectors}' * (num_vectors > 1)}: '{prompt}'")
         rows.append(row + [tokenizer.pad_token_id] * (length - len(row)))
         masks.append([1] * len(row) + [0] * (length - len(row)))
     return torch.tensor(rows), torch.tensor(masks)

@@ -133,6 +133,7 @@ class RunFolder(RunFiles):
         header = {key: value for key, value in token.header.items() if key != "classifier"} | guide
         save_token(self.token_file, placeholder, token.vectors, token.widths,
                    {**header, **self.describe_class(), "imported_from": source})
+        self.print_line(f"a token of {len(token.vectors)} vectors is taken from '{source}'")
 
     def describe_class(self) -> dict:
         """The class in a token's header."""

@@ -1,7 +1,6 @@
 """Settings from defaults, files and flags; every wrong one is one line that names it, and nothing is made."""
 
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from command_line import parse_settings, read_settings
 from config import SETTINGS, names_deciding
 from run import main
 from tests.test_run import error_of, flags
-from utils import UserError, write_yaml
+from utils import UserError
 
 FLAGS = [  # a flag, its value, and what the line must say besides both
     ("class_index", "0", "the classifier's classes are 1 to 5"),
@@ -108,7 +107,7 @@ FLAGS = [  # a flag, its value, and what the line must say besides both
     ("initializer_token", "{tmp}/folder", "a word, a phrase or a token file (.safetensors, .pt, .bin)"),
     ("num_vectors", "0", "from 1 to 64, or none"),
     ("num_vectors", "60", "the model reads 24, so its end would be cut off"),
-    ("loss", "hinge", "cross_entropy, norm_penalty or module:function"),
+    ("loss", "hinge", "loss must be cross_entropy, norm_penalty or module:function"),
     ("loss", "math:no_such", "module 'math' has no function 'no_such'"),
     ("train_guidance_scale", "-1", "from 0 to 100, or none"),
     ("guidance_rescale", "2", "from 0 to 1"),
@@ -165,58 +164,6 @@ def test_the_reference_setting():
     assert (config.guidance_scale, config.num_inference_steps, config.mixed_precision) == (7.0, 30, "fp16")
     assert config.train is True and config.evaluate is False and config.train_timesteps is None
     assert config.skip_exists is True
-
-
-def test_flags_beat_the_file(tmp_path):
-    file = tmp_path / "settings.yml"
-    file.write_text("lr: 1e-2\nseed: 77\ntrain_timesteps: [999, 600]\nevaluator: none\nfresh_noise: true\n")
-    config, _ = parse_settings(["--config", str(file), "--seed", "78"])
-    assert (config.lr, config.seed, config.train_timesteps, config.fresh_noise) == (0.01, 78, [999, 600], True)
-    for unset in (["--train_timesteps", "none"], ["--train_timesteps=none"]):
-        assert parse_settings([*unset, "--config", str(file)])[0].train_timesteps is None
-
-
-def test_a_saved_config_repeats_the_run(tmp_path, tiny_config):
-    write_yaml(tmp_path / "config.yml", asdict(tiny_config))
-    assert parse_settings(["--config", str(tmp_path / "config.yml")])[0] == tiny_config
-
-
-PATHS = [(name, prefix) for name, prefixes in {
-    "model": [""], "classifier": ["", "mean:", "timm:local-dir:", "zero-shot:"], "evaluator": ["", "mean:"],
-    "labels": [""], "class_names": [""],
-    "real_images": [""], "features": ["", "inception:"], "output_path": [""], "eval_prompts": [""],
-}.items() for prefix in prefixes]
-
-
-@pytest.mark.parametrize("name, prefix", PATHS)
-@pytest.mark.parametrize("typed", ["~", "$HOME", "${HOME}", "$DATA/..", "~/a $HOME"])
-def test_paths_as_a_shell_has_them(tmp_path, monkeypatch, name, prefix, typed):
-    """In flags and files alike, and the settings file's own."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("DATA", str(tmp_path / "data"))
-    full = prefix + typed.replace("$DATA", str(tmp_path / "data"), 1).replace("~", str(tmp_path)).replace(
-        "${HOME}", str(tmp_path)).replace("$HOME", str(tmp_path)) + "/x.yml"
-    value = f"{prefix}{typed}/x.yml"
-    write_yaml(tmp_path / "settings.yml", {name: [value] if name == "eval_prompts" else value})
-    for argv in ([f"--{name}={value}"], ["--config", "$HOME/settings.yml"], ["--config=~/settings.yml"]):
-        found = getattr(parse_settings(argv)[0], name)
-        assert (found[0] if name == "eval_prompts" else found) == full
-    assert all(SETTINGS[name].metadata["path"] for name, _ in PATHS)
-
-
-def test_what_is_no_path_stays(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "a $NO_SUCH").mkdir()
-    prompts = ["A {} for $HOME and ~", "~ {}"]
-    config, _ = parse_settings(["--eval_prompts", *prompts, "--output_path", "a $NO_SUCH", "--exp_id", "$HOME"])
-    assert (config.eval_prompts, config.output_path, config.exp_id) == (prompts, "a $NO_SUCH", "$HOME")
-
-
-def test_yaml_words_are_read_as_typed(tmp_path):
-    file = tmp_path / "settings.yml"
-    file.write_text("mixed_precision: no\ntrain: yes\nexp_id: 007\n")
-    config, _ = parse_settings(["--config", str(file)])
-    assert (config.mixed_precision, config.train, config.exp_id) == ("no", True, "007")
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in Path("configs").glob("*.yml")))
@@ -298,17 +245,6 @@ def test_a_wrong_file(capsys, tiny_config, folder, text, right):
     assert right in line and ("settings.yml" in line or text.split(":")[0] in line)
 
 
-@pytest.mark.parametrize("argv, right", [
-    (["--train"], "which class?"), (["--class_index", "3"], "--train True, --evaluate True or both"),
-    (["--lr"], "expected one argument"),
-    (["--class_index=3", "--train=True", "--lr=-1e-3"], "lr must be greater than 0, 1,000 at most, not -0.001"),
-    (["--class_index", "1", "3"], "unrecognized arguments: 3; a value with spaces needs quotes"),
-    (["--class_index", "tiger", "cat"], "unrecognized arguments: cat; a value with spaces needs quotes"),
-    (["--config", "."], "no file '.'")])
-def test_half_a_command(capsys, argv, right):
-    assert right in error_of(capsys, *argv)
-
-
 def test_nothing_may_be_written_there(capsys, tiny_config, folder, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: not mode & os.W_OK)
     assert f"'{folder}' may not be written to" in refused(capsys, tiny_config, folder)
@@ -318,21 +254,6 @@ def test_a_folder_that_the_system_refuses_to_make(capsys, tiny_config):
     line = error_of(capsys, *flags(tiny_config, "--class_index", "3", "--train", "True", "--output_path",
                                    "/proc/nowhere"))
     assert "'/proc/nowhere" in line
-
-
-def test_the_last_value_of_a_setting_counts():
-    def batch_size(*argv):
-        return parse_settings(["--batch_size", "3", *argv])[0].batch_size
-
-    assert batch_size("--batch_size", "none") is batch_size("--batch-size=none") is None
-    assert batch_size("--batch_size", "none", "--batch_size=4") == 4
-    assert parse_settings(["--eval_prompts", "A {} with x=none"])[0].eval_prompts == ["A {} with x=none"]
-
-
-def test_debug_shows_where(capsys, tiny_config):
-    assert main(flags(tiny_config, "--class_index", "3", "--train", "True", "--lr", "0", "--debug")) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("Traceback") and err.splitlines()[-1].startswith("error: lr must be greater than 0")
 
 
 @pytest.mark.parametrize("more", [

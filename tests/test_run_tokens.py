@@ -77,6 +77,14 @@ def test_a_token_of_another_tool_is_judged(tiny_config, tmp_path, capsys):
     assert "a token that was not trained there: give a new --exp_id" in line
 
 
+def test_a_loss_that_cannot_teach_starts_no_training(tiny_config, tmp_path, capsys, monkeypatch):
+    (tmp_path / "broken_loss.py").write_text("def none(images, targets): return None\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "loss 'broken_loss:none' fails" in error_of(capsys, *flags(tiny_config, *UPDATE, "--loss",
+                                                                      "broken_loss:none"))
+    assert not list(tmp_path.rglob("config.yml"))
+
+
 def test_our_own_token_may_be_judged_by_another_classifier(tiny_config, tmp_path, capsys):
     """Which stands for another class there; the guide is not forgotten, and no independent judge."""
     train(tiny_config)
