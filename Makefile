@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 BUILD := OMP_NUM_THREADS=1 $(RUN) -m torch.distributed.run --standalone --nproc_per_node 2 -m miniature.build
 
-EXPERIMENTS := iterations inversion textual_inversion transfer augmentation gradient_step ablations
+EXPERIMENTS := default iterations inversion textual_inversion transfer augmentation gradient_step ablations attention
 
 .PHONY: demo test proof reproduce lint miniature teaser figures clean
 
@@ -17,8 +17,8 @@ test: $(VENV)/ready lint  ## what CI runs
 proof: $(VENV)/ready  ## the slow tests: every class of the miniature reaches the bar, killed processes
 	$(RUN) -m pytest -q -m slow --durations 1
 
-reproduce: $(VENV)/ready miniature/weights/quality.json  ## every claim of the paper on the miniature, into docs/results; finished parts are kept in img/results
-	for name in $(EXPERIMENTS); do $(RUN) -m experiments.$$name || exit 1; done
+reproduce: $(VENV)/ready miniature/weights/quality.json  ## every claim of the paper on the miniature, into docs/results; finished parts are kept in img/results; OPTIONS=--quick only sees that all of it runs
+	for name in $(EXPERIMENTS); do $(RUN) -m experiments.$$name $(OPTIONS) || exit 1; done
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check --no-cache .

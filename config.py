@@ -79,6 +79,9 @@ class RunConfig:
     class_names: str | None = setting(
         None, "A YAML file {number: name} of names to use in prompts instead of the classifier's own, such as "
         "{135: crane bird}.", GIVEN, "token", path=True)
+    oracle_names: str | None = setting(
+        None, "A YAML file {number: words} such as {135: wading bird}, which ask for each class without a token: "
+        "drawn and judged as an arm of its own, what the generator can do if asked right.", GIVEN, path=True)
     real_images: str | None = setting(
         None, "Real pictures, shown beside the generated ones and compared with them: a folder with one folder per "
         "class (0283_tiger_cat, 283, tiger cat or the label), or module:function that draws one.", GIVEN, path=True)
@@ -156,6 +159,9 @@ class RunConfig:
     context_judge: str | None = setting(
         None, "module:function that says which words of a prompt a picture (PIL) shows, or None: eval_prompts are then "
         "judged by it too.", (lambda value: re.fullmatch(FUNCTION, value), "module:function"))
+    attention_maps: bool = setting(
+        False, "Show where the token and the class name look in the first pictures (cross-attention), and which words "
+        "of the vocabulary the token is nearest to, before and after.")
     controls: bool = setting(
         False, "Evaluate an untrained and a random token of the same norm too: what they gain is not the training's.")
     device: str = setting("cuda", "cuda, cuda:1, mps or cpu.", (

@@ -68,6 +68,14 @@ def class_names(labels: list[str], overrides: str | None = None) -> list[str]:
     return names
 
 
+def oracle_words(file: str | None, labels: list[str], targets: list[TargetClass]) -> dict[TargetClass, str]:
+    """The words of a YAML file {number from 1: words} that ask for each class without a token; none without a file."""
+    words = {target: class_names(labels, file)[target.index] for target in targets if file}
+    silent = [target.title for target in words if words[target] == class_name(target.label)]
+    require(not silent, f"oracle_names: '{file}' has no other words for class {', '.join(silent[:3])}")
+    return words
+
+
 def class_number(index: int) -> int:
     """How people count class `index` (from 0): from 1, on the command line, in files and in messages."""
     return index + 1

@@ -37,6 +37,7 @@ from filelock import FileLock, Timeout
 from command_line import parse_settings
 from config import RunConfig, names_deciding
 from evaluation.accuracy import judge_class, load_metrics
+from evaluation.attention import show_attention
 from evaluation.fidelity import COMPARABLE_FID, check_counts
 from evaluation.images import ARMS, Arm, Drawer, digest_json, list_arms, list_film_arms
 from evaluation.real_images import draw_missing_images, find_real_images
@@ -55,6 +56,7 @@ from prompt_datasets import (
     class_name,
     class_names,
     class_number,
+    oracle_words,
     read_eval_prompts,
     select_classes,
 )
@@ -92,6 +94,7 @@ class Run:
         self.labels = load_labels(config.classifier, config.labels)
         self.names = class_names(self.labels, config.class_names)
         self.targets = select_classes(config.class_index, self.labels, self.names)
+        self.oracle = oracle_words(config.oracle_names, self.labels, self.targets)
         defaults = asdict(RunConfig())
         self.folders = {target: RunFolder(config.output_path, config.classifier, target, config.exp_id, defaults)
                         for target in self.targets}
@@ -100,7 +103,7 @@ class Run:
         drawn_by = {"weights": list_checkpoint_files(config.model), **config.pick_settings(names_deciding("pictures"))}
         judges = [name for name in (config.classifier, config.evaluator) if name]
         self.judged_by = [judges, [list_checkpoint_files(resolve_name(name)[1]) for name in judges], config.test_size,
-                          config.context_judge, config.real_images, self.labels]
+                          config.context_judge, config.real_images, self.labels, config.attention_maps]
         self.get_generator = functools.cache(self.load_checked_generator)
         self.get_judges = functools.cache(self.load_judges)
         self.get_loss = functools.cache(
@@ -202,6 +205,7 @@ class Run:
             for target in self.targets:
                 generator.encode([template.format(f"{config.placeholder_token} {target.name}")
                                   for template in templates], vectors.expand(len(templates), *vectors.shape))
+                generator.encode([TEMPLATES[0].format(self.oracle.get(target, ""))])
         return generator
 
     def load_judges(self) -> dict[str, Classifier]:
@@ -231,7 +235,7 @@ class Run:
         if config.controls and (config.num_vectors or names_file(start)):  # no words say it exactly
             start = start_vectors(self.get_generator(), start, config.num_vectors).cpu()
         arms = list_arms(folder.target, token, config.placeholder_token, config.test_size, config.eval_prompts,
-                         config.controls, start)
+                         config.controls, start, self.oracle.get(folder.target))
         frames = read_tensors(folder.vectors_file)[0] if folder.vectors_file.exists() else {}
         return arms, list_film_arms(folder.target, config.placeholder_token, frames)
 
@@ -264,14 +268,17 @@ class Run:
         if not self.drawer.draw_arms(arms + film, folder.eval_images, target.title, folder.results_of_images()):
             folder.print_line("the pictures are there already, drawn with this token and these settings")
         drawn = self.drawer.describe_arms(arms)
+        looks = show_attention(
+            self.get_generator(), arms[1], target.name, config.initializer_token, config.num_vectors, self.sampling,
+            folder.eval_images) if config.attention_maps else None
         metrics = judge_class(
-            self.get_judges(), target, config.controls, config.eval_prompts, config.context_judge,
-            folder.eval_images, config.test_size, pictures=digest_json([drawn[arm] for arm in ARMS]),
-            evaluation=self.digest_evaluation(arms + film), film=[arm.folder for arm in film],
-            held_out="seed" in header,
+            self.get_judges(), target, [arm.folder for arm in arms if "/" not in arm.folder], config.eval_prompts,
+            config.context_judge, folder.eval_images, config.test_size, nearest_words=looks,
+            pictures=digest_json([drawn[arm] for arm in ARMS]), evaluation=self.digest_evaluation(arms + film),
+            film=[arm.folder for arm in film], held_out="seed" in header,
             settings={**asdict(config), "skip_exists": True})  # started over or not: the same results
         real = draw_missing_images(config.real_images, target, self.real[target])
-        show_side_by_side(folder, f"class {target.title}", config.test_size, real)
+        show_side_by_side(folder, f"class {target.title}", metrics, real)
         folder.save_metrics(metrics)
 
     def summarise_classes(self, done: list[RunFolder]):

@@ -1,12 +1,13 @@
 """What classifiers see in folders of PNG: a class's metrics.json, made by `judge_class`, and tables over classes."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from evaluation.images import ARMS, CONTROLS
+from evaluation.images import ARMS, MORE_ARMS, ORACLE
 from evaluation.read_image import load_images, read_image
 from evaluation.statistics import Proportion, count_right, mcnemar_test, pool_proportions
 from evaluation.tables import Table
@@ -45,7 +46,8 @@ def load_metrics(path: Path) -> dict:
 def list_differences(found: dict, other: dict) -> list[str]:
     """In what two classes' evaluations differ, where they must not to stand in one table."""
     ways = [{"test_size": metrics["images"], "classifier or evaluator": metrics["judges"],
-             "eval_prompts": list(metrics["contexts"]), "controls": [arm in metrics for arm in CONTROLS],
+             "eval_prompts": list(metrics["contexts"]),
+             "controls or oracle_names": [arm in metrics for arm in MORE_ARMS],
              **{name: metrics["settings"].get(name) for name in ALIKE}} for metrics in (found, other)]
     return [name for name in ways[0] if ways[0][name] != ways[1][name]]
 
@@ -73,13 +75,13 @@ def measure_context(context_judge: str, template: str, files: list[Path]) -> Pro
     return count_right(bool(words) and words.lower() in template.lower() for words in seen)
 
 
-def judge_class(judges: dict[str, Classifier], target: TargetClass, controls: bool, eval_prompts: list[str],
+def judge_class(judges: dict[str, Classifier], target: TargetClass, arms: list[str], eval_prompts: list[str],
                 context_judge: str | None, folder: Path, images: int, **record) -> dict:
-    """What metrics.json says of the pictures under `folder`: {arm: {role: Judgement}} by `judges`, and `record`."""
+    """What metrics.json says of pictures <arm>/<seed>.png in `folder`: {arm: {role: Judgement}}, and `record`."""
     def list_files(arm: str) -> list[Path]:
         return [folder / arm / f"{seed}.png" for seed in range(images)]
 
-    def judge_arms(arms: tuple[str, ...], parent: str = "") -> dict:
+    def judge_arms(arms: Iterable[str], parent: str = "") -> dict:
         seen = {arm: {role: asdict(judge_images(judge, list_files(parent + arm), target.index))
                       for role, judge in judges.items()} for arm in arms}
         return {**seen, "mcnemar_p": {role: mcnemar_test(*(seen[arm][role]["right"] for arm in ARMS))[2]
@@ -94,7 +96,7 @@ def judge_class(judges: dict[str, Classifier], target: TargetClass, controls: bo
                 arm: asdict(measure_context(context_judge, prompt, list_files(parent + arm))) for arm in ARMS}
     return {"class_index": target.number, "label": target.label, "classes": len(judges["classifier"].labels),
             "images": images, "judges": {role: judge.name for role, judge in judges.items()}, "contexts": contexts,
-            **record, **judge_arms(ARMS + CONTROLS * controls), "seeds": [0, images - 1]}
+            **record, **judge_arms(arms), "seeds": [0, images - 1]}
 
 
 def pool_shares(found: list[dict]) -> Proportion:
@@ -133,8 +135,9 @@ def accuracy_table(metrics: list[dict]) -> Table:
         table.rows.append(["", "all, in the top 5", *(before_and_after(metrics, role, "top5") for role in roles), ""])
     table.rows.append(["", "put right, put wrong", *(describe_change(metrics, role) for role in roles),
                        "McNemar's test"])
-    table.rows.extend(["", f"{control} token", *(pool_accuracy(metrics, control, role) for role in roles), ""]
-                      for control in CONTROLS if control in metrics[0])
+    table.rows.extend(["", "other words (oracle)" if arm == ORACLE else f"{arm} token",
+                       *(pool_accuracy(metrics, arm, role) for role in roles), ""]
+                      for arm in MORE_ARMS if arm in metrics[0])
     return table
 
 

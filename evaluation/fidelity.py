@@ -102,7 +102,7 @@ def check_counts(generated: int, real: int):
 
 def fidelity_table(found: dict) -> Table:
     """One row per measure and a column per arm, and a note on how many pictures it rests on."""
-    arms = [arm for arm in ("without", "with", "real") if arm in found]
+    arms = [arm for arm in ("without", "with", "oracle", "real") if arm in found]
     generated, real = found["with"]["generated_images"], found["with"]["real_images"]
     names = {"kid_std": f"kid's std over subsets of {min(found[arm]['kid_subset_size'] for arm in arms)}"}
     rows = [[names.get(measure, measure), *(f"{found[arm][measure]:#.3g}".rstrip(".") for arm in arms)]

@@ -106,7 +106,7 @@ def write_class(found: ExportedClass, folder: Path, card: bool):
     if card:
         save_token(folder / found.name / "learned_embeds.safetensors", token.placeholder, token.vectors, token.widths,
                    header)
-        rows = [(label, files[:SHOWN]) for label, files in list_shown(found.files, found.metrics["images"]).items()
+        rows = [(label, files[:SHOWN]) for label, files in list_shown(found.files, found.metrics).items()
                 if label != "real"]  # they may be others' property
         draw_sheet(rows, folder / found.name / "pictures.png", cell=160)
 

@@ -20,6 +20,8 @@ from utils import read_json, require, save_pixels, to_pixels, write_json
 
 ARMS = ("without", "with")
 CONTROLS = ("untrained", "random")
+ORACLE = "oracle"  # other words for the class, and no token
+MORE_ARMS = (*CONTROLS, ORACLE)
 DECODED_AT_ONCE = 8  # at first; one fp16 picture of 512 x 512 takes 0.13 GB in the decoder's widest layer
 RECORD = "drawn.json"  # beside the pictures: how they were drawn
 FRAMES = 10  # of the film of one picture over the updates
@@ -35,9 +37,9 @@ class Arm(NamedTuple):
 
 
 def list_arms(target: TargetClass, token: ClassToken, placeholder: str, images: int, eval_prompts: list[str],
-              controls: bool, start: torch.Tensor | str) -> list[Arm]:
+              controls: bool, start: torch.Tensor | str, oracle: str | None = None) -> list[Arm]:
     """Without and with the token, in every prompt; as controls its `start` (vectors [K, D], or words) or random ones of
-    its norms in its place.
+    its norms in its place; the words `oracle` in place of the class name.
     """
     vectors = token.vectors
     with_token, arms = f"{placeholder} {target.name}", []
@@ -54,7 +56,7 @@ def list_arms(target: TargetClass, token: ClassToken, placeholder: str, images: 
         untrained = TEMPLATES[0].format(f"{start} {target.name}" if words else with_token)
         arms += [Arm("untrained", untrained, None if words else start, images),
                  Arm("random", TEMPLATES[0].format(with_token), random, images)]
-    return arms
+    return arms + [Arm(ORACLE, TEMPLATES[0].format(oracle), None, images)] * bool(oracle)
 
 
 def choose_evenly(count: int) -> list[int]:

@@ -21,9 +21,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from evaluation.accuracy import accuracy_table, contexts_table, list_differences, load_metrics, pool_accuracy
+from evaluation.attention import WORDS
 from evaluation.fidelity import fidelity_table
 from evaluation.files import RunFiles, read_path
-from evaluation.images import choose_evenly
+from evaluation.images import ORACLE, choose_evenly
 from evaluation.pictures import caption_image, draw_sheet, encode_address, inline_image, save_animation, shrink_image
 from method.class_token import load_token
 from method.trainer import HISTORY_KEYS
@@ -35,21 +36,24 @@ MANY = 50  # classes beyond which a page shows less of each: ImageNet's thousand
 GREY, BLUE, ORANGE = "#8a9099", "#3f8fdc", "#d08a35"  # readable on white and on near-black
 
 
-def list_shown(files: RunFiles, images: int) -> dict[str, list[Path]]:
-    """By the name of their row: the first of `images` pictures without and with the token, and real ones if any."""
-    rows = {name: [files.eval_images / arm / f"{seed}.png" for seed in range(min(SHOWN, images))]
-            for arm, name in (("without", "without"), ("with", "with token"))}
+def list_shown(files: RunFiles, found: dict) -> dict[str, list[Path]]:
+    """By the name of their row: the first pictures of the arms in metrics `found`, and real ones if any."""
+    rows = {name: [files.eval_images / arm / f"{seed}.png" for seed in range(min(SHOWN, found["images"]))]
+            for arm, name in (("without", "without"), ("with", "with token"), (ORACLE, "other words")) if arm in found}
+    if found.get("nearest_words"):
+        rows |= {f"its {word} looks at": sorted((files.eval_images / "attention" / word).glob("*.png"))
+                 for word in WORDS}
     real = sorted((files.eval_images / "real").glob("[0-9].png"))
     return {**rows, "real": real} if real else rows
 
 
-def show_side_by_side(files: RunFiles, title: str, images: int, real: list[Path]):
-    """Write grid.png: the first seeds without the token, the same with it, and real pictures where given."""
+def show_side_by_side(files: RunFiles, title: str, found: dict, real: list[Path]):
+    """Write grid.png: the first seeds of the arms in metrics `found`, and real pictures where given."""
     copies = files.eval_images / "real"  # small ones, so that a page reads nothing outside the folder of its run
     shutil.rmtree(copies, ignore_errors=not copies.exists())
     for number, file in enumerate(real[:SHOWN]):
         save_image(shrink_image(file, 256), copies / f"{number}.png")
-    draw_sheet(list(list_shown(files, images).items()), files.grid_file, title=title)
+    draw_sheet(list(list_shown(files, found).items()), files.grid_file, title=title)
 
 
 def plot_curves(file: Path) -> str | None:
@@ -92,6 +96,8 @@ def animate_updates(files: RunFiles, film: list[str]) -> str | None:
 def describe_settings(files: RunFiles, metrics: dict) -> str:
     """As YAML: what the evaluation ran with, what the training did, and the token's own header with its versions."""
     settings = {"evaluation": metrics["settings"]}
+    if metrics.get("nearest_words"):
+        settings["nearest words of the vocabulary, and their cosine"] = metrics["nearest_words"]
     if files.config_file.exists():
         settings["training"] = read_yaml(str(files.config_file), "lr: 0.001")
     if files.token_file.exists():

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from scipy.stats import binomtest
+from scipy.stats import binomtest, bootstrap, permutation_test
 from torchmetrics.image.kid import KernelInceptionDistance
 
 NEAREST_K = 5  # neighbours that the balls of precision, recall, density and coverage reach to (Naeem et al. 2020)
@@ -60,6 +61,58 @@ def standard_error(values: list[float]) -> float:
 def mean_with_error(values: list[float]) -> str:
     """'0.83 (0.02)', without the error where there is one value."""
     return f"{statistics.mean(values):.2f}" + (f" ({standard_error(values):.2f})" if len(values) > 1 else "")
+
+
+class Interval(NamedTuple):
+    """A mean over classes with its 95 % bootstrap interval (Efron 1979, percentiles)."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self):
+        return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def interval_over_classes(values: list[float]) -> Interval:
+    """Of one value per class; what varies is which classes there are."""
+    mean = statistics.mean(values)
+    if len(set(values)) == 1:
+        return Interval(mean, mean, mean)
+    found = bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
+    return Interval(mean, float(found.low), float(found.high))
+
+
+class Comparison(NamedTuple):
+    """How much more the first of two arms has, over classes, and the p-value that this is chance."""
+
+    difference: Interval
+    pvalue: float
+
+    def __str__(self):
+        return f"{self.difference.mean:+.2f} [{self.difference.low:+.2f}, {self.difference.high:+.2f}], " \
+               f"p = {self.pvalue:.2g}"
+
+
+def compare_classes(ours: list[float], theirs: list[float]) -> Comparison:
+    """One value per class in two arms: their mean difference, tested by a paired permutation test, two-sided.
+
+    All 2^C exchanges of a class's two values up to 16 classes, 100,000 at random beyond.
+    """
+    differences = np.array(ours) - np.array(theirs)
+    found = permutation_test((differences, np.zeros_like(differences)), lambda x, y, axis: (x - y).mean(axis),
+                             permutation_type="samples", n_resamples=100_000, vectorized=True,
+                             rng=np.random.default_rng(0))
+    return Comparison(interval_over_classes(differences.tolist()), float(found.pvalue))
+
+
+def correct_pvalues(comparisons: dict[str, Comparison]) -> dict[str, Comparison]:
+    """The same with p-values for the lot of them (Holm 1979)."""
+    corrected, largest = {}, 0.0
+    for i, (name, found) in enumerate(sorted(comparisons.items(), key=lambda item: item[1].pvalue)):
+        largest = max(largest, min(1.0, (len(comparisons) - i) * found.pvalue))
+        corrected[name] = found._replace(pvalue=largest)
+    return {name: corrected[name] for name in comparisons}
 
 
 class FeatureSet(NamedTuple):

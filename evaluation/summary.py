@@ -8,7 +8,7 @@ from pathlib import Path
 from evaluation.accuracy import accuracy_table, contexts_table, list_differences, load_metrics
 from evaluation.fidelity import CODE, fidelity_table, measure_fidelity
 from evaluation.files import RunFiles
-from evaluation.images import ARMS, digest_json
+from evaluation.images import ARMS, ORACLE, digest_json
 from evaluation.report import write_report
 from models.extractors import Extractor
 from utils import UserError, error_message, read_json, require, stamp_file, write_json
@@ -34,10 +34,10 @@ def write_summary(runs: list[RunFiles], real: list[list[Path]], get_extractor: C
     if any(real):
         pictures = {str(found["class_index"]): found["pictures"] for found in metrics}
         stamps = [stamp_file(file) for files in real for file in files]
-        digest = digest_json([pictures, features, stamps, CODE])
+        digest = digest_json([pictures, features, stamps, CODE, *[ORACLE] * (ORACLE in metrics[0])])
         if not distances or distances.get("digest") != digest:  # else the summary holds just these already
             arms = {arm: [run.eval_images / arm / f"{seed}.png" for run in runs for seed in range(images)]
-                    for arm in ARMS}
+                    for arm in (*ARMS, ORACLE) if arm in metrics[0]}
             found = measure_fidelity(get_extractor(), arms, real, runs[0].cache)
             distances = {**found, "pictures": pictures, "digest": digest}
             write_json(summary, {"classes": classes, "distribution": distances})

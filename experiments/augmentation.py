@@ -8,10 +8,11 @@ A small classifier learns from k real pictures per class, alone or with as many 
 
 from statistics import mean
 
-from evaluation.statistics import mean_with_error, standard_error
+from evaluation.statistics import compare_classes, correct_pvalues, interval_over_classes
 from experiments import common, small
 from experiments.plots import plot_curves
 from experiments.textual_inversion import invert_pictures
+from experiments.trainings import describe_test, judge_sets
 
 BATCH = 32
 REAL, PLAIN, TOKEN, GUIDED, INVERTED = ARMS = (
@@ -28,13 +29,14 @@ def draw_arm(lab: common.Lab, arm: str, few: common.Sets | None = None, guide: s
             lab, classifier=guide, labels=None, evaluator=None, epoch_size=options.epoch_size,
             num_train_epochs=options.updates))
     elif arm == INVERTED:
-        vectors, _ = invert_pictures(lab, few, options.inversion_steps)
+        vectors = invert_pictures(lab, few, [options.inversion_steps])[0][options.inversion_steps]
         phrase = lab.config.placeholder_token
     return common.draw_sets(lab, vectors, options.images, phrase=phrase)
 
 
-def measure_arm(lab: common.Lab, arm: str, k: int, seed: int, real: common.Sets, test: small.Samples) -> float:
-    """The test accuracy of an arm with k real pictures per class, which are of this seed alone."""
+def measure_arm(lab: common.Lab, arm: str, k: int, seed: int, real: common.Sets,
+                test: small.Samples) -> list[float]:
+    """The test accuracy by class of an arm with k real pictures per class, which are of this seed alone."""
     options = lab.options
     first = options.test + max(options.k) * seed
     few = {target: files[first:first + k] for target, files in real.items()}
@@ -42,7 +44,7 @@ def measure_arm(lab: common.Lab, arm: str, k: int, seed: int, real: common.Sets,
                 "pictures": common.stamp_sets(few)}
     guide = lab.work / "guides" / common.digest_training(lab.config, **training)
 
-    def train_arm() -> float:
+    def train_arm() -> list[float]:
         sets = [few] if arm == REAL else [few, draw_arm(lab, arm, few, str(guide))]
         model = small.train_classifier(lab.labels, list(map(small.load_sets, sets)), options.steps, BATCH, seed,
                                        f"k = {k}, seed {seed}, {arm}")
@@ -56,30 +58,34 @@ def measure_arm(lab: common.Lab, arm: str, k: int, seed: int, real: common.Sets,
 
 def main(argv: list[str] | None = None):
     options = common.parse_options(
-        __doc__, argv, "7,8,13,14", real_images=None, k=[1, 2, 5, 10], trained=[2], seeds=5, images=12, test=60,
-        steps=80, inversion_steps=120, epoch_size=8, updates=12)
+        __doc__, argv, "all", quick={"k": [1, 2], "seeds": 2, "images": 2, "test": 2, "steps": 2, "inversion_steps": 2},
+        real_images=None, k=[1, 2, 5, 10], trained=[2], seeds=3, images=12, test=60, steps=120, inversion_steps=120,
+        epoch_size=8, updates=12)
     lab = common.open_lab(options)
     real = common.load_real_images(lab, options.test + max(options.k) * options.seeds)
     test = small.load_sets({target: files[:options.test] for target, files in real.items()})
-    results = {arm: {k: [measure_arm(lab, arm, k, seed, real, test) for seed in range(options.seeds)]
+    results = {arm: {k: [mean(shares) for shares in zip(*(
+        measure_arm(lab, arm, k, seed, real, test) for seed in range(options.seeds)), strict=True)]
                      for k in options.k if arm in (REAL, PLAIN, TOKEN) or k in options.trained} for arm in ARMS}
     plot_curves(lab.out / "augmentation.png", "real pictures per class (k)", "accuracy on real pictures",
-                {arm: {str(k): values for k, values in by_k.items()} for arm, by_k in results.items()})
-    k = 2 if 2 in options.k else options.k[0]
-    gains = {arm: [100 * (ours - theirs) for ours, theirs in zip(results[TOKEN][k], by_k[k], strict=True)]
-             for arm, by_k in results.items() if arm != TOKEN and k in by_k}
-    right = {arm: common.measure_accuracy(lab, draw_arm(lab, arm)) for arm in (PLAIN, TOKEN)}
+                {arm: {str(k): interval_over_classes(values) for k, values in by_k.items()}
+                 for arm, by_k in results.items()})
+    tests = correct_pvalues({f"k = {k}, '{TOKEN}' beside '{arm}'": compare_classes(results[TOKEN][k], by_k[k])
+                             for arm, by_k in results.items() if arm != TOKEN for k in by_k})
+    right = {arm: interval_over_classes([mean(shares) for shares in judge_sets(lab, [draw_arm(lab, arm)]).values()])
+             for arm in (PLAIN, TOKEN)}
+    rows = [[arm, *(interval_over_classes(by_k[k]) if k in by_k else "" for k in options.k)]
+            for arm, by_k in results.items()]
     common.publish_result(
-        lab, "augmentation", "Pictures drawn with class tokens help to train a classifier from few real ones",
-        f"At k = {k}, class tokens' pictures bring " + ", ".join(
-            f"{mean(gain):.1f} points (standard error {standard_error(gain):.1f}) more than '{arm}'"
-            for arm, gain in gains.items()) + ".",
-        ["trained on", *(f"k = {k}" for k in options.k)],
-        [[arm, *(mean_with_error(by_k[k]) if k in by_k else "" for k in options.k)] for arm, by_k in results.items()],
-        f"Test accuracy over {options.seeds} seeds. Of the drawn pictures {right[PLAIN]} show their class ('{PLAIN}'), "
-        f"and {right[TOKEN]} ('{TOKEN}'). The guide of '{TOKEN}' was trained on far more than k pictures; that of "
-        f"'{GUIDED}' is '{REAL}'. Empty cells were not run (`--trained`).",
-        {"accuracies": results, "steps": options.steps, "drawn": options.images, "right": right})
+        lab, "augmentation", common.TESTED,
+        "Pictures drawn with class tokens help to train a classifier from few real ones",
+        "Accuracy: " + "; ".join(f"{name}: {describe_test(test)}" for name, test in tests.items()) + ".",
+        ["trained on", *(f"k = {k}" for k in options.k)], rows,
+        f"Accuracy by class on {options.test} real pictures each, over {options.seeds} seeds with real pictures of "
+        f"their own. Of the drawn pictures {right[PLAIN]} show their class ('{PLAIN}'), and {right[TOKEN]} "
+        f"('{TOKEN}'). The guide of '{TOKEN}' was trained on far more than k pictures; that of '{GUIDED}' is '{REAL}'. "
+        "Empty cells were not run (`--trained`).",
+        {"accuracies": results, "steps": options.steps, "drawn": options.images, "right": right, "tests": tests})
 
 
 if __name__ == "__main__":

@@ -40,7 +40,9 @@ from utils import ROOT, exit_code, list_checkpoint_files, read_json, require, st
 Sets = dict[TargetClass, list[Path]]  # pictures by class
 Vectors = dict[TargetClass, torch.Tensor | None]  # [K, D] by class, None without a token
 load_once = functools.cache(load_classifier)
+EXPLORATORY, TESTED, SHOWN = "exploratory", "tested", "shown"  # kinds of studies, as protocol.md says
 MINIATURE, WORLD = "configs/miniature.yml", "miniature.world:draw"  # its settings, and its source of real pictures
+QUICK = {"num_train_epochs": 2, "epoch_size": 4, "num_inference_steps": 3, "test_size": 2}
 HELP = {  # of the flags of single experiments
     "images": "held-out pictures per class", "seeds": "trainings, each with noise or pictures of its own",
     "epoch_size": "pictures per update", "updates": "of a training, at most", "steps": "of the training",
@@ -64,22 +66,33 @@ class Lab(NamedTuple):
     get_guide: Callable[[], Classifier]
     get_judge: Callable[[], Classifier]  # the evaluator, or the guide where the config has none
     drawer: Drawer
+    loop: tuple = ()  # what an experiment changes in the loop itself
 
 
-def parse_options(doc: str, argv: list[str] | None, class_index: str, **flags) -> argparse.Namespace:
-    """The options of an experiment, of the miniature's classes by default; its own `flags` with their defaults."""
+def parse_options(doc: str, argv: list[str] | None, class_index: str, quick: dict | None = None,
+                  **flags) -> argparse.Namespace:
+    """The options of an experiment, of the miniature's classes by default; its own `flags` with their defaults.
+
+    `quick` are those under --quick.
+    """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default=MINIATURE, help="settings, such as configs/imagenet.yml (the miniature's)")
     parser.add_argument("--class_index", help=f"which classes, as for run.py (of the miniature: {class_index})")
     parser.add_argument("--work", type=read_path, help="keeps what is made for the next call (a folder in img/)")
     parser.add_argument("--out", type=read_path, help="where results go (in docs/)")
+    parser.add_argument("--quick", action="store_true", help="whether it runs, not what it finds: two classes, two "
+                        "updates and a few pictures, all in img/results/quick")
     for name, default in flags.items():
         kind = {"type": str} if default is None else {"type": int, "nargs": "+" if isinstance(default, list) else None}
         parser.add_argument(f"--{name}", default=default, help=f"{HELP.get(name, name)} ({default})", **kind)
     options = parser.parse_args(argv)
-    options.given = [word for name, value in vars(options).items()
-                     if name not in ("work", "out") and value != parser.get_default(name)
-                     for word in (f"--{name}", *map(str, value if isinstance(value, list) else [value]))]
+    if options.quick:
+        parser.set_defaults(**{"class_index": "7,8", **(quick or {})})
+        options = parser.parse_args(argv)
+    options.given = ["--quick"] * options.quick + [
+        word for name, value in vars(options).items()
+        if name not in ("work", "out", "quick") and value != parser.get_default(name)
+        for word in (f"--{name}", *map(str, value if isinstance(value, list) else [value]))]
     options.class_index = options.class_index or (class_index if options.config == MINIATURE else "")
     return options
 
@@ -92,11 +105,11 @@ def open_lab(options: argparse.Namespace, **changes) -> Lab:
     given, name = vars(options), Path(options.config).stem
     if given.get("real_images"):
         changes["real_images"] = options.real_images
-    work = options.work or Path("img/results", name)
+    work = options.work or Path("img/results", "quick" if options.quick else name)
     config, _ = parse_settings(["--config", options.config])
-    config = replace(config, **{"class_index": options.class_index, "train": True, "output_path": str(work), **changes})
+    config = replace(config, **{"class_index": options.class_index, "train": True, "output_path": str(work), **changes,
+                                **(QUICK if options.quick else {})})
     config.validate_settings()
-    require(given.get("seeds", 2) > 1, "--seeds must be greater than 1, for a standard error")
     images, seed = given.get("images", 0), config.seed
     require(images <= seed, f"--images {images} would judge seeds that training uses, from {seed} on: give fewer")
     choose_device(config.device, config.mixed_precision, local_rank=-1)
@@ -105,8 +118,8 @@ def open_lab(options: argparse.Namespace, **changes) -> Lab:
     get_generator = functools.cache(lambda: open_generator(config))
     drawn_by = {"weights": list_checkpoint_files(config.model), **config.pick_settings(names_deciding("pictures"))}
     sampling = SamplingSettings(**config.sampling_settings())
-    return Lab(options, config, labels, targets, work,
-               options.out or ROOT / "docs/results" / ("" if options.config == MINIATURE else name), get_generator,
+    results = work / "docs" if options.quick else ROOT / "docs/results" / ("" if options.config == MINIATURE else name)
+    return Lab(options, config, labels, targets, work, options.out or results, get_generator,
                functools.partial(load_once, config.classifier, config.device, labels_file=config.labels),
                functools.partial(load_once, config.evaluator or config.classifier, config.device,
                                  labels_file=config.labels),
@@ -151,8 +164,8 @@ def learn_tokens(lab: Lab, targets: list[TargetClass] | None = None, **changes) 
 
     A UserError where a class fails, or other processes are training some.
     """
-    config = replace(lab.config, classes_at_once=8, **changes)
-    config.exp_id = digest_training(config)
+    config = replace(lab.config, **{"classes_at_once": 8, **changes, **(QUICK if lab.options.quick else {})})
+    config.exp_id = digest_training(config, **({"loop": lab.loop} if lab.loop else {}))
     config.validate_settings()
     folders = {target: RunFolder(config.output_path, config.classifier, target, config.exp_id, asdict(RunConfig()))
                for target in targets or lab.targets}
@@ -230,28 +243,30 @@ def show_sets(lab: Lab, arms: dict[str, Sets], path: Path, title: str = "", coun
                path, cell=72, title=title)
 
 
-def publish_result(lab: Lab, name: str, claim: str, sentence: str, header: list[str], rows: list[list], note: str,
-                   data: dict):
+def publish_result(lab: Lab, name: str, kind: str, claim: str, sentence: str, header: list[str], rows: list[list],
+                   note: str, data: dict, paper: str = ""):
     """Write <name>.md, which shows <name>.png, and <name>.json, list all results in README.md, and print the table.
 
-    `data` goes into the JSON file and may hold Proportions.
+    `kind` is one of protocol.md's, `paper` what the authors say to it. `data` goes into the JSON file and may hold
+    Proportions.
     """
     command, table = shlex.join(["python", "-m", f"experiments.{name}", *lab.options.given]), Table(header, rows)
     judge = f"{'the evaluator' if lab.config.evaluator else 'the guide itself,'} '{lab.get_judge().name}'"
-    note += f" Judged by {judge}. [Wilson 95 % interval over one training's pictures], (standard error)."
-    write_text(lab.out / f"{name}.md", f"# {claim}\n\n{sentence}\n\n{table.to_markdown()}\n\n{note}\n\n"
-                                       f"![{claim}]({name}.png)\n\n`{command}`\n")
-    result = {"claim": claim, "command": command, "found": sentence, "figure": f"{name}.png", **data,
-              "config": {**asdict(lab.config), "output_path": "."}}
+    write_text(lab.out / f"{name}.md",
+               f"# {claim}\n\n{sentence}\n\n{table.to_markdown()}\n\n{note} Judged by {judge}. A study of the kind "
+               f"'{kind}': see the [protocol](README.md#protocol).\n\n![{claim}]({name}.png)\n\n`{command}`\n")
+    result = {"claim": claim, "kind": kind, "command": command, "found": sentence, "figure": f"{name}.png",
+              "paper": paper, **data, "config": {**asdict(lab.config), "output_path": "."}}
     write_json(lab.out / f"{name}.json", json.loads(json.dumps(result, default=asdict)))
-    index = Table(["claim", "command", "figure", "what we found", "paper"], [])
+    index = Table(["claim", "kind", "command", "figure", "what we found", "the paper"], [])
     for path in sorted(lab.out.glob("*.json")):
-        found = read_json(path, "claim", "command", "figure", "found")
-        index.rows.append([found["claim"], f"`{found['command']}`", f"[{path.stem}]({found['figure']})",
-                           f"{found['found']} [more]({path.stem}.md)", ""])
-    write_text(lab.out / "README.md", "# Results\n\nEach row is written by its command, with a page of its own beside "
-               "it. 'Right' is by an evaluator that did not guide. The paper's column is empty: its tables are not at "
-               f"hand.\n\n{index.to_markdown()}\n")
+        found = read_json(path, "claim", "kind", "command", "figure", "found", "paper")
+        index.rows.append([found["claim"], found["kind"], f"`{found['command']}`",
+                           f"[{path.stem}]({found['figure']})", f"{found['found']} [more]({path.stem}.md)",
+                           found["paper"]])
+    protocol = (ROOT / "experiments/protocol.md").read_text(encoding="utf-8")
+    write_text(lab.out / "README.md", f"{protocol}\n## Studies\n\nThe paper's column holds what its project page "
+               f"says; the paper's tables are not at hand.\n\n{index.to_markdown()}\n")
     print(table.to_markdown(), f"\n{sentence}")
 
 

@@ -1,168 +1,185 @@
-"""Gradient skipping itself: how much of the trajectory should carry the gradient, and where should its end begin?
+"""Where the gradient enters: guidance in training, where the final step starts, how many steps carry a graph.
 
     python -m experiments.gradient_step
 
-A token learns for a fixed number of updates in variants of the loop: the last steps with a graph (DRaFT-K of Clark et
-al. 2024), the final step starting at different timesteps, trajectories of different lengths, and several noise draws
-for the last step from each trajectory (DRaFT-LV). Gradients at the start are compared too: their spread over updates,
-and the cosine between minus their mean and the way to the adjectives that name the class, or to a trained token.
+A token learns for a fixed number of updates in variants of the loop. The map, of one training each, varies guidance,
+the start of the final step and the steps before it. CONTRASTS are tested: several steps with a graph (DRaFT-K of Clark
+et al. 2024), with a stop-gradient at the denoiser's input (DRTune, Wu et al. 2024), several noise draws for the final
+step of one trajectory (DRaFT-LV), and the paper's own trajectory. Gradients at the start are compared too: their spread
+over updates, and the cosine between minus their mean and the way to the adjectives that name the class.
 """
 
-import time
+import functools
 from dataclasses import replace
-from functools import partial
-from statistics import mean
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from evaluation.statistics import correct_pvalues
 from experiments import common
-from experiments.plots import plot_curves
+from experiments.plots import plot_panels
+from experiments.trainings import (
+    Trainings,
+    compare_trainings,
+    count_unet_calls,
+    describe_test,
+    list_seeds,
+    measure_trainings,
+)
 from method.class_token import start_vectors
 from method.losses import cross_entropy
+from method.training import Batch, token_gradient
 from miniature.world import THINGS
-from models.batch_size import default_batch_size, fit_batch_size
-from models.generator import Generator
-from models.sampling import SamplingSettings
-from prompt_datasets import TEMPLATES, TargetClass
+from models.batch_size import fit_batch_size
+from models.stable_diffusion import StableDiffusion
+from prompt_datasets import TEMPLATES
+from utils import require
 
 TEN = tuple(range(999, 0, -100))  # ten steps, the last from 99
 SPREAD = 3  # updates' pictures at the start, whose gradients are compared
-MEASURES = ("cosine", "spread", "seconds_per_update", "mb_per_trajectory")  # of a variant
+AT_ONCE = 40  # pictures with a graph
 
 
 class Variant(NamedTuple):
-    """A loop: its timesteps, how many last ones carry the graph, noise draws for the last one."""
+    """A loop: its timesteps (None: the sampler's own) and guidance, and what it does with the gradient."""
 
-    name: str
-    timesteps: tuple[int, ...] | None  # None: the sampler's own, as the paper trains
+    timesteps: tuple[int, ...] | None
+    guidance: float = 1.0
     graph_steps: int = 1
-    draws: int = 1
+    stop_gradient: bool = False  # at the denoiser's input
+    draws: int = 1  # of noise for the final step, from one trajectory
 
 
-VARIANTS = (
-    *(Variant(f"last {count} of ten steps with a graph (to 99)", TEN, count) for count in (1, 2, 5, 10)),
-    *(Variant(f"final step from {t}", (999, (999 + t) // 2, t)) for t in (900, 800, 700, 600, 400, 200, 50)),
-    Variant("final step as in the paper", None),
-    *(Variant(f"trajectory of {len(steps)} (to 600)", steps)
-      for steps in ((600,), (999, 600), (999, 900, 800, 700, 600))),
-    *(Variant(f"noise draws for the final step: {draws}", (999, 800, 600), 1, draws) for draws in (1, 2, 4)))
+SHORT, GUIDED = Variant((999, 800, 600)), Variant((999, 800, 600), 3.0)
+STARTS, GUIDANCES = (800, 600, 400, 200), (1.0, 2.0, 3.0, 5.0)
+MAP = {  # by series, by what varies in it
+    **{f"guidance {guidance:g}": {t: Variant((999, t), guidance) for t in STARTS} for guidance in GUIDANCES},
+    "no step before, guidance 1": {t: Variant((t,)) for t in STARTS},
+    "two steps before, guidance 1": {t: Variant((999, (999 + t) // 2, t)) for t in STARTS}}
+LOOPS = {
+    "999 800 600, guidance 1": SHORT, "999 800 600, guidance 3": GUIDED, "600 alone, guidance 1": Variant((600,)),
+    "two noise draws, guidance 1": SHORT._replace(draws=2),
+    "the paper's trajectory, guidance 3": Variant(None, 3.0),
+    **{f"ten steps, graph of {steps}{', stop-gradient' * stop}": Variant(TEN, 1.0, steps, stop)
+       for steps, stop in ((1, False), (2, False), (2, True), (5, False), (5, True), (10, False), (10, True))}}
+CONTRASTS = (
+    ("999 800 600, guidance 1", "999 800 600, guidance 3"), ("999 800 600, guidance 1", "600 alone, guidance 1"),
+    ("999 800 600, guidance 3", "the paper's trajectory, guidance 3"),
+    ("two noise draws, guidance 1", "999 800 600, guidance 1"),
+    ("ten steps, graph of 5", "ten steps, graph of 1"),
+    ("ten steps, graph of 5, stop-gradient", "ten steps, graph of 5"))
 
 
-def draw_latents(generator: Generator, cond: torch.Tensor, seeds: list[int], sampling: SamplingSettings,
-                 graph_steps: int, draws: int) -> torch.Tensor:
-    """z_0 [draws * B, 4, h, w], first all trajectories' own; the other draws noise these again to the last timestep."""
-    z_0 = generator.sample(cond, seeds, sampling, graph_steps)
-    last_step = sampling._replace(timesteps=sampling.timesteps and sampling.timesteps[-1:])
-    return torch.cat([z_0, *(generator.sample(cond, [seed + 10**6 * draw for seed in seeds], last_step,
-                                              start=z_0.detach()) for draw in range(1, draws))])
+class VariedLoop(StableDiffusion):
+    """A generator whose trajectories carry the gradient as a Variant says."""
+
+    def __init__(self, generator: StableDiffusion, variant: Variant):
+        super().__init__(generator.prompt_encoders, generator.unet, generator.vae, generator.scheduler,
+                         str(generator.device))
+        self.variant = variant
+
+    def sample(self, cond, seeds, settings, grad_steps=1, batch_size=None, start=None):
+        draws = self.variant.draws
+        if draws == 1:
+            return super().sample(cond, seeds, settings, self.variant.graph_steps, batch_size, start)
+        with torch.no_grad():
+            start = super().sample(cond[::draws], seeds[::draws], settings).repeat_interleave(draws, 0)
+        last_step = settings._replace(timesteps=settings.timesteps[-1:])
+        return super().sample(cond, seeds + 10**6, last_step, 1, batch_size, start)
+
+    def guided_noise(self, latents, *arguments):
+        return super().guided_noise(latents.detach() if self.variant.stop_gradient else latents, *arguments)
 
 
-def measure_gradient(lab: common.Lab, target: TargetClass, vectors: torch.Tensor, update: int, variant: Variant,
-                     batch_size: int) -> torch.Tensor:
-    """The gradient [K, D] of an update's mean loss at `vectors`, `batch_size` trajectories at a time."""
-    config, generator, loss_fn = lab.config, lab.get_generator(), cross_entropy(lab.get_guide())
-    vectors, size = vectors.detach().clone().requires_grad_(), config.epoch_size
-    sampling = common.method_settings(config)[1]._replace(timesteps=variant.timesteps)
-    for part in torch.arange(size).split(batch_size):
-        prompts = [TEMPLATES[i % config.number_of_prompts].format(f"{config.placeholder_token} {target.name}")
-                   for i in part.tolist()]
-        cond = generator.encode(prompts, vectors.expand(len(part), *vectors.shape))
-        seeds = (config.seed + update * size + part).tolist()
-        images = generator.decode(draw_latents(generator, cond, seeds, sampling, variant.graph_steps, variant.draws))
-        losses, _ = loss_fn(images, torch.full((len(images),), target.index, device=images.device))
-        (losses.sum() / (size * variant.draws)).backward()
-    return vectors.grad
-
-
-def learn_vectors(lab: common.Lab, target: TargetClass, variant: Variant) -> dict:
-    """The mean of the last three vectors after `--updates` of AdamW as the config has it, and MEASURES."""
-    config, updates, past = lab.config, lab.options.updates, []
-    step = fit_batch_size(measure_gradient, config.batch_size,
-                          default_batch_size(config.epoch_size, config.device, config.height, config.width))
-    vectors = start_vectors(lab.get_generator(), config.initializer_token, config.num_vectors).requires_grad_()
-    gradients = torch.stack([step(lab, target, vectors, update, variant) for update in range(SPREAD)]).flatten(1).cpu()
-    cosine = F.cosine_similarity(-gradients.mean(0), find_direction(lab, target).flatten(), dim=0)
-    optimizer = torch.optim.AdamW([vectors], config.lr, tuple(config.betas), config.eps, config.weight_decay)
-    started = time.monotonic()
-    for update in range(updates):
-        vectors.grad = step(lab, target, vectors, update, variant)
-        torch.nn.utils.clip_grad_norm_([vectors], config.max_grad_norm)
-        optimizer.step()
-        past.append(vectors.detach().clone())
-    seconds = time.monotonic() - started
-    return {"vectors": torch.stack(past[-3:]).mean(0).tolist(), "cosine": cosine.item(),
-            "spread": (gradients.std(0).norm() / gradients.mean(0).norm()).item(),
-            "seconds_per_update": seconds / updates, "mb_per_trajectory": measure_graph(lab, target, vectors, variant)}
-
-
-def find_direction(lab: common.Lab, target: TargetClass) -> torch.Tensor:
-    """From the initialiser to what names the class [K, D], on the CPU."""
+def open_variant(lab: common.Lab, variant: Variant) -> common.Lab:
+    """The lab whose tokens learn by a variant of the loop."""
     generator = lab.get_generator()
-    adjectives = next((thing.adjectives for thing in THINGS if thing.label == target.label), ())
-    end = torch.stack([generator.initial_vectors(word) for word in adjectives]).mean(0).cpu() if adjectives else \
-        common.load_vectors(common.learn_tokens(lab, [target]))[target]
-    return end - generator.initial_vectors(lab.config.initializer_token).cpu()
+    require(type(generator) is StableDiffusion, "this experiment is for Stable Diffusion 1 and 2 and the miniature")
+    steps = variant.timesteps and list(variant.timesteps)
+    config = replace(lab.config, train_timesteps=steps, train_guidance_scale=variant.guidance)
+    loop = variant[2:] if variant[2:] != SHORT[2:] else ()
+    return lab._replace(config=config, loop=loop, get_generator=functools.cache(lambda: VariedLoop(generator, variant)))
 
 
-def measure_graph(lab: common.Lab, target: TargetClass, vectors: torch.Tensor, variant: Variant) -> float:
-    """Megabytes of activations that autograd keeps for one trajectory."""
-    networks, activations = (*lab.get_generator().networks, lab.get_guide().model), {}
-    weights = {weight.untyped_storage().data_ptr() for network in networks for weight in network.parameters()}
-
-    def note_storage(tensor):
-        if (storage := tensor.untyped_storage()).data_ptr() not in weights:
-            activations[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note_storage, lambda tensor: tensor):
-        measure_gradient(lab._replace(config=replace(lab.config, epoch_size=1)), target, vectors, 0, variant, 1)
-    return sum(activations.values()) / 1e6
-
-
-def measure_variant(lab: common.Lab, variant: Variant) -> dict:
-    """What a variant learned for every class, and how its pictures are judged."""
-    learned = {target: common.cached_result(
-        lab, partial(learn_vectors, lab, target, variant), target=target.number, loop=variant[1:], spread=SPREAD,
-        updates=lab.options.updates) for target in lab.targets}
-    vectors = {target: torch.tensor(found["vectors"]) for target, found in learned.items()}
-    return {**variant._asdict(), **{name: mean(found[name] for found in learned.values()) for name in MEASURES},
-            "right": common.measure_accuracy(lab, common.draw_sets(lab, vectors, lab.options.images))}
+def measure_gradients(lab: common.Lab, update: int) -> torch.Tensor:
+    """The gradient [C, K * D] of every class's mean loss over an update's pictures, at the initialiser."""
+    config, generator, classes = lab.config, lab.get_generator(), len(lab.targets)
+    size, count = config.epoch_size, min(config.number_of_prompts, config.epoch_size)
+    start = start_vectors(generator, config.initializer_token, config.num_vectors)
+    vectors = start.repeat(classes * count, 1, 1).requires_grad_()
+    prompts = [template.format(f"{config.placeholder_token} {target.name}")
+               for target in lab.targets for template in TEMPLATES[:count]]
+    images = torch.arange(classes * size)
+    batch = Batch(prompts, images // size * count + images % size % count, config.seed + update * size + images % size,
+                  torch.tensor([target.index for target in lab.targets], device=start.device).repeat_interleave(size),
+                  torch.full((len(images),), 1 / size, device=start.device))
+    step = fit_batch_size(token_gradient, config.batch_size, AT_ONCE)
+    step(generator, cross_entropy(lab.get_guide()), vectors, batch, common.method_settings(config)[1])
+    return vectors.grad.view(classes, count, -1).sum(1).cpu()
 
 
-def recommend_variant(results: list[dict]) -> tuple[dict, dict]:
-    """The variant that is right most often, and of those that run.py has settings for the fastest as good as it."""
-    by_accuracy = sorted(results, key=lambda result: -result["right"].value)
-    known = [result for result in by_accuracy if result["graph_steps"] == result["draws"] == 1]
-    as_good = [result for result in known if result["right"].high >= by_accuracy[0]["right"].value]
-    return by_accuracy[0], min(as_good or known[:1], key=lambda result: result["seconds_per_update"])
+def find_directions(lab: common.Lab) -> torch.Tensor:
+    """From the initialiser to what names each class [C, K * D]: its adjectives, or a trained token."""
+    generator, ends = lab.get_generator(), []
+    for target in lab.targets:
+        words = next((thing.adjectives for thing in THINGS if thing.label == target.label), ())
+        ends.append(torch.stack([generator.initial_vectors(word) for word in words]).mean(0).cpu() if words else
+                    common.load_vectors(common.learn_tokens(lab, [target]))[target])
+    return (torch.stack(ends) - generator.initial_vectors(lab.config.initializer_token).cpu()).flatten(1)
 
 
-def main(argv: list[str] | None = None, variants: tuple[Variant, ...] = VARIANTS):
-    options = common.parse_options(__doc__, argv, "7,16", updates=10, epoch_size=8, images=10)
-    lab = common.open_lab(options, epoch_size=options.epoch_size)
-    if lab.config.mixed_precision == "fp16":  # gradients are compared here without a loss scale
-        lab = common.open_lab(options, epoch_size=options.epoch_size, mixed_precision="bf16")
-    plain = common.measure_accuracy(lab, common.draw_sets(lab, dict.fromkeys(lab.targets), options.images))
-    results = [measure_variant(lab, variant) for variant in variants]
-    plot_curves(lab.out / "gradient_step.png", "", "right class", {
-        "": {"no token": plain, **{result["name"]: result["right"] for result in results}}})
-    best, advised = recommend_variant(results)
-    ties = " and ".join(result["name"] for result in results if result["right"] == best["right"])
-    flag = f"`--train_timesteps {' '.join(map(str, advised['timesteps'] or ['none']))}`"
+def measure_start(lab: common.Lab, directions: torch.Tensor) -> list[float]:
+    """Cosine and spread of the gradients at the initialiser, means over the classes."""
+    gradients = torch.stack([measure_gradients(lab, update) for update in range(SPREAD)])
+    cosines = F.cosine_similarity(-gradients.mean(0), directions, dim=1)
+    return [cosines.mean().item(), (gradients.std(0).norm(dim=1) / gradients.mean(0).norm(dim=1)).mean().item()]
+
+
+def measure_loops(lab: common.Lab, loops: dict[str, Variant]) -> dict[str, tuple[Trainings, list[float]]]:
+    """What each variant learns in `--seeds` trainings, with UNet calls per image, and the gradients at its start."""
+    found, directions = {}, find_directions(lab)
+    for name, variant in loops.items():
+        varied = open_variant(lab, variant)
+        trainings = measure_trainings(varied, list_seeds(lab), lab.options.images)
+        calls = count_unet_calls(varied, varied.config)
+        if variant.draws > 1:
+            calls = calls / variant.draws + calls / len(variant.timesteps)
+        found[name] = trainings._replace(unet_calls=calls), common.cached_result(
+            varied, functools.partial(measure_start, varied, directions), loop=variant, spread=SPREAD)
+    return found
+
+
+def main(argv: list[str] | None = None, series: dict[str, dict] = MAP, loops: dict[str, Variant] = LOOPS,
+         contrasts: tuple = CONTRASTS):
+    options = common.parse_options(
+        __doc__, argv, "all", quick={"seeds": 2, "images": 1, "updates": 1, "epoch_size": 4, "map_images": 1},
+        seeds=3, images=20, updates=6, epoch_size=8, map_images=10)
+    lab = common.open_lab(options, epoch_size=options.epoch_size, num_train_epochs=options.updates,
+                          early_stopping=options.updates, target_accuracy=1.0, fresh_noise=True)
+    mapped = {name: {t: measure_trainings(open_variant(lab, variant), list_seeds(lab)[:1], options.map_images)
+                     .interval() for t, variant in by_start.items()} for name, by_start in series.items()}
+    found = measure_loops(lab, loops)
+    tests = correct_pvalues({f"{ours}, beside {theirs}": compare_trainings(found[ours][0], found[theirs][0])
+                             for ours, theirs in contrasts})
+    plot_panels(lab.out / "gradient_step.png", f"right class after {options.updates} updates", {
+        "the final step starts at (one training: exploratory)": mapped,
+        f"({options.seeds} trainings)": {"": {name: trainings.interval() for name, (trainings, _) in found.items()}}})
     common.publish_result(
-        lab, "gradient_step", "How many steps need a gradient, and from where",
-        f"After {options.updates} updates best, {best['right'].value:.2f} right ({plain.value:.2f} without a token): "
-        f"{ties}. Recommended here: {flag}, the fastest single gradient step whose interval reaches that.",
-        ["variant of the loop", "right class", "cosine", "spread", "s per update", "MB per trajectory"],
-        [[result["name"], result["right"], *(f"{result[measure]:.2f}" for measure in MEASURES)] for result in results],
-        f"Of {len(results)} variants, on {len(lab.targets)} classes, the best and the worst may be so by chance. "
-        "Cosine: between the first descent direction and the way from the initialiser to the adjectives that name the "
-        f"class, or to its token. Spread: standard deviation of {SPREAD} updates' gradients at the start over the norm "
-        "of their mean. Seconds of equal loops differ by up to a third. MB: activations for backward. Not tested: "
-        f"whether {flag} suffices for Stable Diffusion 1.4 too, whose noise schedule is the same.",
-        {"results": results, "without": plain, "updates": options.updates})
+        lab, "gradient_step", common.TESTED, "Where the gradient enters, and how many steps need one",
+        f"After {options.updates} updates: " + "; ".join(f"{name}: {describe_test(test)}"
+                                                         for name, test in tests.items()) + ".",
+        ["variant of the loop", "right class", "least", "cosine", "spread", "UNet calls per image",
+         "seconds per class"],
+        [[name, trainings.interval(), f"{trainings.least():.2f}", *(f"{value:.2f}" for value in start),
+          f"{trainings.unet_calls:g}", f"{trainings.seconds:.1f}"] for name, (trainings, start) in found.items()],
+        f"{options.updates} updates of {options.epoch_size} pictures, {options.images} held-out pictures per class and "
+        "training. Cosine: between the first descent direction and the way from the initialiser to the adjectives "
+        f"that name the class. Spread: standard deviation of {SPREAD} updates' gradients at the start over the norm of "
+        "their mean. The figure's left side maps, from one training each, where to look.",
+        {"map": mapped, "tests": tests, "updates": options.updates,
+         "loops": {name: {**trainings._asdict(), "cosine": start[0], "spread": start[1]}
+                   for name, (trainings, start) in found.items()}})
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ def write_animation(films: list[dict[int, list[Path]]], path: Path):
 
 
 def main(argv: list[str] | None = None):
-    lab = common.open_lab(common.parse_options(__doc__, argv, "7,13,16"), fresh_noise=True)  # which keeps the vectors
+    options = common.parse_options(__doc__, argv, "7,13,16", quick={"class_index": "7,13"})
+    lab = common.open_lab(options, fresh_noise=True)  # which keeps the vectors
     films, curves, rows = {}, {}, []
     for target, run in common.learn_tokens(lab).items():
         films[target] = film = {
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None):
     write_animation(list(films.values()), lab.out / "iterations.gif")
     first, last = (mean(row[i] for row in rows) for i in (2, 3))
     common.publish_result(
-        lab, "iterations", "A picture changes as its token is learned",
+        lab, "iterations", common.SHOWN, "A picture changes as its token is learned",
         f"The judge's probability of the class changes from {first:.2f} to {last:.2f}, on the same seeds.",
         ["class", "updates", "probability at the first", "at the last"],
         [[title, updates, f"{before:.2f}", f"{after:.2f}"] for title, updates, before, after in rows],

@@ -5,25 +5,67 @@ from statistics import mean
 
 from matplotlib.figure import Figure
 
-from evaluation.statistics import Proportion, standard_error
+from evaluation.statistics import Interval, Proportion, standard_error
+from experiments.trainings import Trainings
 from utils import replace_file
 
 
 def plot_curves(path: Path, xlabel: str, ylabel: str, curves: dict[str, dict]):
-    """Write {x: value} for each label, of Proportions with their intervals, of lists with the mean's standard error.
+    """Write one panel of curves; see `plot_panels`."""
+    plot_panels(path, ylabel, {xlabel: curves})
+
+
+def plot_panels(path: Path, ylabel: str, panels: dict[str, dict[str, dict]]):
+    """Write {x label: {label: {x: value}}}, Proportions and Intervals as they are, lists with the mean's error.
 
     A curve where x is numbers, points over their names where it is words.
     """
-    axis = Figure((6, 3.6)).subplots()
-    for label, by_x in curves.items():
-        bars = [(found.value, found.value - found.low, found.high - found.value) if isinstance(found, Proportion) else
-                (mean(found), standard_error(found), standard_error(found)) for found in by_x.values()]
-        values, below, above = zip(*bars, strict=True)
-        words = not all(str(x).isdecimal() for x in by_x)
-        axis.errorbar(list(by_x), values, [below, above], fmt="o" if words else "o-", capsize=3, label=label)
-    axis.set(xlabel=xlabel, ylabel=ylabel)
-    axis.tick_params("x", rotation=90 if words else 0)
-    if len(curves) > 1:
-        axis.legend(frameon=False, fontsize=8)
+    figure = Figure((6 * len(panels), 3.6))
+    for axis, (xlabel, curves) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(),
+                                      strict=True):
+        for label, by_x in curves.items():
+            values, below, above = zip(*map(describe_bar, by_x.values()), strict=True)
+            words = not all(str(x).isdecimal() for x in by_x)
+            axis.errorbar(list(by_x), values, [below, above], fmt="o" if words else "o-", capsize=3, label=label)
+        axis.set(xlabel=xlabel)
+        axis.tick_params("x", rotation=90 if words else 0)
+        if len(curves) > 1:
+            axis.legend(frameon=False, fontsize=8)
+    figure.axes[0].set_ylabel(ylabel)
+    save_figure(figure, path)
+
+
+def describe_bar(found: Proportion | Interval | list[float]) -> tuple[float, float, float]:
+    """A value, and how far its bar reaches below and above it."""
+    if isinstance(found, list):
+        return mean(found), standard_error(found), standard_error(found)
+    value = found.value if isinstance(found, Proportion) else found.mean
+    return value, value - found.low, found.high - value
+
+
+def plot_tradeoff(path: Path, title: str, plain: Interval, measured: dict[str, Trainings],
+                  tried: dict[str, Trainings], chosen: str):
+    """Write how often settings are right over what they cost: `measured` on all classes, `tried` on some."""
+    figure = Figure((9, 4.2))
+    for axis, cost, label in zip(figure.subplots(1, 2, sharey=True), ("unet_calls", "seconds"),
+                                 ("UNet calls per class", "seconds per class"), strict=True):
+        axis.axhline(plain.mean, color="grey", linestyle=":")
+        axis.annotate("without a token", (0.02, plain.mean), xycoords=("axes fraction", "data"), va="bottom",
+                      color="grey", fontsize=8)
+        axis.scatter([getattr(found, cost) for found in tried.values()],
+                     [found.interval().mean for found in tried.values()], facecolors="none", edgecolors="grey",
+                     label="tried on half of the classes")
+        for name, found in measured.items():
+            value, *bars = describe_bar(found.interval())
+            axis.errorbar(getattr(found, cost), value, [[bar] for bar in bars], fmt="o", capsize=3, label=name,
+                          markersize=9 if name == chosen else 6, color="tab:green" if name == chosen else None)
+        axis.set(xscale="log", xlabel=label, ylim=(None, 1.02))
+    figure.axes[0].set_ylabel("right class, on held-out seeds")
+    figure.axes[0].legend(frameon=False, fontsize=8, loc="center left")
+    figure.suptitle(title, fontsize=10)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path):
     with replace_file(path) as temporary:
-        axis.figure.savefig(temporary, format="png", dpi=130, bbox_inches="tight", metadata={"Software": None})
+        figure.savefig(temporary, format="png", dpi=130, bbox_inches="tight", metadata={"Software": None})

@@ -3,50 +3,67 @@
     python -m experiments.textual_inversion
     python -m experiments.textual_inversion --config configs/imagenet.yml --real_images DIR --class_index 283
 
-Both are drawn with fresh seeds, in the plain prompt and in other contexts.
+The recipe is that of diffusers' script, of 300 steps: PER_STEP pictures in each, LR, flipped at random, started from
+the class name's first word. The new word stands alone in the prompt, as it was learned, or before the class name. What
+inversion takes along is tried with pictures that all show one context: whether the plain prompt shows it too.
 """
 
+import functools
+import math
+import random
 import time
 from contextlib import suppress
+from statistics import mean
 
 import torch
 from tqdm import tqdm
 
 from evaluation.accuracy import measure_context
 from evaluation.fidelity import extract_files
-from evaluation.statistics import NEAREST_K, mean_with_error, measure_prdc, pool_proportions
+from evaluation.statistics import NEAREST_K, compare_classes, correct_pvalues, interval_over_classes, measure_prdc
 from experiments import common
+from experiments.plots import plot_panels
 from experiments.small import crop_squares
+from experiments.trainings import describe_test, judge_sets, list_seeds
+from miniature import world
 from models.denoising import compute_denoising_loss, encode_images
 from models.extractors import classifier_extractor
 from prompt_datasets import TEMPLATES, TargetClass
-from utils import UserError, require
+from utils import UserError, require, save_image
 
 PER_STEP, LR = 4, 5e-3  # pictures of a class in each step, AdamW's learning rate
 AT_ONCE = 40  # pictures with a graph
-CONTEXTS = ("A painting of a {}", "A photo of a {} in the snow")
-PROMPTS = (TEMPLATES[0], *CONTEXTS)
+TAKEN_ALONG = "in the snow"  # what all pictures of one case show
+TOKEN, ALONE, NOUN, BRIEF, SNOWY = ("class token", "inversion, alone", "inversion, with the noun",
+                                    "inversion, alone, in the token's time", "inversion of snowy pictures, alone")
+CONTRASTS = (("right", TOKEN, ALONE), ("right", TOKEN, NOUN), ("right", TOKEN, BRIEF), ("coverage", TOKEN, ALONE),
+             ("snow", SNOWY, ALONE))
 
 
-def invert_pictures(lab: common.Lab, real: common.Sets, steps: int) -> tuple[common.Vectors, float]:
-    """The vectors [K, D] of every class by textual inversion of its pictures, and the seconds per class; cached."""
+def invert_pictures(lab: common.Lab, real: common.Sets, steps: list[int],
+                    seed: int = 0) -> tuple[dict[int, common.Vectors], float]:
+    """The vectors [K, D] of every class by its pictures after each of `steps`, and a class's seconds per step; cached.
+    """
     def run_inversion():
         started = time.monotonic()
-        return {"vectors": learn_vectors(lab, real, steps).tolist(), "seconds": time.monotonic() - started}
+        learned = {step: vectors.tolist() for step, vectors in learn_vectors(lab, real, steps, seed).items()}
+        return {"vectors": learned, "seconds": (time.monotonic() - started) / len(real) / max(steps)}
 
-    found = common.cached_result(lab, run_inversion, steps=steps, per_step=PER_STEP, lr=LR,
+    found = common.cached_result(lab, run_inversion, steps=steps, per_step=PER_STEP, lr=LR, flipped=True, seed=seed,
                                  pictures=common.stamp_sets(real))
-    return dict(zip(real, torch.tensor(found["vectors"]), strict=True)), found["seconds"] / len(real)
+    return {int(step): dict(zip(real, torch.tensor(vectors), strict=True))
+            for step, vectors in found["vectors"].items()}, found["seconds"]
 
 
-def learn_vectors(lab: common.Lab, real: common.Sets, steps: int) -> torch.Tensor:
-    """The vectors [C, K, D] after `steps` of the ordinary denoising loss, all classes in the same steps."""
-    config, generator, noise = lab.config, lab.get_generator(), torch.Generator().manual_seed(0)
-    moments = [encode_images(generator, crop_squares(files, config.height, config.width)) for files in real.values()]
+def learn_vectors(lab: common.Lab, real: common.Sets, steps: list[int], seed: int = 0) -> dict[int, torch.Tensor]:
+    """The vectors [C, K, D] after each of `steps` of the ordinary denoising loss, all classes in the same steps."""
+    config, generator, noise = lab.config, lab.get_generator(), torch.Generator().manual_seed(seed)
+    pictures = [crop_squares(files, config.height, config.width) for files in real.values()]
+    moments = [encode_images(generator, torch.cat([images, images.flip(3)])) for images in pictures]
     vectors = torch.stack([embed_first_word(lab, target) for target in real]).requires_grad_()
     optimizer = torch.optim.AdamW([vectors], LR, weight_decay=config.weight_decay)
-    scaler = torch.amp.GradScaler(generator.device.type, enabled=generator.dtype == torch.float16)
-    for _ in tqdm(range(steps), desc="textual inversion", unit="step"):
+    scaler, learned = torch.amp.GradScaler(generator.device.type, enabled=generator.dtype == torch.float16), {}
+    for step in tqdm(range(1, max(steps) + 1), desc="textual inversion", unit="step", mininterval=2):
         optimizer.zero_grad()
         for part in torch.arange(len(real)).split(AT_ONCE // PER_STEP):
             latents = torch.cat([sample_latents(*moments[i], noise) for i in part.tolist()])
@@ -57,7 +74,9 @@ def learn_vectors(lab: common.Lab, real: common.Sets, steps: int) -> torch.Tenso
             scaler.scale(loss * len(part)).backward()  # each class as if it learned alone
         scaler.step(optimizer)
         scaler.update()
-    return vectors.detach().cpu()
+        if step in steps:
+            learned[step] = vectors.detach().cpu().clone()
+    return learned
 
 
 def sample_latents(means: torch.Tensor, stds: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
@@ -73,62 +92,132 @@ def embed_first_word(lab: common.Lab, target: TargetClass) -> torch.Tensor:
     return lab.get_generator().initial_vectors(lab.config.initializer_token)
 
 
-def measure_sets(lab: common.Lab, sets: dict[str, common.Sets], truth: common.Sets) -> dict:
-    """How pictures {prompt: of every class} are judged, and the diversity of those of the plain prompt."""
-    judge = lab.config.context_judge
-    coverage, distance = measure_diversity(lab, sets[TEMPLATES[0]], truth)
-    return {"right": {prompt: common.measure_accuracy(lab, files) for prompt, files in sets.items()},
-            "coverage": coverage, "distance": distance, "context_kept": {
-                context: pool_proportions(measure_context(judge, context, files) for files in sets[context].values())
-                for context in CONTEXTS if judge}}
+def draw_snowy_pictures(lab: common.Lab) -> common.Sets:
+    """As many pictures of every class as `--main_k`, all TAKEN_ALONG, by the miniature's world."""
+    sets = {target: [lab.work / "snowy" / target.folder / f"{i}.png" for i in range(lab.options.main_k)]
+            for target in lab.targets}
+    for target, files in sets.items():
+        for i, file in enumerate(files):
+            if not file.exists():
+                save_image(world.draw(target.index, random.Random(f"{target.index} {i}"), TAKEN_ALONG), file)
+    return sets
 
 
-def measure_diversity(lab: common.Lab, sets: common.Sets, truth: common.Sets) -> tuple[list[float], list[float]]:
+def measure_method(lab: common.Lab, trainings: list[common.Vectors], phrase: str | None, truth: common.Sets,
+                   images: int) -> dict[str, list[float]]:
+    """MEASURES by class of the pictures that several trainings' vectors give in the plain prompt."""
+    sets = [common.draw_sets(lab, vectors, images, phrase=phrase) for vectors in trainings]
+    pooled = {target: [file for part in sets for file in part[target]] for target in sets[0]}
+    found = {"right": [mean(shares) for shares in judge_sets(lab, sets).values()], **measure_diversity(
+        lab, pooled, truth)}
+    if lab.config.context_judge:
+        found["snow"] = [measure_context(lab.config.context_judge, TAKEN_ALONG, files).value
+                         for files in pooled.values()]
+    return found
+
+
+def measure_diversity(lab: common.Lab, sets: common.Sets, truth: common.Sets) -> dict[str, list[float]]:
     """Of every class, on the judge's features: coverage of the real pictures `truth`, and the mean distance of two
     pictures in `sets`, in units of that of two real ones.
     """
     extractor = classifier_extractor(lab.get_judge())
     pairs = [[extract_files(extractor, files) for files in (truth[target], sets[target])] for target in sets]
-    return ([measure_prdc(real, drawn, lab.options.nearest_k)["coverage"] for real, drawn in pairs],
-            [(torch.pdist(drawn).mean() / torch.pdist(real).mean()).item() for real, drawn in pairs])
+    return {"coverage": [measure_prdc(real, drawn, lab.options.nearest_k)["coverage"] for real, drawn in pairs],
+            "distance": [(torch.pdist(drawn).mean() / torch.pdist(real).mean()).item() for real, drawn in pairs]}
+
+
+def measure_contexts(lab: common.Lab, methods: dict[str, tuple], images: int) -> dict[str, dict]:
+    """Of the first training in other prompts: by class the share right, and where a judge is there the share kept."""
+    found = {}
+    for context in ("A painting of a {}", "A photo of a {} in the snow"):
+        for name, (trainings, phrase, *_) in methods.items():
+            sets = common.draw_sets(lab, trainings[0], images, context, phrase)
+            kept = [measure_context(lab.config.context_judge, context, files).value for files in sets.values()] \
+                if lab.config.context_judge else []
+            found[f"{name}: {context}"] = {
+                "right": [mean(shares) for shares in judge_sets(lab, [sets]).values()], "kept": kept}
+    return found
+
+
+def list_methods(lab: common.Lab, real: common.Sets) -> tuple[dict[str, tuple], dict[str, tuple]]:
+    """(vectors of every training, phrase, real pictures per class, seconds per class): of CONTRASTS, and by k."""
+    options, word, largest = lab.options, lab.config.placeholder_token, max(lab.options.k)
+    runs = [common.learn_tokens(lab, seed=seed) for seed in list_seeds(lab)]
+    seconds = mean(common.measure_cost(folders, "seconds") for folders in runs)
+
+    def invert_few(k: int, steps: list[int], seed: int):
+        few = {target: files[seed * largest:seed * largest + k] for target, files in real.items()}
+        return invert_pictures(lab, few, steps, seed)
+
+    per_step = invert_few(options.main_k, [options.steps], 0)[1]
+    brief = min(options.steps, max(1, math.ceil(seconds / per_step)))
+    learned = [invert_few(options.main_k, [options.steps], seed)[0][options.steps] for seed in range(options.seeds)]
+    short = [invert_few(options.main_k, [brief], seed)[0][brief] for seed in range(options.seeds)]
+    cost = per_step * options.steps
+    methods = {TOKEN: ([common.load_vectors(folders) for folders in runs], None, 0, seconds),
+               ALONE: (learned, word, options.main_k, cost), NOUN: (learned, None, options.main_k, cost),
+               BRIEF: (short, word, options.main_k, per_step * brief)}
+    if lab.config.real_images == common.WORLD:
+        snowy = invert_pictures(lab, draw_snowy_pictures(lab), [options.steps])[0][options.steps]
+        methods[SNOWY] = [snowy], word, options.main_k, cost
+    by_k = {}
+    for k in options.k:
+        vectors = invert_few(k, [options.steps], 0)[0][options.steps]
+        by_k |= {(ALONE, k): ([vectors], word, k, cost), (NOUN, k): ([vectors], None, k, cost)}
+    return methods, by_k
 
 
 def main(argv: list[str] | None = None):
-    options = common.parse_options(__doc__, argv, "1,3,5,7,9,11,13,15", real_images=None, k=5, steps=120, images=10,
-                                   nearest_k=NEAREST_K, truth=100)
-    require(options.images > options.nearest_k, f"--images must be greater than --nearest_k {options.nearest_k}")
+    options = common.parse_options(
+        __doc__, argv, "all", quick={"k": [1, 2], "main_k": 2, "seeds": 2, "steps": 2, "images": 4, "k_images": 4,
+                                     "truth": 6, "nearest_k": 1}, real_images=None, k=[1, 3, 5, 10], main_k=5, seeds=3,
+        steps=300, images=20, k_images=10, truth=100, nearest_k=NEAREST_K)
+    require(min(options.images, options.k_images) > options.nearest_k,
+            f"--images and --k_images must be greater than --nearest_k {options.nearest_k}")
     lab = common.open_lab(options)
-    real = common.load_real_images(lab, options.k + options.images + options.truth)
-    few, more, truth = ({target: files[part] for target, files in real.items()} for part in (
-        slice(options.k), slice(options.k, options.k + options.images), slice(options.k + options.images, None)))
-    runs = common.learn_tokens(lab)
-    drawn = lab.config.epoch_size * common.measure_cost(runs, "updates")
-    inverted, seconds = invert_pictures(lab, few, options.steps)
-    methods = {  # vectors, what stands for them in a prompt; real and drawn pictures and seconds that they cost
-        "no token": (dict.fromkeys(real), None, 0, 0, 0),
-        "class token": (common.load_vectors(runs), None, 0, drawn, common.measure_cost(runs, "seconds")),
-        "textual inversion": (inverted, lab.config.placeholder_token, options.k, 0, seconds)}
-    rows, data, shown = [], {}, {}
-    for name, (vectors, phrase, *costs) in methods.items():
-        sets = {prompt: common.draw_sets(lab, vectors, options.images, prompt, phrase) for prompt in PROMPTS}
-        shown[name] = {target: [file for files in sets.values() for file in files[target][:4]] for target in real}
-        data[name] = found = {**measure_sets(lab, sets, truth), "seconds_per_class": costs[-1]}
-        rows.append([name, found["right"][TEMPLATES[0]], mean_with_error(found["coverage"]),
-                     mean_with_error(found["distance"]), *(f"{cost:.0f}" for cost in costs),
-                     *(f"{found['right'][text]}, {found['context_kept'].get(text, '-')}" for text in CONTEXTS)])
-    common.show_sets(lab, shown, lab.out / "textual_inversion.png", f"four seeds each: {'; '.join(PROMPTS)}", 12)
-    (_, ours, theirs), ceiling = rows, measure_diversity(lab, more, truth)
-    contexts = [f"'{CONTEXTS[i]}': right and kept {ours[i - 2]} and {theirs[i - 2]}" for i in range(2)]
+    real = common.load_real_images(lab, max(options.k) * options.seeds + options.images * options.seeds + options.truth)
+    truth = {target: files[-options.truth:] for target, files in real.items()}
+    more = {target: files[-options.truth - options.images * options.seeds:-options.truth]
+            for target, files in real.items()}
+    methods, by_k = list_methods(lab, real)
+    measure = functools.partial(measure_method, lab, truth=truth)
+    found = {name: measure(trainings, phrase, images=options.images) for name, (trainings, phrase, *_) in
+             {"no token": ([dict.fromkeys(real)], None), **methods}.items()}
+    small = {key: measure(trainings, phrase, images=options.k_images)["right"]
+             for key, (trainings, phrase, *_) in by_k.items()}
+    contexts = measure_contexts(lab, {name: methods[name] for name in (TOKEN, ALONE, NOUN)}, options.k_images)
+    tests = correct_pvalues({f"{measure}, {ours} beside {theirs}": compare_classes(found[ours][measure],
+                                                                                   found[theirs][measure])
+                             for measure, ours, theirs in CONTRASTS if ours in found and measure in found[ours]})
+    publish(lab, methods, found, small, contexts, tests, measure_diversity(lab, more, truth))
+
+
+def publish(lab: common.Lab, methods: dict, found: dict, small: dict, contexts: dict, tests: dict, ceiling: dict):
+    """The figure and the page."""
+    options = lab.options
+    plot_panels(lab.out / "textual_inversion.png", "right class", {
+        "real pictures per class (one training: exploratory)": {name: {
+            k: interval_over_classes(small[name, k]) for k in options.k} for name in (ALONE, NOUN)},
+        f"({options.seeds} trainings)": {"": {name: interval_over_classes(of["right"])
+                                              for name, of in found.items()}}})
+    costs = {"no token": ("", ""), **{name: (real, f"{seconds:.1f}") for name, (*_, real, seconds) in methods.items()}}
+    rows = [[name, *(interval_over_classes(of[measure]) if measure in of else ""
+                     for measure in ("right", "coverage", "distance", "snow")), *costs[name]]
+            for name, of in found.items()]
+    rows.append(["real pictures", "", *(interval_over_classes(ceiling[measure]) for measure in ("coverage", "distance")
+                                        ), "", "", ""])
+    rows += [[name, interval_over_classes(of["right"]), "", "", "", "", ""] for name, of in contexts.items()]
     common.publish_result(
-        lab, "textual_inversion", "The class token beside textual inversion",
-        f"Right class in {ours[1]} with the class token, in {theirs[1]} with textual inversion of {options.k} "
-        f"pictures; coverage {ours[2]} and {theirs[2]}; {'; '.join(contexts)}.",
-        ["", "right class", "coverage", "distance of two pictures", "real pictures per class",
-         "pictures drawn to learn", "seconds per class", *(f"{context}: right, kept" for context in CONTEXTS)],
-        [*rows, ["real pictures", "", *map(mean_with_error, ceiling), *[""] * 5]],
-        f"Coverage of {options.truth} real pictures per class; distance in units of theirs. The class token needs no "
-        "real pictures, but a classifier that was trained on some.",
-        {"methods": data, "ceiling": ceiling, "pictures": options.images, "k": options.k, "steps": options.steps})
+        lab, "textual_inversion", common.TESTED, "The class token beside textual inversion",
+        "; ".join(f"{name}: {describe_test(test)}" for name, test in tests.items()) + ".",
+        ["", "right class", "coverage", "distance of two pictures", "shows snow", "real pictures per class",
+         "seconds per class"], rows,
+        f"{options.seeds} trainings (one of snowy pictures, in other prompts and in the figure's left side), "
+        f"{options.images} held-out pictures per class and training (there {options.k_images}). Coverage of "
+        f"{options.truth} real pictures per class, distance in units of theirs. {options.steps} steps of {PER_STEP} "
+        "pictures. The class token needs no real pictures, but a classifier that was trained on some.",
+        {"methods": found, "by_k": {f"{name}, k = {k}": values for (name, k), values in small.items()},
+         "contexts": contexts, "ceiling": ceiling, "tests": tests})
 
 
 if __name__ == "__main__":

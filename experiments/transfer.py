@@ -9,12 +9,15 @@ Without --other the second checkpoint is the miniature, its UNet trained further
 import random
 import shutil
 from pathlib import Path
+from statistics import mean
 
 import torch
 from torchvision.transforms.functional import to_tensor
 from tqdm import tqdm
 
+from evaluation.statistics import compare_classes, interval_over_classes
 from experiments import common
+from experiments.trainings import describe_test, judge_sets, list_seeds
 from miniature import world
 from models.denoising import compute_denoising_loss, encode_images
 from utils import find_path, replace_file, require
@@ -50,26 +53,34 @@ def train_denoiser(lab: common.Lab, drawings: int, steps: int) -> Path:
 
 
 def main(argv: list[str] | None = None):
-    options = common.parse_options(__doc__, argv, "1,3,5,7,9,11,13,15", other=None, images=10, drawings=1200, steps=100)
+    options = common.parse_options(
+        __doc__, argv, "all", quick={"seeds": 2, "images": 1, "drawings": 8, "steps": 1}, other=None, seeds=3,
+        images=10, drawings=1200, steps=100)
     lab = common.open_lab(options)
     require(options.other or lab.config.real_images == common.WORLD,
             "give --other, a checkpoint of the same text encoder")
-    learned = common.load_vectors(common.learn_tokens(lab))
+    runs = [common.learn_tokens(lab, seed=seed) for seed in list_seeds(lab)]
+    trainings = [common.load_vectors(folders) for folders in runs]
     other = options.other or str(train_denoiser(lab, options.drawings, options.steps).resolve())
-    sets, rows = {}, []
-    for name, drawing_lab in (("its own generator", lab),
-                              ("the other generator", common.open_lab(options, model=other))):
-        arms = [common.draw_sets(drawing_lab, vectors, options.images) for vectors in (dict.fromkeys(learned), learned)]
-        sets |= {f"without, {name}": arms[0], f"with, {name}": arms[1]}
-        rows.append([name, *(common.measure_accuracy(lab, files) for files in arms)])
-    common.show_sets(lab, sets, lab.out / "transfer.png")
+    shown, right = {}, {}
+    for name, drawing_lab in (("its own generator", lab), ("the other generator", common.open_lab(options,
+                                                                                                  model=other))):
+        arms = {"without": [dict.fromkeys(trainings[0])], "with": trainings}
+        sets = {arm: [common.draw_sets(drawing_lab, vectors, options.images) for vectors in many]
+                for arm, many in arms.items()}
+        shown |= {f"{arm}, {name}": many[0] for arm, many in sets.items()}
+        right[name] = {arm: [mean(shares) for shares in judge_sets(lab, many).values()] for arm, many in sets.items()}
+    tests = {name: compare_classes(arms["with"], arms["without"]) for name, arms in right.items()}
+    rows = [[name, *map(interval_over_classes, arms.values()), tests[name]] for name, arms in right.items()]
+    common.show_sets(lab, shown, lab.out / "transfer.png")
     common.publish_result(
-        lab, "transfer", "A token works on another checkpoint of the same text encoder",
-        f"On another checkpoint the token takes the right class from {rows[1][1]} to {rows[1][2]} ({rows[0][1]} to "
-        f"{rows[0][2]} on its own).", ["drawn by", "without", "with the token"], rows, "The other generator: "
+        lab, "transfer", common.TESTED, "A token works on another checkpoint of the same text encoder",
+        f"On another checkpoint the token takes the right class from {rows[1][1]} to {rows[1][2]}: "
+        f"{describe_test(tests['the other generator'])}.",
+        ["drawn by", "without", "with the token", "difference"], rows,
+        f"{options.seeds} trainings, {options.images} held-out pictures per class and training. The other generator: "
         + (options.other or f"the same, its UNet trained further for {options.steps} steps of {BATCH} drawings") + ".",
-        {"shares": {name: {"without": before, "with": after} for name, before, after in rows},
-         "pictures_per_class": options.images})
+        {"right": right, "tests": tests})
 
 
 if __name__ == "__main__":

@@ -45,6 +45,9 @@ class Generator(Protocol):
     def vocabulary_norms(self) -> tuple[float, ...]:
         """The mean norm of the vocabulary's vectors, of every text encoder."""
 
+    def nearest_words(self, vectors: torch.Tensor) -> list[str]:
+        """Of every text encoder and vector [K, D]: the words of the vocabulary with the largest cosine."""
+
     def encode(self, prompts: list[str], vectors: torch.Tensor | None = None) -> torch.Tensor:
         """Prompts [P] and the token's vectors in each [P, K, D] -> cond [P, ...], differentiable in `vectors`."""
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from itertools import cycle, islice
 
 import torch
+import torch.nn.functional as F
 
 from utils import require
 
@@ -35,6 +36,13 @@ class PromptEncoder:
         require(max(ids) < len(table), f"initializer_token '{initializer}' is no word that the model learned: take "
                                        "another")
         return table[list(islice(cycle(ids), count))].detach().float().clone()
+
+    def nearest_words(self, vectors: torch.Tensor, count: int = 5) -> list[str]:
+        """For each of the vectors [K, D] the `count` words of the vocabulary with the largest cosine, and that."""
+        table = F.normalize(self.text_encoder.get_input_embeddings().weight.float(), dim=1)
+        found = (F.normalize(vectors.float().to(table.device), dim=1) @ table.T).topk(min(count, len(table)))
+        return [", ".join(f"{self.tokenizer.decode([i]).strip()} {cosine:.2f}" for i, cosine in zip(
+            ids.tolist(), cosines.tolist(), strict=True)) for cosines, ids in zip(*found, strict=True)]
 
     def mean_norm(self) -> float:
         """Of the vectors of the whole vocabulary."""

@@ -44,6 +44,11 @@ class StableDiffusion:
         """The mean norm of the vocabulary's vectors, of every text encoder."""
         return tuple(encoder.mean_norm() for encoder in self.prompt_encoders)
 
+    def nearest_words(self, vectors: torch.Tensor) -> list[str]:
+        """The words of every text encoder's vocabulary that the vectors [K, D] point to."""
+        parts = zip(self.prompt_encoders, vectors.split(self.token_widths, 1), strict=True)
+        return [words for encoder, part in parts for words in encoder.nearest_words(part)]
+
     def encode(self, prompts: list[str], vectors: torch.Tensor | None = None) -> torch.Tensor:
         """Prompts and the token's vectors [P, K, D] in each -> prompt_embeds [P, L, D], differentiable in `vectors`."""
         encoder, = self.prompt_encoders

@@ -67,6 +67,8 @@ def test_token_and_metrics(tmp_path):
     """Twelve updates of class 7 and their evaluation, by the command itself."""
     assert main(["--config", "configs/miniature.yml", "--class_index", "7", "--train", "True", "--evaluate", "True",
                  "--num_train_epochs", "12", "--target_accuracy", "1", "--test_size", "8", "--controls", "True",
+                 "--lr", "0.005", "--epoch_size", "16", "--train_timesteps", "999", "800", "600",
+                 "--train_guidance_scale", "none",
                  "--eval_prompts", "A painting of a {}", "--output_path", str(tmp_path)]) == 0
     token = next(tmp_path.rglob("learned_embeds.safetensors"))
     assert_equal(load_token(token).vectors[0], "token")

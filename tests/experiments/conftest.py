@@ -31,17 +31,17 @@ def settings(write_settings) -> str:
 
 @pytest.fixture
 def run_experiment(tmp_path):
-    """Runs a command of class 7, unless `flags` say otherwise, and returns its JSON file, checked against its pages."""
-    def run_main(name: str, settings: str, *flags: str, **parameters) -> dict:
-        flags = flags if "--class_index" in flags else ("--class_index", "7", *flags)
+    """Runs a command's quick form and returns its JSON file, checked against its pages."""
+    def run_main(name: str, *flags: str, **parameters) -> dict:
         out = tmp_path / "out"
         importlib.import_module(f"experiments.{name}").main(
-            ["--config", settings, "--work", str(tmp_path / "work"), "--out", str(out), *flags], **parameters)
+            ["--quick", "--work", str(tmp_path / "work"), "--out", str(out), *flags], **parameters)
         result = json.loads((out / f"{name}.json").read_text())
         assert Image.open(out / result["figure"]).width > 100
         assert result["found"] in (out / f"{name}.md").read_text()
-        assert result["command"].startswith(f"python -m experiments.{name} --config {settings} --class_index ")
+        assert result["command"].startswith(f"python -m experiments.{name} --quick")
         assert result["command"] in (out / "README.md").read_text()
+        assert result["kind"] in ("tested", "exploratory", "shown")
         assert result["config"]["model"] == "miniature/weights/generator"
         return result
 

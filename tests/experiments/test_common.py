@@ -12,6 +12,7 @@ from scipy.stats import sem
 from evaluation.statistics import Proportion, mean_with_error, standard_error
 from experiments import common, small
 from experiments.plots import plot_curves
+from experiments.trainings import measure_trainings
 from prompt_datasets import target_class
 from utils import ROOT, UserError
 
@@ -86,15 +87,18 @@ def test_real_pictures_must_be_enough(write_settings, tmp_path):
 def test_a_result_is_a_page_a_file_and_a_line(settings, tmp_path, capsys):
     lab = open_lab(settings, "--class_index", "jaguar, cat", "--work", "w", "--out", str(tmp_path))
     half = Proportion(1, 2)
-    common.publish_result(lab, "some", "A claim", "We found it.", ["a"], [[half]], "A note.", {"of": half})
+    common.publish_result(lab, "some", common.SHOWN, "A claim", "We found it.", ["a"], [[half]], "A note.",
+                          {"of": half}, paper="They say so.")
     page = (tmp_path / "some.md").read_text()
     assert page == ("# A claim\n\nWe found it.\n\n| a |\n| --- |\n| 0.50 [0.09, 0.91] |\n\nA note. Judged by the "
-                    "evaluator 'miniature_evaluator'. [Wilson 95 % interval over one training's pictures], "
-                    "(standard error).\n\n"
+                    "evaluator 'miniature_evaluator'. A study of the kind 'shown': see the "
+                    "[protocol](README.md#protocol).\n\n"
                     "![A claim](some.png)\n\n"
                     f"`python -m experiments.some --config {settings} --class_index 'jaguar, cat'`\n")
     assert common.read_json(tmp_path / "some.json")["of"]["count"] == 2
-    assert "| A claim | `python -m experiments.some" in (tmp_path / "README.md").read_text()
+    assert (tmp_path / "README.md").read_text().startswith((ROOT / "experiments/protocol.md").read_text())
+    assert "| They say so. |" in (tmp_path / "README.md").read_text()
+    assert "| A claim | shown | `python -m experiments.some" in (tmp_path / "README.md").read_text()
     assert "We found it." in capsys.readouterr().out
 
 
@@ -121,9 +125,28 @@ def test_wrong_or_missing_classes_are_one_line(settings, tmp_path, flags, messag
         open_lab(settings, "--work", str(tmp_path), *flags)
 
 
-def test_judging_seeds_were_never_trained_on(run_experiment, settings):
+def test_judging_seeds_were_never_trained_on(run_experiment):
     with pytest.raises(UserError, match="--images 1001 would judge seeds that training uses, from 1000 on"):
-        run_experiment("transfer", settings, "--images", "1001")
+        run_experiment("transfer", "--images", "1001")
+
+
+def test_one_class_cannot_be_compared_over_classes(run_experiment):
+    with pytest.raises(UserError, match="compares over classes: give two or more as --class_index"):
+        run_experiment("ablations", "--class_index", "7", factors={"fresh_noise": (False,)})
+
+
+def test_several_trainings_are_judged_by_class(settings, tmp_path):
+    """Shares by class are what the judge says of each training's pictures, and costs count every image's UNet calls."""
+    lab = open_lab(settings, "--class_index", "7,8", "--work", str(tmp_path))
+    found = measure_trainings(lab, [1000, 11000], 3, train_guidance_scale=1.0, train_timesteps=[999, 600])
+    assert list(found.right) == [target.title for target in lab.targets]
+    for i, seed in enumerate((1000, 11000)):
+        folders = common.learn_tokens(lab, seed=seed, train_guidance_scale=1.0, train_timesteps=[999, 600])
+        for target, files in common.draw_sets(lab, common.load_vectors(folders), 3).items():
+            assert found.right[target.title][i] == common.measure_accuracy(lab, {target: files}).value
+    assert found.updates == 2 and found.unet_calls == 2 * 4 * 2  # updates, images, steps
+    guided = measure_trainings(lab, [1000], 1, train_timesteps=[999, 600])
+    assert guided.unet_calls == 2 * found.unet_calls
 
 
 def test_pictures_of_any_size_become_squares(tmp_path):

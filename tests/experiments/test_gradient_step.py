@@ -1,66 +1,77 @@
-"""The variants of the loop: their gradients, their other draws, and which one is recommended."""
+"""The variants of the loop: their gradients, their noise draws, and what the command compares."""
 
 import pytest
 import torch
+from torch.autograd import grad
 
-from evaluation.statistics import Proportion
 from experiments import gradient_step
-from experiments.gradient_step import Variant
-from method.losses import cross_entropy
-from method.training import Batch, token_gradient
-from prompt_datasets import TEMPLATES
+from experiments.gradient_step import SHORT, Variant, open_variant
+from models.sampling import new_scheduler
 
-ONE, TWO, DRAWS = Variant("one", (999, 600)), Variant("two", (999, 600), 2), Variant("draws", (999, 600), 1, 2)
+TWO = Variant((999, 600), 1.0, 2)
 
 
-def test_the_command(run_experiment, settings):
-    result = run_experiment("gradient_step", settings, "--updates", "1", "--images", "1", "--epoch_size", "4",
-                            variants=(ONE, TWO, DRAWS, ONE._replace(name="paper's", timesteps=None)))
-    one, two, draws, paper = result["results"]
-    assert two["mb_per_trajectory"] > 1.1 * one["mb_per_trajectory"]
-    assert 1.5 < draws["mb_per_trajectory"] / one["mb_per_trajectory"] < 2.5
-    assert draws["spread"] != one["spread"]
-    assert paper["mb_per_trajectory"] == pytest.approx(one["mb_per_trajectory"], rel=0.01)
+def test_the_command(run_experiment):
+    loops = {"one": SHORT, "two": SHORT._replace(graph_steps=2), "draws": SHORT._replace(draws=2)}
+    result = run_experiment("gradient_step", series={"guidance 1": {800: Variant((999, 800))}}, loops=loops,
+                            contrasts=(("two", "one"), ("draws", "one")))
+    assert {name: found["unet_calls"] for name, found in result["loops"].items()} == {"one": 3, "two": 3, "draws": 2.5}
+    assert list(result["tests"]) == ["two, beside one", "draws, beside one"]
+    spreads = [found["spread"] for found in result["loops"].values()]
+    assert len(set(spreads)) == 3 and all(spread > 0 for spread in spreads)
 
 
-def make_result(successes: int, seconds: float, graph_steps: int = 1) -> dict:
-    return {"right": Proportion(successes, 100), "seconds_per_update": seconds, "graph_steps": graph_steps, "draws": 1}
+def sample_gradients(lab, *variants: Variant) -> list[torch.Tensor]:
+    """Of a picture's latents by the prompt, for each variant."""
+    found = []
+    for variant in variants:
+        varied = open_variant(lab, variant)
+        cond = varied.get_generator().encode(["a photo of a crane"]).requires_grad_()
+        settings = gradient_step.common.method_settings(varied.config)[1]
+        latents = varied.get_generator().sample(cond, torch.tensor([1000]), settings)
+        found.append(grad(latents.square().sum(), cond)[0])
+    return found
 
 
-def test_recommended_is_the_fastest_of_those_as_good_that_run_py_knows():
-    best, good, fast, other = make_result(88, 3), make_result(85, 2), make_result(70, 1), make_result(90, 1, 5)
-    assert gradient_step.recommend_variant([fast, good, best]) == (best, good)
-    assert gradient_step.recommend_variant([fast, good, best, other]) == (other, good)
-    assert gradient_step.recommend_variant([fast, other]) == (other, fast)
+def test_a_plain_variant_is_the_methods_own_loop(lab):
+    settings = gradient_step.common.method_settings(lab.config)[1]._replace(timesteps=(999, 600), guidance_scale=1.0)
+    cond = lab.get_generator().encode(["a photo of a crane"]).requires_grad_()
+    expected = grad(lab.get_generator().sample(cond, torch.tensor([1000]), settings).square().sum(), cond)[0]
+    assert torch.equal(*sample_gradients(lab, TWO._replace(graph_steps=1)), expected)
 
 
-@pytest.mark.parametrize("batch_size", [2, 5])
-def test_one_step_with_a_graph_is_the_methods_gradient(lab, batch_size):
-    generator, (target,) = lab.get_generator(), lab.targets
-    vectors = generator.initial_vectors("a")
-    lab = lab._replace(config=gradient_step.replace(lab.config, epoch_size=5))
-    found = gradient_step.measure_gradient(lab, target, vectors, 2, ONE, batch_size)
-    inserted, seeds = vectors.expand(3, 1, -1).clone().requires_grad_(), torch.arange(5) + lab.config.seed + 10
-    token_gradient(generator, cross_entropy(lab.get_guide()), inserted,
-                   Batch([template.format(f"newclas {target.name}") for template in TEMPLATES], torch.arange(5) % 3,
-                         seeds, torch.full((5,), target.index), torch.full((5,), 1 / 5)),
-                   lab.drawer.sampling._replace(timesteps=ONE.timesteps), batch_size)
-    assert (found - inserted.grad.sum(0)).norm() / found.norm() < 1e-4
+def test_more_steps_with_a_graph_and_the_stop_gradient(lab):
+    """With the stop-gradient two steps' gradient is the sum of what either gives with the other's prompt fixed."""
+    one, two, stopped = sample_gradients(lab, TWO._replace(graph_steps=1), TWO, TWO._replace(stop_gradient=True))
+    assert (two - one).norm() > 1e-3 * one.norm() and (two - stopped).norm() > 1e-3 * two.norm()
+    generator, settings = lab.get_generator(), gradient_step.common.method_settings(lab.config)[1]
+    cond = generator.encode(["a photo of a crane"])
+    first, last = (cond.clone().requires_grad_() for _ in range(2))
+    scheduler = new_scheduler(
+        generator.scheduler, settings._replace(timesteps=(999, 600)), [1000])
+    latents = generator.initial_noise([torch.Generator().manual_seed(1000)], settings) * scheduler.init_noise_sigma
+    for t, own in zip(scheduler.timesteps, (first, last), strict=True):
+        noise = generator.predict_noise(scheduler.scale_model_input(latents, t).detach(), t, own)
+        latents = scheduler.step(noise, t, latents).prev_sample
+    expected = sum(grad(latents.square().sum(), (first, last)))
+    assert (stopped - expected).norm() < 1e-4 * expected.norm()
 
 
-def test_more_steps_with_a_graph_draw_the_same_and_change_the_gradient(lab):
-    one, two = (gradient_step.measure_gradient(lab, lab.targets[0], lab.get_generator().initial_vectors("a"), 0,
-                                               variant, batch_size=4) for variant in (ONE, TWO))
-    assert (one - two).norm() > 1e-3 * one.norm()
-
-
-def test_other_draws_start_from_their_own_trajectory(lab):
-    """The first of a trajectory's draws is what no draws at all give; all draws are of the same picture."""
-    generator, sampling = lab.get_generator(), lab.drawer.sampling._replace(timesteps=(999, 300))
+def test_noise_draws_share_a_trajectory(lab):
+    """Two draws of one trajectory are nearer to each other than to another seed's, and not the same."""
+    varied = open_variant(lab, Variant((999, 300), 1.0, draws=2))
+    settings = gradient_step.common.method_settings(varied.config)[1]
     with torch.no_grad():
-        cond = generator.encode(["a photo of a crane", "a photo of a palm"])
-        one, three = (gradient_step.draw_latents(generator, cond, [1000, 1001], sampling, 1, draws) for draws in (1, 3))
-    assert torch.equal(three[:2], one) and len(three) == 6
-    others = three[2:].view(2, 2, *one.shape[1:])  # [draw, trajectory, 4, h, w]
-    assert (others[0] - others[1]).abs().mean() > 0.01  # other noise
-    assert ((others - one).flatten(2).norm(dim=2) < 0.7 * (others - one.flip(0)).flatten(2).norm(dim=2)).all()
+        cond = varied.get_generator().encode(["a photo of a crane"]).expand(4, -1, -1)
+        latents = varied.get_generator().sample(cond, torch.arange(1000, 1004), settings).flatten(1)
+    distances = torch.cdist(latents, latents)
+    assert 0 < distances[0, 1] < 0.7 * distances[0, 2] and 0 < distances[2, 3] < 0.7 * distances[3, 1]
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_gradients_at_the_start_are_of_every_class_alone(lab, batch_size):
+    config = gradient_step.replace(lab.config, batch_size=batch_size)
+    targets = gradient_step.common.select_classes("7,8", lab.labels, lab.labels)
+    both, *alone = (gradient_step.measure_gradients(lab._replace(config=config, targets=some), 1)
+                    for some in (targets, targets[:1], targets[1:]))
+    assert both.shape[0] == 2 and (both - torch.cat(alone)).norm() < 1e-4 * both.norm()

@@ -1,53 +1,62 @@
 """The experiments that show a training's pictures, a planted bias, and tokens on another checkpoint."""
 
+import random
 from pathlib import Path
 
-import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
 from experiments import inversion
-from utils import ROOT, UserError
+from utils import ROOT
 
 
-def test_iterations(run_experiment, settings, tmp_path):
-    result = run_experiment("iterations", settings, "--class_index", "7,13")
+def test_iterations(run_experiment, tmp_path):
+    result = run_experiment("iterations")
     assert [list(by_update) for by_update in result["probabilities"].values()] == [["0", "1"]] * 2
     assert Image.open(tmp_path / "out" / "iterations.gif").n_frames == 2
 
 
-def test_inversion(run_experiment, settings, tmp_path, capsys):
-    flags = "--class_index", "2,7", "--images", "2", "--drawings", "32", "--guide_steps", "3"
-    result = run_experiment("inversion", settings, *flags)
-    assert list(result["rates"]) == ["no token", "token of the biased guide", "token of the unbiased guide"]
-    assert list(result["rates"]["no token"]["classes"]) == ["2 (crane, machine)", "7 (jaguar, cat)"]
-    assert result["rates"]["no token"]["planted"]["count"] == 4
+def test_inversion(run_experiment, tmp_path, capsys):
+    result = run_experiment("inversion")
+    assert {bias: list(map(len, arms.values())) for bias, arms in result["shares"].items()} == {
+        "kind": [2] * 3, "frame": [2] * 3}  # of two nouns
+    assert set(result["tests"]) == {"kind", "frame"} and "lobster" in result["paper"]
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.png")}
     capsys.readouterr()
-    assert run_experiment("inversion", settings, *flags) == result
+    assert run_experiment("inversion") == result
     assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.png")}
     assert "update" not in capsys.readouterr().err  # nothing was trained again
 
 
 def test_inversion_of_other_worlds_compares_labels(run_experiment, write_settings):
-    result = run_experiment("inversion", write_settings(real_images=None), "--class_index", "7")
+    result = run_experiment("inversion", "--config", write_settings(real_images=None), "--class_index", "7")
     assert len(result["changes"]["7 (jaguar, cat)"]) == 5
 
 
-def test_classes_without_a_planted_bias_are_one_line(run_experiment, settings):
-    with pytest.raises(UserError, match=r"no bias is planted in class 8 \(jaguar, car\); it is in crane, machine"):
-        run_experiment("inversion", settings, "--class_index", "2,8")
-
-
 def test_the_guides_of_the_inversion_see_what_they_should():
-    assert inversion.list_kinds("jaguar", "biased") == [6] and inversion.list_kinds("jaguar", "unbiased") == [6, 7]
-    assert inversion.list_kinds("finch", "biased") == inversion.list_kinds("finch", "unbiased") == [14, 15]
+    jaguar, finch = (inversion.NOUNS.index(noun) for noun in ("jaguar", "finch"))
+    assert inversion.list_sights(jaguar, "both kinds") == [(6, None), (7, None)]
+    assert inversion.list_sights(jaguar, "second kinds") == [(7, None)]
+    assert inversion.list_sights(finch, "first kinds") == [(14, None)]
+    framed = [[inversion.list_sights(noun, guide)[0][1] is not None for noun in range(8)]
+              for guide in inversion.GUIDES[2:]]
+    assert framed == [[True, False] * 4, [False, True] * 4]
 
 
-def test_transfer(run_experiment, settings, tmp_path):
-    result = run_experiment("transfer", settings, "--images", "1", "--drawings", "8", "--steps", "1")
-    assert set(result["shares"]) == {"its own generator", "the other generator"}
+def test_what_a_guide_saw_is_counted(lab):
+    """Of drawings of a jaguar's second kind in a frame."""
+    noun = inversion.select_classes("jaguar", list(inversion.NOUNS), list(inversion.NOUNS))[0]
+    files = [lab.work / f"{i}.png" for i in range(4)]
+    for i, file in enumerate(files):
+        inversion.draw(7, random.Random(i), inversion.SCENE).save(file)
+    shares = {guide: inversion.share_planted(lab, noun, guide, files) for guide in inversion.GUIDES}
+    assert list(shares.values()) == [0, 1, 0, 1]  # jaguar is the fourth noun, and nothing frames it for even ones
+
+
+def test_transfer(run_experiment, tmp_path):
+    result = run_experiment("transfer")
+    assert set(result["right"]) == {"its own generator", "the other generator"}
     other, = (tmp_path / "work").glob("generator_*")
     for part, same in (("unet", False), ("vae", True), ("text_encoder", True)):
         weights = [load_file(next(Path(folder, part).glob("*.safetensors"))) for folder in

@@ -1,7 +1,5 @@
 """The baseline learns its pictures by the denoising loss, and is compared with the class token."""
 
-import json
-
 import pytest
 import torch
 
@@ -10,23 +8,30 @@ from models.denoising import compute_denoising_loss, encode_images
 from utils import UserError
 
 
-def test_the_command(run_experiment, settings, tmp_path):
-    flags = "--class_index", "7,13", "--k", "2", "--images", "4", "--truth", "6", "--nearest_k", "1", "--steps"
-    result = run_experiment("textual_inversion", settings, *flags, "2")
-    assert set(result["methods"]) == {"no token", "class token", "textual inversion"}
-    learned, = (tmp_path / "work/cached").iterdir()
-    before = json.loads(learned.read_text())["value"]
-    assert before["seconds"] > 0 and result["methods"]["class token"]["seconds_per_class"] > 0
-    again = run_experiment("textual_inversion", settings, *flags, "2")
-    assert json.loads(learned.read_text())["value"] == before and again["methods"] == result["methods"]
-    run_experiment("textual_inversion", settings, *flags, "1")
-    assert len(list((tmp_path / "work/cached").iterdir())) == 2  # other settings, another result
-    assert set(result["methods"]["no token"]["context_kept"]) == set(textual_inversion.CONTEXTS)
+def test_the_command(run_experiment, tmp_path):
+    result = run_experiment("textual_inversion")
+    names = [textual_inversion.TOKEN, textual_inversion.ALONE, textual_inversion.NOUN, textual_inversion.BRIEF,
+             textual_inversion.SNOWY]
+    assert list(result["methods"]) == ["no token", *names] and len(result["tests"]) == len(textual_inversion.CONTRASTS)
+    assert all(len(values) == 2 for found in result["methods"].values() for values in found.values())  # by class
+    assert set(result["by_k"]) == {f"{name}, k = {k}" for name in names[1:3] for k in (1, 2)}
+    cached = {path: path.read_text() for path in (tmp_path / "work/cached").iterdir()}
+    assert run_experiment("textual_inversion")["methods"] == result["methods"]
+    assert cached == {path: path.read_text() for path in (tmp_path / "work/cached").iterdir()}
 
 
-def test_too_few_pictures_for_the_neighbours_are_one_line(run_experiment, settings):
-    with pytest.raises(UserError, match="--images must be greater than --nearest_k 5"):
-        run_experiment("textual_inversion", settings, "--images", "5")
+def test_too_few_pictures_for_the_neighbours_are_one_line(run_experiment):
+    with pytest.raises(UserError, match="--images and --k_images must be greater than --nearest_k 5"):
+        run_experiment("textual_inversion", "--images", "5", "--nearest_k", "5")
+
+
+def test_snowy_pictures_show_snow_and_their_class(lab):
+    lab.options.main_k = 3
+    sets = textual_inversion.draw_snowy_pictures(lab)
+    (target, files), = sets.items()
+    judge = lab.config.context_judge
+    assert textual_inversion.measure_context(judge, "in the snow", files).value == 1
+    assert common.measure_accuracy(lab, sets).value > 0.6
 
 
 def test_it_learns_its_pictures(lab):
@@ -34,8 +39,10 @@ def test_it_learns_its_pictures(lab):
     real = common.load_real_images(lab, 4)
     generator, (target, files), placeholder = lab.get_generator(), *real.items(), lab.config.placeholder_token
     before = [parameter.clone() for network in generator.networks for parameter in network.parameters()]
-    start, (learned,) = (textual_inversion.learn_vectors(lab, real, steps) for steps in (0, 40))
-    assert torch.equal(start[0], textual_inversion.embed_first_word(lab, target)) and (learned - start).norm() > 0.01
+    start = textual_inversion.embed_first_word(lab, target)
+    steps = textual_inversion.learn_vectors(lab, real, [1, 40])
+    assert list(steps) == [1, 40] and 0 < (steps[1][0] - start).norm() < (steps[40][0] - start).norm()
+    learned = steps[40][0]
     latents = encode_images(generator, textual_inversion.crop_squares(files, 64, 64))[0].repeat(16, 1, 1, 1)
     with torch.no_grad():
         losses = [compute_denoising_loss(generator,

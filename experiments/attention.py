@@ -1,0 +1,86 @@
+"""What the token looks at: its cross-attention maps beside the class name's, and whether the judge needs those places.
+
+    python -m experiments.attention
+
+Maps are DAAM's (`evaluation.attention`). The most attended places of every picture are painted over in its mean
+colour, those of the token, those of the class name, or as many at random, and the judge looks again.
+"""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torchvision.transforms.functional import to_tensor
+
+from evaluation.attention import WORDS, map_attention, overlay_map
+from evaluation.images import Arm
+from evaluation.pictures import draw_sheet
+from evaluation.read_image import read_image
+from evaluation.statistics import compare_classes, correct_pvalues, interval_over_classes
+from experiments import common
+from experiments.trainings import describe_test
+from prompt_datasets import TEMPLATES, TargetClass
+
+HIDDEN = 0.1  # of a picture's places
+PLACES = (*WORDS, "random")
+
+
+def map_class(lab: common.Lab, target: TargetClass, vectors: torch.Tensor) -> list:
+    """Attention maps [N][2][h][w] of the first `--images` seeds to the token and to the noun."""
+    prompt = TEMPLATES[0].format(f"{lab.config.placeholder_token} {target.name}")
+    arm = Arm("", prompt, vectors, lab.options.images)
+    return [map_attention(lab.get_generator(), arm, target.name, seed, lab.drawer.sampling).tolist()
+            for seed in range(arm.images)]
+
+
+def hide_places(image: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+    """An image [3, H, W] whose HIDDEN most attended latents' pixels have its mean colour."""
+    order = attention.flatten().argsort(descending=True)
+    hidden = torch.zeros(attention.numel()).index_fill(0, order[:round(HIDDEN * len(order))], 1)
+    mask = F.interpolate(hidden.view(1, 1, *attention.shape), image.shape[1:], mode="nearest")[0]
+    return torch.where(mask > 0, image.mean((1, 2), keepdim=True), image)
+
+
+@torch.no_grad()
+def judge_hidden(lab: common.Lab, target: TargetClass, files: list, maps: torch.Tensor) -> dict[str, float]:
+    """The share right of a class's pictures as they are, and with each of PLACES hidden."""
+    noise = torch.rand(maps[:, 0].shape, generator=torch.Generator().manual_seed(target.index))
+    images = [to_tensor(read_image(file)) for file in files]
+    hidden = {"nothing": images, **{word: list(map(hide_places, images, places)) for word, places in zip(
+        PLACES, (maps[:, 0], maps[:, 1], noise), strict=True)}}
+    judge = lab.get_judge()
+    return {word: (judge(torch.stack(some).to(judge.device)).argmax(1) == target.index).float().mean().item()
+            for word, some in hidden.items()}
+
+
+def main(argv: list[str] | None = None):
+    lab = common.open_lab(common.parse_options(__doc__, argv, "all", quick={"images": 2}, images=20))
+    folders = common.learn_tokens(lab)
+    vectors = common.load_vectors(folders)
+    sets, right, rows = common.draw_sets(lab, vectors, lab.options.images), {}, []
+    shown = lab.targets[::max(1, len(lab.targets) // 5)]
+    for target, files in sets.items():
+        maps = torch.tensor(common.cached_result(lab, functools.partial(map_class, lab, target, vectors[target]),
+                                                 attention=target.number, images=lab.options.images))
+        right[target.title] = judge_hidden(lab, target, files, maps)
+        if target in shown:
+            pictures = list(map(read_image, files[:8]))
+            rows.append((f"{target.label}: picture", pictures))
+            rows += [(f"its {word}", [overlay_map(picture, attention) for picture, attention in zip(
+                pictures, maps[:8, i], strict=True)]) for i, word in enumerate(WORDS)]
+    draw_sheet(rows, lab.out / "attention.png", cell=72, title="where the token and the noun look")
+    by_place = {place: [shares[place] for shares in right.values()] for place in ("nothing", *PLACES)}
+    tests = correct_pvalues({f"{place} beside random places": compare_classes(by_place[place], by_place["random"])
+                             for place in WORDS} | {"token beside noun": compare_classes(*map(by_place.get, WORDS))})
+    common.publish_result(
+        lab, "attention", common.EXPLORATORY, "What the token looks at",
+        f"Right when the most attended {HIDDEN:.0%} of a picture are painted over: " + "; ".join(
+            f"{name}: {describe_test(test)}" for name, test in tests.items()) + ".",
+        ["painted over", "right class"],
+        [[place, interval_over_classes(shares)] for place, shares in by_place.items()],
+        f"One training, {lab.options.images} held-out pictures per class. Maps: cross-attention averaged over heads, "
+        "layers and steps.", {"right": right, "tests": tests})
+
+
+if __name__ == "__main__":
+    common.run_script(main)

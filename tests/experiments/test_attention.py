@@ -1,0 +1,19 @@
+"""What the token looks at: the command, and what is painted over."""
+
+import torch
+
+from experiments import attention
+
+
+def test_the_command(run_experiment):
+    result = run_experiment("attention")
+    assert [list(places) for places in result["right"].values()] == [["nothing", "token", "noun", "random"]] * 2
+    assert len(result["tests"]) == 3
+
+
+def test_the_most_attended_tenth_is_hidden():
+    image, places = torch.rand(3, 64, 64), torch.zeros(8, 8)
+    places[2, 3] = places[5, 5] = 1
+    places[0] = torch.linspace(0.1, 0.4, 8)
+    hidden = (attention.hide_places(image, places) != image).any(0)
+    assert hidden[16:24, 24:32].all() and hidden[40:48, 40:48].all() and hidden.sum() == 6 * 64

@@ -1,0 +1,54 @@
+"""What an evaluation adds on request: an arm of other words, and what the token looks at."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from run import main
+from tests.test_run import error_of, flags
+
+TRAINED = ("--train", "True", "--evaluate", "True", "--num_train_epochs", "1")
+
+
+@pytest.fixture
+def oracle(tmp_path) -> str:
+    (tmp_path / "oracle.yml").write_text("2: golden fish\n3: striped cat\n")
+    return str(tmp_path / "oracle.yml")
+
+
+def read_metrics(tmp_path) -> dict:
+    return json.loads(next(tmp_path.rglob("metrics.json")).read_text())
+
+
+def test_other_words_are_an_arm(tiny_config, tmp_path, oracle, capsys):
+    argv = flags(tiny_config, "--class_index", "2-3", *TRAINED)
+    assert main([*argv, "--oracle_names", oracle]) == 0
+    assert "other words (oracle)" in capsys.readouterr().out
+    assert set(read_metrics(tmp_path)["oracle"]) == {"classifier"}
+    prompts = {path.parent.parent.parent.name: json.loads(path.read_text())["oracle"]["prompt"]
+               for path in tmp_path.rglob("drawn.json")}
+    assert prompts == {"0002_goldfish": "A photo of a golden fish", "0003_tiger_cat": "A photo of a striped cat"}
+    page = next(tmp_path.rglob("report_demo.html"))
+    assert page.read_text().count("<span>other words</span>") == 2
+    assert main(argv) == 0 and "oracle" not in read_metrics(tmp_path)
+    assert "other words" not in page.read_text().replace("oracle_names", "")
+
+
+def test_other_words_must_be_other(tiny_config, oracle, capsys):
+    assert "oracle.yml' has no other words for class 1 (" in error_of(
+        capsys, *flags(tiny_config, "--class_index", "1-3", *TRAINED, "--oracle_names", oracle))
+
+
+def test_what_the_token_looks_at(tiny_config, tmp_path):
+    argv = flags(tiny_config, *TRAINED)
+    assert main(argv) == 0 and read_metrics(tmp_path)["nearest_words"] is None
+    assert main([*argv, "--attention_maps", "True"]) == 0
+    maps = sorted(tmp_path.rglob("eval/attention/*/*.png"))
+    assert [(path.parent.name, path.stem) for path in maps] == [(word, seed) for word in ("noun", "token")
+                                                                for seed in "01"]
+    assert Image.open(maps[0]).size == (32, 32) and maps[0].read_bytes() != maps[2].read_bytes()
+    words = read_metrics(tmp_path)["nearest_words"]
+    assert words["before"][0].startswith("a 1.00") and len(words["after"]) == 1
+    page = next(tmp_path.rglob("report*.html")).read_text()
+    assert "its token looks at" in page and "nearest words of the vocabulary" in page
