@@ -45,15 +45,15 @@ def map_attention(generator: Generator, arm: Arm, name: str, seed: int, sampling
 
     Draws the picture of `arm` and `seed` again; networks and pictures stay what they are.
     """
-    unet, words = generator.unet, place_words(generator, arm, name)
-    before, maps = unet.attn_processors, []
+    denoiser, words = generator.denoiser, place_words(generator, arm, name)
+    before, maps = denoiser.attn_processors, []
     size = tuple(side // generator.scale_factor for side in (sampling.height, sampling.width))
-    unet.set_attn_processor({place: AttentionRecorder(processor, words, maps, size) if ".attn2." in place else processor
-                             for place, processor in before.items()})
+    denoiser.set_attn_processor({place: AttentionRecorder(processor, words, maps, size)
+                                 if ".attn2." in place else processor for place, processor in before.items()})
     try:
         generator.sample(encode_arm(generator, arm), [seed], sampling)
     finally:
-        unet.set_attn_processor(before)
+        denoiser.set_attn_processor(before)
     total = torch.stack(maps).mean(0)
     return total / total.sum((1, 2), keepdim=True)
 

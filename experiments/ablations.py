@@ -33,13 +33,13 @@ def main(argv: list[str] | None = None, factors: dict[str, tuple] = FACTORS):
     tests = correct_pvalues({name: compare_trainings(trainings, start) for name, trainings in found.items()})
     clear = [f"{name} ({test})" for name, test in tests.items() if test.pvalue < 0.05]
     plot_curves(lab.out / "ablations.png", "changed", "right class", {"": {
-        "nothing": start.interval(), **{name: trainings.interval() for name, trainings in found.items()}}})
+        "nothing": start.mean_right(), **{name: trainings.mean_right() for name, trainings in found.items()}}})
     common.publish_result(
         lab, "ablations", common.EXPLORATORY, "What each setting of the loop does",
-        f"{start.interval()} right where nothing is changed; of {len(tests)} changes these make a difference: "
+        f"{start.mean_right()} right where nothing is changed; of {len(tests)} changes these make a difference: "
         f"{'; '.join(clear) or 'none'}.",
         ["changed", "right class", "difference", "updates", "UNet calls per class"],
-        [[name, trainings.interval(), tests.get(name, ""), f"{trainings.updates:.0f}", f"{trainings.unet_calls:.0f}"]
+        [[name, trainings.mean_right(), tests.get(name, ""), f"{trainings.updates:.0f}", f"{trainings.unet_calls:.0f}"]
          for name, trainings in {"nothing": start, **found}.items()],
         f"{options.seeds} training(s) of {len(lab.targets)} classes, {options.images} held-out pictures each. All "
         f"start from the config with epoch_size {options.epoch_size} and num_train_epochs {options.updates}.",

@@ -45,7 +45,7 @@ def describe_bar(found: Proportion | Interval | list[float]) -> tuple[float, flo
 
 def plot_tradeoff(path: Path, title: str, plain: Interval, measured: dict[str, Trainings],
                   tried: dict[str, Trainings], chosen: str):
-    """Write how often settings are right over what they cost: `measured` on all classes, `tried` on some."""
+    """Write how often settings are right over what they cost, `measured` on the test's classes, `tried` on others."""
     figure = Figure((9, 4.2))
     for axis, cost, label in zip(figure.subplots(1, 2, sharey=True), ("unet_calls", "seconds"),
                                  ("UNet calls per class", "seconds per class"), strict=True):
@@ -53,13 +53,13 @@ def plot_tradeoff(path: Path, title: str, plain: Interval, measured: dict[str, T
         axis.annotate("without a token", (0.02, plain.mean), xycoords=("axes fraction", "data"), va="bottom",
                       color="grey", fontsize=8)
         axis.scatter([getattr(found, cost) for found in tried.values()],
-                     [found.interval().mean for found in tried.values()], facecolors="none", edgecolors="grey",
-                     label="tried on half of the classes")
+                     [found.mean_right().mean for found in tried.values()], facecolors="none", edgecolors="grey",
+                     label="tried, on the classes of the choice")
         for name, found in measured.items():
-            value, *bars = describe_bar(found.interval())
+            value, *bars = describe_bar(found.mean_right())
             axis.errorbar(getattr(found, cost), value, [[bar] for bar in bars], fmt="o", capsize=3, label=name,
                           markersize=9 if name == chosen else 6, color="tab:green" if name == chosen else None)
-        axis.set(xscale="log", xlabel=label, ylim=(None, 1.02))
+        axis.set(xlabel=label, xlim=(0, None), ylim=(None, 1.02))
     figure.axes[0].set_ylabel("right class, on held-out seeds")
     figure.axes[0].legend(frameon=False, fontsize=8, loc="center left")
     figure.suptitle(title, fontsize=10)

@@ -189,10 +189,10 @@ def main(argv: list[str] | None = None):
     tests = correct_pvalues({f"{measure}, {ours} beside {theirs}": compare_classes(found[ours][measure],
                                                                                    found[theirs][measure])
                              for measure, ours, theirs in CONTRASTS if ours in found and measure in found[ours]})
-    publish(lab, methods, found, small, contexts, tests, measure_diversity(lab, more, truth))
+    write_page(lab, methods, found, small, contexts, tests, measure_diversity(lab, more, truth))
 
 
-def publish(lab: common.Lab, methods: dict, found: dict, small: dict, contexts: dict, tests: dict, ceiling: dict):
+def write_page(lab: common.Lab, methods: dict, found: dict, small: dict, contexts: dict, tests: dict, ceiling: dict):
     """The figure and the page."""
     options = lab.options
     plot_panels(lab.out / "textual_inversion.png", "right class", {

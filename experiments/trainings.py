@@ -28,14 +28,14 @@ class Trainings(NamedTuple):
         """The share of right pictures of every class, over its trainings."""
         return [mean(shares) for shares in self.right.values()]
 
-    def interval(self) -> Interval:
+    def mean_right(self) -> Interval:
         return interval_over_classes(self.class_means())
 
-    def least(self) -> float:
+    def least_right(self) -> float:
         """Of any class in any training."""
         return min(share for shares in self.right.values() for share in shares)
 
-    def join(self, others: "Trainings") -> "Trainings":
+    def join_classes(self, others: "Trainings") -> "Trainings":
         """With other classes of the same setting."""
         sizes = len(self.right), len(others.right)
         costs = [(a * sizes[0] + b * sizes[1]) / sum(sizes) for a, b in zip(self[1:], others[1:], strict=True)]
@@ -68,7 +68,7 @@ def count_unet_calls(lab: common.Lab, config) -> int:
     """The UNet's evaluations for one training image, guidance's halves apart; what is made again is not counted."""
     sampling, generator = common.method_settings(config)[1], lab.get_generator()
     steps = len(new_scheduler(generator.scheduler, sampling).timesteps)
-    halves = 1 if sampling.guidance_scale <= 1 or generator.unet.config.time_cond_proj_dim else 2
+    halves = 1 if sampling.guidance_scale <= 1 or generator.denoiser.config.time_cond_proj_dim else 2
     return steps * halves
 
 

@@ -13,7 +13,7 @@ TRAINED = ("--train", "True", "--evaluate", "True", "--num_train_epochs", "1")
 
 @pytest.fixture
 def oracle(tmp_path) -> str:
-    (tmp_path / "oracle.yml").write_text("2: golden fish\n3: striped cat\n")
+    (tmp_path / "oracle.yml").write_text("2: wading bird\n3: striped cat\n")
     return str(tmp_path / "oracle.yml")
 
 
@@ -28,7 +28,7 @@ def test_other_words_are_an_arm(tiny_config, tmp_path, oracle, capsys):
     assert set(read_metrics(tmp_path)["oracle"]) == {"classifier"}
     prompts = {path.parent.parent.parent.name: json.loads(path.read_text())["oracle"]["prompt"]
                for path in tmp_path.rglob("drawn.json")}
-    assert prompts == {"0002_goldfish": "A photo of a golden fish", "0003_tiger_cat": "A photo of a striped cat"}
+    assert prompts == {"0002_crane": "A photo of a wading bird", "0003_tiger_cat": "A photo of a striped cat"}
     page = next(tmp_path.rglob("report_demo.html"))
     assert page.read_text().count("<span>other words</span>") == 2
     assert main(argv) == 0 and "oracle" not in read_metrics(tmp_path)
@@ -41,7 +41,7 @@ def test_other_words_must_be_other(tiny_config, oracle, capsys):
 
 
 def test_what_the_token_looks_at(tiny_config, tmp_path):
-    argv = flags(tiny_config, *TRAINED)
+    argv = flags(tiny_config, "--class_index", "3", *TRAINED)
     assert main(argv) == 0 and read_metrics(tmp_path)["nearest_words"] is None
     assert main([*argv, "--attention_maps", "True"]) == 0
     maps = sorted(tmp_path.rglob("eval/attention/*/*.png"))

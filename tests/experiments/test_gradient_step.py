@@ -14,11 +14,12 @@ TWO = Variant((999, 600), 1.0, 2)
 def test_the_command(run_experiment):
     loops = {"one": SHORT, "two": SHORT._replace(graph_steps=2), "draws": SHORT._replace(draws=2)}
     result = run_experiment("gradient_step", series={"guidance 1": {800: Variant((999, 800))}}, loops=loops,
-                            contrasts=(("two", "one"), ("draws", "one")))
-    assert {name: found["unet_calls"] for name, found in result["loops"].items()} == {"one": 3, "two": 3, "draws": 2.5}
+                            more_loops={"more": TWO}, contrasts=(("two", "one"), ("draws", "one")))
+    assert {name: found["unet_calls"] for name, found in result["loops"].items()} == {
+        "one": 3, "two": 3, "draws": 2.5, "more (one training)": 2}
     assert list(result["tests"]) == ["two, beside one", "draws, beside one"]
     spreads = [found["spread"] for found in result["loops"].values()]
-    assert len(set(spreads)) == 3 and all(spread > 0 for spread in spreads)
+    assert len(set(spreads)) == 4 and all(spread > 0 for spread in spreads)
 
 
 def sample_gradients(lab, *variants: Variant) -> list[torch.Tensor]:
