@@ -2,7 +2,7 @@
 
     python -m experiments.gradient_step
 
-A token learns for a fixed number of updates in variants of the loop. The map, of one training each, varies guidance,
+A token learns for a fixed number of updates in variants of the loop. EXPLORED, of one training each, varies guidance,
 the start of the final step and the steps before it. CONTRASTS are tested: several steps with a graph (DRaFT-K of Clark
 et al. 2024), with a stop-gradient at the denoiser's input (DRTune, Wu et al. 2024), several noise draws for the final
 step of one trajectory (DRaFT-LV), and the paper's own trajectory. Gradients at the start are compared too: their spread
@@ -11,22 +11,16 @@ over updates, and the cosine between minus their mean and the way to the adjecti
 
 import functools
 from dataclasses import replace
+from statistics import mean
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from evaluation.statistics import correct_pvalues
+from evaluation.statistics import correct_pvalues, interval_over_classes
 from experiments import common
-from experiments.plots import plot_panels
-from experiments.trainings import (
-    Trainings,
-    compare_trainings,
-    count_unet_calls,
-    describe_test,
-    list_seeds,
-    measure_trainings,
-)
+from experiments.plots import plot_tradeoff
+from experiments.trainings import Trainings, compare_trainings, describe_test, judge_sets, list_seeds, measure_trainings
 from method.class_token import start_vectors
 from method.losses import cross_entropy
 from method.training import Batch, token_gradient
@@ -53,10 +47,10 @@ class Variant(NamedTuple):
 
 SHORT, GUIDED = Variant((999, 800, 600)), Variant((999, 800, 600), 3.0)
 STARTS, GUIDANCES = (800, 600, 300), (1.0, 2.0, 3.0, 5.0)
-MAP = {  # by series, by what varies in it
-    **{f"guidance {guidance:g}": {t: Variant((999, t), guidance) for t in STARTS} for guidance in GUIDANCES},
-    "no step before, guidance 1": {t: Variant((t,)) for t in STARTS},
-    "two steps before, guidance 1": {t: Variant((999, (999 + t) // 2, t)) for t in STARTS}}
+EXPLORED = {f"{' '.join(map(str, timesteps))}, guidance {guidance:g}": Variant(timesteps, guidance)
+            for start in STARTS for timesteps, guidances in (
+                ((start,), (1.0,)), ((999, start), GUIDANCES), ((999, (999 + start) // 2, start), (1.0,)))
+            for guidance in guidances}  # of one training
 LOOPS = {
     "999 800 600, guidance 1": SHORT, "999 800 600, guidance 3": GUIDED, "600 alone, guidance 1": Variant((600,)),
     "two noise draws, guidance 1": SHORT._replace(draws=2),
@@ -138,52 +132,63 @@ def measure_start(lab: common.Lab, directions: torch.Tensor) -> list[float]:
     return [cosines.mean().item(), (gradients.std(0).norm(dim=1) / gradients.mean(0).norm(dim=1)).mean().item()]
 
 
-def measure_loops(lab: common.Lab, loops: dict[str, Variant],
-                  seeds: list[int]) -> dict[str, tuple[Trainings, list[float]]]:
-    """What each variant learns in the trainings of `seeds`, with UNet calls per image, and the gradients at its start.
-    """
-    found, directions = {}, find_directions(lab)
-    for name, variant in loops.items():
-        varied = open_variant(lab, variant)
-        trainings = measure_trainings(varied, seeds, lab.options.images)
-        calls = count_unet_calls(varied, varied.config)
-        if variant.draws > 1:
-            calls = calls / variant.draws + calls / len(variant.timesteps)
-        found[name] = trainings._replace(unet_calls=calls), common.cached_result(
-            varied, functools.partial(measure_start, varied, directions), loop=variant, spread=SPREAD)
-    return found
+def measure_variant(lab: common.Lab, variant: Variant, seeds: list[int], images: int) -> Trainings:
+    """What a variant of the loop learns in the trainings of `seeds`."""
+    found, share = measure_trainings(open_variant(lab, variant), seeds, images), 1.0
+    if variant.draws > 1:  # share a trajectory, and each takes the final step again
+        share = 1 / variant.draws + 1 / len(variant.timesteps)
+    return found._replace(unet_calls=found.unet_calls * share)
 
 
-def main(argv: list[str] | None = None, series: dict[str, dict] = MAP, loops: dict[str, Variant] = LOOPS,
+def measure_starts(lab: common.Lab, loops: dict[str, Variant]) -> dict[str, list[float]]:
+    """Cosine and spread of each variant's gradients at the initialiser."""
+    directions = find_directions(lab)
+    return {name: common.cached_result(varied, functools.partial(measure_start, varied, directions),
+                                       loop=variant, spread=SPREAD)
+            for name, variant in loops.items() for varied in [open_variant(lab, variant)]}
+
+
+def main(argv: list[str] | None = None, explored: dict[str, Variant] = EXPLORED, loops: dict[str, Variant] = LOOPS,
          more_loops: dict[str, Variant] = MORE_LOOPS, contrasts: tuple = CONTRASTS):
     options = common.parse_options(
         __doc__, argv, "all", quick={"seeds": 2, "images": 1, "updates": 1, "epoch_size": 4, "map_images": 1},
         seeds=3, images=10, updates=8, epoch_size=5, map_images=5)
     lab = common.open_lab(options, epoch_size=options.epoch_size, num_train_epochs=options.updates,
                           early_stopping=options.updates, target_accuracy=1.0, fresh_noise=True)
-    mapped = {name: {t: measure_trainings(open_variant(lab, variant), list_seeds(lab)[:1], options.map_images)
-                     .mean_right() for t, variant in by_start.items()} for name, by_start in series.items()}
-    found, more = measure_loops(lab, loops, list_seeds(lab)), measure_loops(lab, more_loops, list_seeds(lab)[:1])
-    shown = found | {f"{name} (one training)": measured for name, measured in more.items()}
-    tests = correct_pvalues({f"{ours}, beside {theirs}": compare_trainings(found[ours][0], found[theirs][0])
+    seeds, plain = list_seeds(lab), common.draw_sets(lab, dict.fromkeys(lab.targets), options.images)
+    tried = {name: measure_variant(lab, variant, seeds[:1], options.map_images) for name, variant in explored.items()}
+    found = {name: measure_variant(lab, variant, seeds, options.images) for name, variant in loops.items()}
+    more = {name: measure_variant(lab, variant, seeds[:1], options.images) for name, variant in more_loops.items()}
+    starts = measure_starts(lab, loops | more_loops)
+    tests = correct_pvalues({f"{ours}, beside {theirs}": compare_trainings(found[ours], found[theirs])
                              for ours, theirs in contrasts})
-    plot_panels(lab.out / "gradient_step.png", f"right class after {options.updates} updates", {
-        "the final step starts at (one training: exploratory)": mapped,
-        f"({options.seeds} trainings)": {"": {name: trainings.mean_right() for name, (trainings, _) in shown.items()}}})
+    plot_tradeoff(lab.out / "gradient_step.png", "\n".join(
+        f"{name}:\n{describe_test(test)}" for name, test in tests.items() if test.pvalue < 0.05), interval_over_classes(
+                      [mean(shares) for shares in judge_sets(lab, [plain]).values()]), found, tried | more)
+    write_page(lab, found, tried | more, starts, tests)
+
+
+def write_page(lab: common.Lab, found: dict[str, Trainings], explored: dict[str, Trainings],
+               starts: dict[str, list[float]], tests: dict):
+    options = lab.options
+    rows = [[name, kind, str(trainings.mean_right()), f"{trainings.least_right():.2f}",
+             *(f"{value:.2f}" for value in starts.get(name, [])), *[""] * (0 if name in starts else 2),
+             f"{trainings.unet_calls:.0f}", f"{trainings.seconds:.1f}"]
+            for kind, part in ((common.TESTED, found), (common.EXPLORATORY, explored))
+            for name, trainings in part.items()]
     common.publish_result(
         lab, "gradient_step", common.TESTED, "Where the gradient enters, and how many steps need one",
         f"After {options.updates} updates: " + "; ".join(f"{name}: {describe_test(test)}"
                                                          for name, test in tests.items()) + ".",
-        ["variant of the loop", "right class", "least", "cosine", "spread", "UNet calls per image"],
-        [[name, trainings.mean_right(), f"{trainings.least_right():.2f}", *(f"{value:.2f}" for value in start),
-          f"{trainings.unet_calls:g}"] for name, (trainings, start) in shown.items()],
-        f"{options.updates} updates of {options.epoch_size} pictures, {options.images} held-out pictures per class and "
-        "training. Cosine: between the first descent direction and the way from the initialiser to the adjectives "
-        f"that name the class. Spread: standard deviation of {SPREAD} updates' gradients at the start over the norm of "
-        "their mean. The figure's left side maps, from one training each, where to look.",
-        {"map": mapped, "tests": tests, "updates": options.updates,
-         "loops": {name: {**trainings._asdict(), "cosine": start[0], "spread": start[1]}
-                   for name, (trainings, start) in shown.items()}})
+        ["variant of the loop", "kind", "right class", "least", "cosine", "spread", "UNet calls per class",
+         "seconds per class"], rows,
+        f"{options.updates} updates of {options.epoch_size} pictures. Tested: {options.seeds} trainings, "
+        f"{options.images} held-out pictures per class and training; exploratory: one training, and "
+        f"{options.map_images} pictures where guidance, the start of the final step and the steps before it vary. "
+        "Cosine: between the first descent direction and the way from the initialiser to the adjectives that name "
+        f"the class. Spread: standard deviation of {SPREAD} updates' gradients at the start over the norm of their "
+        "mean.", {"tests": tests, "updates": options.updates, "starts": starts, "loops": {
+            name: trainings._asdict() for name, trainings in (found | explored).items()}})
 
 
 if __name__ == "__main__":

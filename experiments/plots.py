@@ -4,6 +4,7 @@ from pathlib import Path
 from statistics import mean
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from evaluation.statistics import Interval, Proportion, standard_error
 from experiments.trainings import Trainings
@@ -44,8 +45,8 @@ def describe_bar(found: Proportion | Interval | list[float]) -> tuple[float, flo
 
 
 def plot_tradeoff(path: Path, title: str, plain: Interval, measured: dict[str, Trainings],
-                  tried: dict[str, Trainings], chosen: str):
-    """Write how often settings are right over what they cost, `measured` on the test's classes, `tried` on others."""
+                  tried: dict[str, Trainings], chosen: str = ""):
+    """Write how often settings are right over what they cost: those `measured` for a test, and those `tried` before."""
     figure = Figure((9, 4.2))
     for axis, cost, label in zip(figure.subplots(1, 2, sharey=True), ("unet_calls", "seconds"),
                                  ("UNet calls per class", "seconds per class"), strict=True):
@@ -53,15 +54,19 @@ def plot_tradeoff(path: Path, title: str, plain: Interval, measured: dict[str, T
         axis.annotate("without a token", (0.02, plain.mean), xycoords=("axes fraction", "data"), va="bottom",
                       color="grey", fontsize=8)
         axis.scatter([getattr(found, cost) for found in tried.values()],
-                     [found.mean_right().mean for found in tried.values()], facecolors="none", edgecolors="grey",
-                     label="tried, on the classes of the choice")
+                     [found.mean_right().mean for found in tried.values()], s=16, facecolors="none", edgecolors="grey",
+                     label="exploratory")
         for name, found in measured.items():
             value, *bars = describe_bar(found.mean_right())
             axis.errorbar(getattr(found, cost), value, [[bar] for bar in bars], fmt="o", capsize=3, label=name,
                           markersize=9 if name == chosen else 6, color="tab:green" if name == chosen else None)
-        axis.set(xlabel=label, xlim=(0, None), ylim=(None, 1.02))
-    figure.axes[0].set_ylabel("right class, on held-out seeds")
-    figure.axes[0].legend(frameon=False, fontsize=8, loc="center left")
+        axis.set(xlabel=label)
+    figure.axes[0].set(ylabel="right class, on held-out seeds", xscale="log")
+    figure.axes[1].set_xlim(0)
+    figure.axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    figure.axes[0].xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
+    figure.axes[0].xaxis.set_minor_formatter(NullFormatter())
+    figure.axes[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.suptitle(title, fontsize=10)
     save_figure(figure, path)
 

@@ -5,6 +5,9 @@ import json
 import pytest
 from PIL import Image
 
+from miniature.world import THINGS
+from models.classifiers import load_labels
+from prompt_datasets import oracle_words, select_classes
 from run import main
 from tests.test_run import error_of, flags
 
@@ -38,6 +41,13 @@ def test_other_words_are_an_arm(tiny_config, tmp_path, oracle, capsys):
 def test_other_words_must_be_other(tiny_config, oracle, capsys):
     assert "oracle.yml' has no other words for class 1 (" in error_of(
         capsys, *flags(tiny_config, "--class_index", "1-3", *TRAINED, "--oracle_names", oracle))
+
+
+def test_the_miniatures_other_words_name_one_class_each():
+    labels = load_labels("miniature", None)
+    words = oracle_words("miniature/oracle_names.yml", labels, select_classes("all", labels, labels))
+    assert len(set(words.values())) == 16 and all(
+        set(phrase.split()) & set(thing.adjectives) for phrase, thing in zip(words.values(), THINGS, strict=True))
 
 
 def test_what_the_token_looks_at(tiny_config, tmp_path):

@@ -7,8 +7,8 @@ from experiments import attention
 
 def test_the_command(run_experiment):
     result = run_experiment("attention")
-    assert [list(places) for places in result["right"].values()] == [["nothing", "token", "noun", "random"]] * 2
-    assert len(result["tests"]) == 3
+    assert [list(places) for places in result["right"].values()] == [["nothing", *attention.PLACES, "random"]] * 2
+    assert len(result["tests"]) == 5
 
 
 def test_the_most_attended_tenth_is_hidden():

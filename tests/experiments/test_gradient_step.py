@@ -13,12 +13,12 @@ TWO = Variant((999, 600), 1.0, 2)
 
 def test_the_command(run_experiment):
     loops = {"one": SHORT, "two": SHORT._replace(graph_steps=2), "draws": SHORT._replace(draws=2)}
-    result = run_experiment("gradient_step", series={"guidance 1": {800: Variant((999, 800))}}, loops=loops,
+    result = run_experiment("gradient_step", explored={"start": Variant((999, 800))}, loops=loops,
                             more_loops={"more": TWO}, contrasts=(("two", "one"), ("draws", "one")))
-    assert {name: found["unet_calls"] for name, found in result["loops"].items()} == {
-        "one": 3, "two": 3, "draws": 2.5, "more (one training)": 2}
+    assert {name: found["unet_calls"] for name, found in result["loops"].items()} == pytest.approx({
+        "one": 4 * 3, "two": 4 * 3, "draws": 4 * 2.5, "start": 4 * 2, "more": 4 * 2})
     assert list(result["tests"]) == ["two, beside one", "draws, beside one"]
-    spreads = [found["spread"] for found in result["loops"].values()]
+    spreads = [spread for _, spread in result["starts"].values()]
     assert len(set(spreads)) == 4 and all(spread > 0 for spread in spreads)
 
 
