@@ -7,6 +7,7 @@ from dataclasses import Field
 from typing import Any
 
 from config import SETTINGS, TRUTH, RunConfig, describe_values, value_type
+from prompt_datasets import read_eval_prompts
 from utils import UserError, expand_path, read_yaml, require, suggest_word
 
 
@@ -54,24 +55,45 @@ class OneLineParser(argparse.ArgumentParser):
         raise UserError(f"{message.removeprefix('argument ').rstrip('.')}; {hint}")
 
 
-class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the examples at the top as written and shows each default."""
+def describe_setting(entry: Field, default) -> str:
+    """The help of a setting, with its default where it has one."""
+    words = " ".join(map(str, default)) if isinstance(default, list) else default
+    return entry.metadata["help"] + (f" [{words}]" if words or words == 0 and words is not False else "")
 
 
 def build_parser(description: str | None) -> OneLineParser:
     parser = OneLineParser(usage="python run.py [--config FILE.yml] [--SETTING VALUE ...]", description=description,
-                           allow_abbrev=False, formatter_class=HelpFormatter)
+                           allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", metavar="FILE.yml", type=lambda text: expand_path(text, "config"),
                         help="A YAML file of these settings; flags override it.")
     parser.add_argument("--list_classes", action="store_true", help="Print the classes of --classifier and stop.")
+    parser.add_argument("--quiet", action="store_true", help="Print warnings and errors alone.")
     parser.add_argument("--debug", action="store_true", help="Show where in the code an error came from.")
     defaults = RunConfig()
+    topic = parser
     for name, entry in SETTINGS.items():
+        if entry.metadata["topic"]:
+            topic = parser.add_argument_group(entry.metadata["topic"])
         kind, is_list, _ = value_type(entry)
         more = {"nargs": "+"} if is_list else {"nargs": "?", "const": True} if kind is bool else {}
-        parser.add_argument(f"--{name}", type=value_reader(entry), default=getattr(defaults, name),
-                            metavar=kind.__name__.upper(), help=entry.metadata["help"], **more)
+        default = getattr(defaults, name)
+        topic.add_argument(f"--{name}", type=value_reader(entry), default=default, metavar=kind.__name__.upper(),
+                           help=describe_setting(entry, default), **more)
     return parser
+
+
+def read_command(argv: list[str], description: str | None = None) -> tuple[RunConfig, bool]:
+    """The settings, checked as far as they can be before models are loaded, and whether to list the classes.
+
+    Imports nothing slow, so that a mistake is answered at once. Raises UserError.
+    """
+    config, list_classes = parse_settings(argv, description)
+    if list_classes:
+        config.check_labels()
+    else:
+        config.eval_prompts = read_eval_prompts(config.eval_prompts)
+        config.validate_settings()
+    return config, list_classes
 
 
 def parse_settings(argv: list[str], description: str | None = None) -> tuple[RunConfig, bool]:

@@ -17,12 +17,13 @@ SEEDS = 2**32  # how many torch tells apart: seed 2**32 draws what seed 0 draws
 
 
 def setting(default, text: str, check: Check | None = None, decides: str = "",
-            path: bool | Callable[[str], bool] = False):
+            path: bool | Callable[[str], bool] = False, topic: str = ""):
     """A field of RunConfig; `decides`: 'token', 'pictures', both, or nothing but speed, memory and output; `path`:
-    whether it is a path, or what tells so of its words.
+    whether it is a path, or what tells so of its words; `topic`: of this and the next settings, a heading of --help.
     """
     start = {"default_factory": lambda: list(default)} if isinstance(default, list) else {"default": default}
-    return field(**start, metadata={"help": text, "check": check, "decides": decides.split(), "path": path})
+    return field(**start, metadata={"help": text, "check": check, "decides": decides.split(), "path": path,
+                                    "topic": topic})
 
 
 def from_to(low: float, high: float) -> Check:
@@ -59,55 +60,53 @@ class RunConfig:
 
     class_index: str = setting(
         "", "Which classes: a number counted from 1 (283), a range (1-12), a list (1,5,9), 'all', or a name ('tiger "
-            "cat'). --list_classes shows them.")
+            "cat'). --list_classes shows them.", topic="What to learn")
     train: bool = setting(False, "Learn a token for each class.")
     evaluate: bool = setting(False, "Draw the same seeds without and with the token, and judge them.")
     exp_id: str = setting("demo", "The name of the run: the last folder of every output.", (
         is_folder_name, "a folder's name of 100 bytes at most, without / or \\, without a dot or space at its ends"))
-    model: str = setting(
-        "CompVis/stable-diffusion-v1-4", "The generator: a hub id or folder of Stable Diffusion 1, 2 or XL, or a model "
-        "distilled from one.", GIVEN, "token pictures", path=True)
-    classifier: str = setting(
-        "inet", "The guiding classifier: inet, inat, cub, miniature, miniature_evaluator, a transformers image "
-        "classifier (hub id or folder), timm:<name>, or zero-shot:<hub id or folder of CLIP or SigLIP>.", GIVEN,
-        "token", path=True)
-    labels: str | None = setting(
-        None, "The classes of zero-shot classifiers: a text file with one label per line.", GIVEN, "token", path=True)
-    evaluator: str | None = setting(
-        None, "A second classifier that judges and never guides (the same choices). 'none': only the guiding one "
-        "judges.", GIVEN, path=True)
     class_names: str | None = setting(
         None, "A YAML file {number: name} of names to use in prompts instead of the classifier's own, such as "
         "{135: crane bird}.", GIVEN, "token", path=True)
-    oracle_names: str | None = setting(
-        None, "A YAML file {number: words} such as {135: wading bird}, which ask for each class without a token: "
-        "drawn and judged as an arm of its own, what the generator can do if asked right.", GIVEN, path=True)
-    real_images: str | None = setting(
-        None, "Real pictures, shown beside the generated ones and compared with them: a folder with one folder per "
-        "class (0283_tiger_cat, 283, tiger cat or the label), or module:function that draws one.", GIVEN, path=True)
-    features: str = setting(
-        "inception", "What FID, KID and coverage compare, where real_images are given: inception, inception:<file of "
-        "weights>, or a classifier's last features (the same choices as classifier).", GIVEN, path=True)
-    fid_mode: str = setting(
-        "clean", "How InceptionV3's pictures are resized: as by torch-fidelity (legacy) or clean-fid (clean).",
-        one_of("legacy", "clean"))
-    output_path: str = setting(".", "The folder that holds pipeline_token/ and img/.", GIVEN, path=True)
-    train_images: str = setting(
-        "all", "The training pictures that stay once a class is trained, 0.4 MB each at 512 x 512: all (of 50 updates "
-        "100 MB per class), film (of the ten updates at most that the report's film shows: 20 MB), or none.",
-        one_of("all", "film", "none"))
-    num_train_epochs: int = setting(50, "Updates at most.", from_to(1, 100_000), "token")
+    placeholder_token: str = setting("newclas", "The token's word in prompts.", word_such_as("newclas"), "token")
+    initializer_token: str = setting(
+        "a", "What the token's vectors start from: a word, a phrase (its tokens in turn), or a token file to continue.",
+        (lambda text: text.strip() and ("/" not in text or text.endswith(TOKEN_SUFFIXES)),
+         f"a word, a phrase or a token file ({', '.join(TOKEN_SUFFIXES)})"), "token",
+        lambda text: text.endswith(TOKEN_SUFFIXES))
+    num_vectors: int | None = setting(
+        None, "The vectors of the token; the phrase repeats to fill them. 'none': as many as the initialiser has.",
+        from_to(1, 64), "token")
+    model: str = setting(
+        "CompVis/stable-diffusion-v1-4", "The generator: a hub id or folder of Stable Diffusion 1, 2 or XL, or a model "
+        "distilled from one.", GIVEN, "token pictures", path=True, topic="Generator")
+    height: int = setting(512, "Image height in pixels, divisible by 8.", SIDE, "token pictures")
+    width: int = setting(512, "Image width in pixels, divisible by 8.", SIDE, "token pictures")
+    num_inference_steps: int = setting(30, "Steps of the checkpoint's scheduler.", from_to(1, 999), "token pictures")
+    guidance_scale: float = setting(
+        7.0, "Classifier-free guidance; none at 1 or less.", from_to(0, 100), "token pictures")
+    guidance_rescale: float = setting(
+        0.0, "How far guided noise is scaled back to unguided noise's variance, for zero-terminal-SNR models (0.7).",
+        from_to(0, 1), "token pictures")
+    mixed_precision: str = setting(
+        "fp16", "Precision of the frozen generator: no, fp16 or bf16. The token and the classifiers are always "
+        "float32.", one_of("no", "fp16", "bf16"), "token pictures")
+    classifier: str = setting(
+        "inet", "The guiding classifier: inet, inat, cub, miniature, miniature_evaluator, a transformers image "
+        "classifier (hub id or folder), timm:<name>, or zero-shot:<hub id or folder of CLIP or SigLIP>.", GIVEN,
+        "token", path=True, topic="Classifier")
+    labels: str | None = setting(
+        None, "The classes of zero-shot classifiers: a text file with one label per line.", GIVEN, "token", path=True)
+    loss: str = setting(
+        "cross_entropy", "What images are scored by: cross_entropy, norm_penalty (which also keeps the vectors' norm "
+        "near the vocabulary's), or module:function of images [B, 3, H, W] in [0, 1] and targets [B] -> losses [B].",
+        (lambda name: re.fullmatch(rf"\w+|{FUNCTION}", name) is not None, "a loss's name or module:function"), "token")
+    evaluator: str | None = setting(
+        None, "A second classifier that judges and never guides (the same choices). 'none': only the guiding one "
+        "judges.", GIVEN, path=True)
+    num_train_epochs: int = setting(50, "Updates at most.", from_to(1, 100_000), "token", topic="Training loop")
     epoch_size: int = setting(5, "Images per update.", from_to(1, 10_000), "token")
     number_of_prompts: int = setting(3, "How many of the paper's prompt templates take turns.", from_to(1, 3), "token")
-    target_accuracy: float = setting(
-        0.7, "Stop when more than this share of an update's images is classified right; with fresh noise, of the last "
-        "three updates' images.", from_to(0, 1), "token")
-    early_stopping: int = setting(15, "Updates without a better loss until it stops.", from_to(1, 100_000), "token")
-    batch_size: int | None = setting(
-        None, "Images held in memory with a graph at once; changes speed and memory, not results. 'none': as many as "
-        "fit.", from_to(1, 10_000))
-    classes_at_once: int = setting(
-        1, "Classes that learn together in the same batches; changes speed and memory, not results.", from_to(1, 1000))
     lr: float = setting(1.25e-3, "AdamW's learning rate (0.00025 x 5 images).", greater_than(0, 1000), "token")
     betas: list[float] = setting([0.9, 0.999], "AdamW's betas.", (
         lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas),
@@ -118,61 +117,65 @@ class RunConfig:
     seed: int = setting(
         35, "Seed of the first training image; the next ones count up. Evaluation uses 0 to test_size - 1, so this "
         "must not be below test_size.", from_to(0, SEEDS - 1), "token")
-    guidance_scale: float = setting(
-        7.0, "Classifier-free guidance; none at 1 or less.", from_to(0, 100), "token pictures")
-    train_guidance_scale: float | None = setting(
-        None, "Guidance in training: 1 learns without, at half the UNet's work. 'none': as guidance_scale.",
-        from_to(0, 100), "token")
-    guidance_rescale: float = setting(
-        0.0, "How far guided noise is scaled back to unguided noise's variance, for zero-terminal-SNR models (0.7).",
-        from_to(0, 1), "token pictures")
-    height: int = setting(512, "Image height in pixels, divisible by 8.", SIDE, "token pictures")
-    width: int = setting(512, "Image width in pixels, divisible by 8.", SIDE, "token pictures")
-    num_inference_steps: int = setting(30, "Steps of the checkpoint's scheduler.", from_to(1, 999), "token pictures")
+    fresh_noise: bool = setting(False, "New noise in every update instead of the paper's same seeds.", None, "token")
     train_timesteps: list[int] | None = setting(
         None, "Timesteps of the training trajectory, such as 999 800 600; it jumps from the last one to z_0. 'none': "
         "the checkpoint's own scheduler, as in the paper.", (
             lambda steps: steps and None not in steps and steps == sorted(set(steps), reverse=True)
             and steps[-1] >= 0 and steps[0] <= 999,
             "falling numbers from 999 to 0, from noise to image, such as 999 800 600"), "token")
-    fresh_noise: bool = setting(False, "New noise in every update instead of the paper's same seeds.", None, "token")
-    placeholder_token: str = setting("newclas", "The token's word in prompts.", word_such_as("newclas"), "token")
-    initializer_token: str = setting(
-        "a", "What the token's vectors start from: a word, a phrase (its tokens in turn), or a token file to continue.",
-        (lambda text: text.strip() and ("/" not in text or text.endswith(TOKEN_SUFFIXES)),
-         f"a word, a phrase or a token file ({', '.join(TOKEN_SUFFIXES)})"), "token",
-        lambda text: text.endswith(TOKEN_SUFFIXES))
-    num_vectors: int | None = setting(
-        None, "The vectors of the token; the phrase repeats to fill them. 'none': as many as the initialiser has.",
-        from_to(1, 64), "token")
-    loss: str = setting(
-        "cross_entropy", "What images are scored by: cross_entropy, norm_penalty (which also keeps the vectors' norm "
-        "near the vocabulary's), or module:function of images [B, 3, H, W] in [0, 1] and targets [B] -> losses [B].",
-        (lambda name: re.fullmatch(rf"\w+|{FUNCTION}", name) is not None, "a loss's name or module:function"), "token")
+    train_guidance_scale: float | None = setting(
+        None, "Guidance in training: 1 learns without, at half the UNet's work. 'none': as guidance_scale.",
+        from_to(0, 100), "token")
+    target_accuracy: float = setting(
+        0.7, "Stop when more than this share of an update's images is classified right; with fresh noise, of the last "
+        "three updates' images.", from_to(0, 1), "token")
+    early_stopping: int = setting(15, "Updates without a better loss until it stops.", from_to(1, 100_000), "token")
+    test_size: int = setting(
+        10, "Evaluation images per class, each without and with the token.", from_to(1, 100_000), topic="Evaluation")
     token: str | None = setting(
         None, "Evaluate this token file, of any tool, instead of a trained one; it is copied into the run.", GIVEN,
         path=True)
-    test_size: int = setting(10, "Evaluation images per class, each without and with the token.", from_to(1, 100_000))
     eval_prompts: list[str] = setting(
         [], "More prompts to evaluate in, with {} for the class, such as \"A painting of {}\" \"A photo of a {} in the "
         "snow\"; or a text file with one per line.", path=lambda text: "{}" not in text)
     context_judge: str | None = setting(
         None, "module:function that says which words of a prompt a picture (PIL) shows, or None: eval_prompts are then "
         "judged by it too.", (lambda value: re.fullmatch(FUNCTION, value), "module:function"))
+    controls: bool = setting(
+        False, "Evaluate an untrained and a random token of the same norm too: what they gain is not the training's.")
+    oracle_names: str | None = setting(
+        None, "A YAML file {number: words} such as {135: wading bird}, which ask for each class without a token: "
+        "drawn and judged as an arm of its own, what the generator can do if asked right.", GIVEN, path=True)
     attention_maps: bool = setting(
         False, "Show where the token and the class name look in the first pictures (cross-attention), and which words "
         "of the vocabulary the token is nearest to, before and after.")
-    controls: bool = setting(
-        False, "Evaluate an untrained and a random token of the same norm too: what they gain is not the training's.")
+    real_images: str | None = setting(
+        None, "Real pictures, shown beside the generated ones and compared with them: a folder with one folder per "
+        "class (0283_tiger_cat, 283, tiger cat or the label), or module:function that draws one.", GIVEN, path=True)
+    features: str = setting(
+        "inception", "What FID, KID and coverage compare, where real_images are given: inception, inception:<file of "
+        "weights>, or a classifier's last features (the same choices as classifier).", GIVEN, path=True)
+    fid_mode: str = setting(
+        "clean", "How InceptionV3's pictures are resized: as by torch-fidelity (legacy) or clean-fid (clean).",
+        one_of("legacy", "clean"))
     device: str = setting("cuda", "cuda, cuda:1, mps or cpu.", (
-        lambda value: re.fullmatch(r"cuda(:\d{1,3})?|mps|cpu", value), "cuda, cuda:1, mps or cpu"))
-    mixed_precision: str = setting(
-        "fp16", "Precision of the frozen generator: no, fp16 or bf16. The token and the classifiers are always "
-        "float32.", one_of("no", "fp16", "bf16"), "token pictures")
+        lambda value: re.fullmatch(r"cuda(:\d{1,3})?|mps|cpu", value), "cuda, cuda:1, mps or cpu"),
+        topic="Machine and output")
+    batch_size: int | None = setting(
+        None, "Images held in memory with a graph at once; changes speed and memory, not results. 'none': as many as "
+        "fit.", from_to(1, 10_000))
+    classes_at_once: int = setting(
+        1, "Classes that learn together in the same batches; changes speed and memory, not results.", from_to(1, 1000))
     gradient_checkpointing: bool = setting(False, "Recompute activations in the last step: slower, less memory.")
     torch_compile: bool = setting(
         False, "Compile the generator's networks: minutes at the start, and again for batches of other sizes, then "
         "faster; for long sweeps.")
+    output_path: str = setting(".", "The folder that holds pipeline_token/ and img/.", GIVEN, path=True)
+    train_images: str = setting(
+        "all", "The training pictures that stay once a class is trained, 0.4 MB each at 512 x 512: all (of 50 updates "
+        "100 MB per class), film (of the ten updates at most that the report's film shows: 20 MB), or none.",
+        one_of("all", "film", "none"))
     skip_exists: bool = setting(True, "Skip what is finished and resume what is half done. False starts over.")
 
     def pick_settings(self, names: Iterable[str]) -> dict[str, Any]:

@@ -4,8 +4,6 @@ import hashlib
 import re
 from typing import NamedTuple
 
-from torch.utils.data import Dataset
-
 from utils import find_path, read_text, read_yaml, require, suggest_word
 
 TEMPLATES = ("A photo of a {}", "a high resolution realistic image of a {}", "A close-up photo of a {}")
@@ -22,7 +20,7 @@ class TargetClass(NamedTuple):
     folder: str  # '0283_tiger_cat'
 
 
-class PromptDataset(Dataset):
+class PromptDataset:
     """One update's images of a class: item i has its seed and the index of its prompt, i modulo their number."""
 
     def __init__(self, phrase: str, templates: tuple[str, ...], seeds: list[int]):

@@ -9,6 +9,9 @@ import os
 import signal
 import sys
 
+from command_line import read_command
+from utils import choose_progress, exit_code
+
 
 def end_process(number: int, _frame=None):
     """End at once, with one line: every file is whole or not there."""
@@ -22,9 +25,11 @@ def end_process(number: int, _frame=None):
 if __name__ == "__main__":
     for _number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(_number, end_process)
-    if os.environ.get("LOCAL_RANK", "0") != "0":  # of a launcher's processes one shows progress
-        os.environ["TQDM_DISABLE"] = "1"
+    if _code := exit_code(lambda: read_command(sys.argv[1:], __doc__), debug="--debug" in sys.argv):
+        sys.exit(_code)  # before the imports, which take seconds
+    choose_progress(quiet="--quiet" in sys.argv)
 
+import contextlib
 import functools
 import math
 import re
@@ -34,9 +39,8 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from command_line import parse_settings
 from config import RunConfig, names_deciding
-from evaluation.accuracy import judge_class, load_metrics
+from evaluation.accuracy import describe_gain, judge_class, load_metrics
 from evaluation.attention import show_attention
 from evaluation.fidelity import COMPARABLE_FID, check_counts
 from evaluation.images import ARMS, Arm, Drawer, digest_json, list_arms, list_film_arms
@@ -50,19 +54,11 @@ from models.classifiers import Classifier, load_classifier, load_labels, resolve
 from models.extractors import describe_features, load_extractor
 from models.generator import PRECISIONS, Generator, load_generator
 from models.sampling import SamplingSettings
-from prompt_datasets import (
-    TEMPLATES,
-    TargetClass,
-    class_name,
-    class_names,
-    class_number,
-    oracle_words,
-    read_eval_prompts,
-    select_classes,
-)
-from runs.folders import RunFolder, check_held_out
+from prompt_datasets import TEMPLATES, TargetClass, class_name, class_names, class_number, oracle_words, select_classes
+from runs.folders import RunFolder, check_held_out, describe_paths, list_titles
 from runs.workers import Sweep, TrainingJob, choose_device, work_on_classes
-from utils import UserError, exit_code, list_checkpoint_files, read_tensors, require, to_printable
+from tensor_files import read_tensors
+from utils import UserError, list_checkpoint_files, require, to_printable
 
 WARNED = ["model", "guidance_scale", "guidance_rescale", "height", "width", "labels"]  # where training had others
 UNNAMED = r"LABEL_\d+|class \d+"  # labels that transformers and we make up
@@ -70,18 +66,17 @@ UNNAMED = r"LABEL_\d+|class \d+"  # labels that transformers and we make up
 
 def main(argv: list[str]) -> int:
     """Do what the command line asks for; the exit code: 2 for a user error."""
-    return exit_code(lambda: run_command(argv), debug="--debug" in argv)
+    with open(os.devnull, "w") if "--quiet" in argv else contextlib.nullcontext(sys.stdout) as out, \
+            contextlib.redirect_stdout(out):
+        return exit_code(lambda: run_command(argv), debug="--debug" in argv)
 
 
 def run_command(argv: list[str]):
-    config, list_classes = parse_settings(argv, __doc__)
+    config, list_classes = read_command(argv, __doc__)
     if list_classes:
-        config.check_labels()
         print("\n".join(f"{class_number(i):5d}  {label}"
                         for i, label in enumerate(load_labels(config.classifier, config.labels))))
         return
-    config.eval_prompts = read_eval_prompts(config.eval_prompts)
-    config.validate_settings()
     Run(config).run_sweep()
 
 
@@ -147,6 +142,10 @@ class Run:
         done = [folder for folder in sweep.folders if folder in sweep.finished]
         if config.evaluate and done and not left:
             self.summarise_classes(done)
+        if done:
+            print("tokens: " + describe_paths(done, "token_file"))
+            if config.evaluate:
+                print("pictures: " + describe_paths(done, "grid_file"))
         if errors and len(self.targets) == 1:
             raise errors[0]
         require(not errors, f"{len(errors)} of {len(self.targets)} classes failed (see the messages above): "
@@ -266,7 +265,7 @@ class Run:
         if config.evaluator and header.get("guided_by") == config.evaluator:
             print("warning: the evaluator guided this token, which flatters it", file=sys.stderr)
         if not self.drawer.draw_arms(arms + film, folder.eval_images, target.title, folder.results_of_images()):
-            folder.print_line("the pictures are there already, drawn with this token and these settings")
+            folder.notes.append("its pictures are there already")
         drawn = self.drawer.describe_arms(arms)
         looks = show_attention(
             self.get_generator(), arms[1], target.name, config.initializer_token, config.num_vectors, self.sampling,
@@ -280,6 +279,7 @@ class Run:
         real = draw_missing_images(config.real_images, target, self.real[target])
         show_side_by_side(folder, f"class {target.title}", metrics, real)
         folder.save_metrics(metrics)
+        folder.notes.append(f"right {describe_gain(metrics, list(self.get_judges())[-1])}")
 
     def summarise_classes(self, done: list[RunFolder]):
         """Print and write the summary of these classes, unless another process is just writing it."""
@@ -290,10 +290,6 @@ class Run:
                 write_summary(done, real, self.get_extractor, describe_features(config.features, config.fid_mode))
         except Timeout:
             print(f"another process is writing {summary}")
-
-
-def list_titles(folders: list[RunFolder]) -> str:
-    return ", ".join(folder.target.title for folder in folders)
 
 
 if __name__ == "__main__":

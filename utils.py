@@ -1,4 +1,4 @@
-"""Errors of one line, files that are never half written, images to disk."""
+"""Errors of one line, files that are never half written. Imports nothing slow: settings are checked with it."""
 
 import difflib
 import errno
@@ -12,17 +12,11 @@ import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import numpy as np
-import safetensors.torch
-import torch
 import yaml
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from tqdm import tqdm
 
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # or transformers asks owners of .bin files to convert
 
@@ -60,9 +54,14 @@ def join_lines(text) -> str:
     return " ".join(str(text).split())
 
 
-def error_message(error: UserError | OSError | torch.OutOfMemoryError) -> str:
-    """One line for the user: our own message, or the system's about a file."""
-    if isinstance(error, torch.OutOfMemoryError):
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether this is torch's error, told by its name: torch takes seconds to import."""
+    return type(error).__name__ == "OutOfMemoryError"
+
+
+def error_message(error: Exception) -> str:
+    """One line for the user: our own message, or the system's about a file, or that the memory is full."""
+    if is_out_of_memory(error):
         return "not enough memory on the device: try --mixed_precision bf16, smaller models, or another --device"
     if isinstance(error, UserError) or error.filename is None:
         return to_printable(str(error))
@@ -79,14 +78,35 @@ class OptionalOutput(io.FileIO):
         return len(data)
 
 
+class LinesOutput(io.TextIOWrapper):
+    """A log instead of a terminal: a progress bar's states are lines, not overwritten."""
+
+    def write(self, text: str) -> int:
+        lines = [line.rstrip() for line in text.replace("\x1b[A", "").splitlines()]
+        super().write("".join(f"{line}\n" for line in lines if line))
+        return len(text)
+
+
+def choose_progress(quiet: bool):
+    """Bars on a terminal, in a log a line per minute, nothing where quiet. Call before tqdm is imported.
+
+    Of a launcher's processes one shows progress.
+    """
+    if quiet or os.environ.get("LOCAL_RANK", "0") != "0":
+        os.environ["TQDM_DISABLE"] = "1"
+    elif sys.stderr is None or not sys.stderr.isatty():
+        os.environ.update(TQDM_DELAY="60", TQDM_MININTERVAL="60", TQDM_MAXINTERVAL="60", TQDM_NCOLS="100")
+
+
 def guard_output():
     """Let neither a closed stream, a reader that has gone nor letters that an encoding lacks end the program."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)  # None: closed
         if stream is getattr(sys, f"__{name}__"):  # no test's
             file = OptionalOutput(stream.fileno() if stream else os.devnull, "w", closefd=not stream)
-            setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(file), stream.encoding if stream else "utf-8",
-                                                "backslashreplace", line_buffering=True))
+            kind = LinesOutput if name == "stderr" and not file.isatty() else io.TextIOWrapper
+            setattr(sys, name, kind(io.BufferedWriter(file), stream.encoding if stream else "utf-8",
+                                    "backslashreplace", line_buffering=True))
 
 
 def exit_code(work: Callable[[], None], debug: bool = False) -> int:
@@ -94,9 +114,13 @@ def exit_code(work: Callable[[], None], debug: bool = False) -> int:
     guard_output()
     try:
         work()
-    except (UserError, OSError, torch.OutOfMemoryError) as error:
+    except (UserError, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+            raise
         if debug:
             traceback.print_exc()
+        from tqdm import tqdm  # here: it reads what `choose_progress` sets when it is imported
+
         tqdm.write(f"error: {error_message(error)}", file=sys.stderr)
         return 2
     return 0
@@ -228,15 +252,6 @@ def parse_json(path: Path, data: bytes, keys: tuple[str, ...]) -> dict:
     return value
 
 
-def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors of a safetensors file of ours, and its header; a UserError where it is truncated or not ours."""
-    try:
-        with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, ValueError) as error:
-        raise broken_file_error(path, error) from error
-
-
 @contextmanager
 def replace_file(path: Path):
     """Yield a temporary path beside `path` that takes its place at the end; an OSError leaves `path` as it was."""
@@ -264,33 +279,6 @@ def write_json(path: Path, value):
 
 def write_yaml(path: Path, value: dict):
     write_text(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
-
-
-def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None):
-    """Write a safetensors file, the same bytes for the same content: the library's own header is in random order."""
-    data = safetensors.torch.save(tensors, metadata)
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)  # the tensors start at a multiple of eight
-    with replace_file(path) as temporary:
-        temporary.write_bytes(len(header).to_bytes(8, "little") + header + data[end:])
-
-
-def to_pixels(images: torch.Tensor) -> np.ndarray:
-    """Images [B, 3, H, W] in [0, 1] -> uint8 [B, H, W, 3], converted on their device: fewer bytes leave a GPU."""
-    return (images.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-
-
-def submit_images(pool: ThreadPoolExecutor, writes: list[Future], paths: list[Path], chosen: Iterable[int],
-                  pixels: np.ndarray):
-    """Start writing uint8 [B, H, W, 3] to those paths that the indices `chosen` [B] name; add to `writes`."""
-    writes += [pool.submit(save_image, Image.fromarray(part), paths[i]) for i, part in zip(chosen, pixels, strict=True)]
-
-
-def save_pixels(pixels: np.ndarray, paths: list[Path]):
-    """Write uint8 [B, H, W, 3] as PNG files, on four threads."""
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(save_image, map(Image.fromarray, pixels), paths))
 
 
 def save_image(image: Image.Image, path: Path, **options):

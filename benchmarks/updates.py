@@ -19,7 +19,8 @@ from experiments import common
 from method.losses import cross_entropy
 from method.training import train_tokens
 from prompt_datasets import TargetClass
-from utils import ROOT, UserError, read_tensors, write_json, write_tensors
+from tensor_files import read_tensors, write_tensors
+from utils import ROOT, UserError, write_json
 
 ENOUGH, HELD_OUT = 0.9, 10  # share of so many pictures of a class, of seeds from 0
 EVERY, AT_MOST = 3, 16  # judge every third update, of so many

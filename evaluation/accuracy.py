@@ -113,6 +113,11 @@ def before_and_after(pairs: list[dict], role: str, measure: str = "accuracy") ->
     return " -> ".join(str(pool_accuracy(pairs, arm, role, measure)) for arm in ARMS)
 
 
+def describe_gain(metrics: dict, role: str) -> str:
+    """One class's accuracy without -> with the token."""
+    return " -> ".join(f"{metrics[arm][role]['accuracy']['value']:.2f}" for arm in ARMS)
+
+
 def describe_change(metrics: list[dict], role: str) -> str:
     """How many pictures of all classes the token put right and wrong, and McNemar's test whether that is chance."""
     gained, lost, p = mcnemar_test(*([right for found in metrics for right in found[arm][role]["right"]]
@@ -127,8 +132,7 @@ def accuracy_table(metrics: list[dict]) -> Table:
                    f"without the token also seen as (by the {roles[-1]})"], [], "Accuracy by class")
     for found in metrics:
         instead = list(found["without"][roles[-1]]["predicted_instead"].items())[:2]
-        shares = [" -> ".join(f"{found[arm][role]['accuracy']['value']:.2f}" for arm in ARMS) for role in roles]
-        table.rows.append([found["class_index"], found["label"], *shares,
+        table.rows.append([found["class_index"], found["label"], *(describe_gain(found, role) for role in roles),
                            ", ".join(f"{title}: {n}" for title, n in instead)])
     table.rows.append(["", "all", *(before_and_after(metrics, role) for role in roles), ""])
     if metrics[0]["classes"] > 5:

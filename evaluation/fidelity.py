@@ -18,7 +18,8 @@ from evaluation.statistics import NEAREST_K, FeatureSet, frechet_distance, kerne
 from evaluation.tables import Table
 from models.batch_size import fit_batch_size
 from models.extractors import INCEPTION, Extractor
-from utils import ROOT, read_tensors, require, stamp_file, write_tensors
+from tensor_files import read_tensors, write_tensors
+from utils import ROOT, require, stamp_file
 
 CHUNK = 4096  # pictures whose features are one file of the cache
 COMPARABLE_FID = 2048  # images on each side below which FID's bias dwarfs the differences that papers report

@@ -18,7 +18,8 @@ from evaluation.report import list_shown
 from method.class_token import ClassToken, load_token, save_token
 from models.classifiers import REGISTRY
 from prompt_datasets import TEMPLATES, class_name
-from utils import find_path, join_lines, read_yaml, require, to_printable, write_tensors, write_text
+from tensor_files import write_tensors
+from utils import find_path, join_lines, read_yaml, require, to_printable, write_text
 
 SHOWN = 5  # pictures per row of a class's sheet
 UNPUBLISHED = {"class_index", "output_path", "real_images", "device", "skip_exists", "train", "evaluate"}  # settings

@@ -16,7 +16,8 @@ from models.batch_size import WITHOUT_GRAPH, default_batch_size, fit_batch_size
 from models.generator import Generator
 from models.sampling import SamplingSettings
 from prompt_datasets import TEMPLATES, TargetClass, prompt_folder
-from utils import read_json, require, save_pixels, to_pixels, write_json
+from tensor_files import save_pixels, to_pixels
+from utils import read_json, require, write_json
 
 ARMS = ("without", "with")
 CONTROLS = ("untrained", "random")
@@ -121,7 +122,7 @@ class Drawer:
             shutil.rmtree(folder / name, ignore_errors=not (folder / name).exists())
         write_json(folder / RECORD, read_record(folder) | self.describe_arms(arms))
         jobs = [(arm.folder, seed) for arm in arms for seed in range(arm.images)]
-        with tqdm(total=len(missing), desc=f"drawing {title}", unit="image") as bar:
+        with tqdm(total=len(missing), desc=f"drawing {title}", unit="image", leave=False) as bar:
             while jobs:
                 batch, latents = self.sample_batch(generator, conds, jobs, missing)
                 lacking = [i for i, job in enumerate(batch) if job in missing]

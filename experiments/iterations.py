@@ -15,7 +15,8 @@ from evaluation.accuracy import judge_images
 from evaluation.pictures import caption_image, save_animation
 from experiments import common
 from experiments.plots import plot_curves
-from utils import read_json_lines, read_tensors, replace_file
+from tensor_files import read_tensors
+from utils import read_json_lines, replace_file
 
 SEEDS = 8
 

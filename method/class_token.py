@@ -9,7 +9,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from models.generator import Generator
-from utils import TOKEN_SUFFIXES, UserError, find_path, join_lines, require, write_tensors
+from tensor_files import write_tensors
+from utils import TOKEN_SUFFIXES, UserError, find_path, join_lines, require
 
 PAIR = ("clip_l", "clip_g")  # SDXL's text encoders, in the order in which it joins their embeddings
 LARGEST = 2**20  # numbers in a token; 77 vectors for SDXL have 157,696

@@ -66,7 +66,7 @@ class Trainer:
         if state_file.exists():
             self.load_state()
         self.bar = tqdm(total=settings.num_train_epochs, initial=len(self.history), desc=f"training {target.title}",
-                        unit="update")
+                        unit="update", leave=False)
 
     def next_images(self) -> PromptDataset:
         """The next update's prompts and seeds."""

@@ -15,7 +15,8 @@ from method.trainer import TrainedToken, Trainer
 from models.batch_size import WITHOUT_GRAPH, default_batch_size, fit_batch_size
 from models.generator import Generator
 from models.sampling import SamplingSettings
-from utils import UserError, submit_images, to_pixels
+from tensor_files import submit_images, to_pixels
+from utils import UserError
 
 AT_ONCE = 40  # images with a graph, at first: more only cost a CPU fresh memory (1.4 times the seconds at 128)
 

@@ -9,7 +9,6 @@ import diffusers
 import torch
 import transformers
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from evaluation.files import RunFiles
 from evaluation.images import RECORD, choose_frames
@@ -19,17 +18,8 @@ from models.batch_size import peak_memory_gb
 from models.classifiers import folder_name
 from models.zero_shot import read_labels
 from prompt_datasets import TargetClass
-from utils import (
-    UserError,
-    is_same_source,
-    read_yaml,
-    require,
-    to_words,
-    write_json,
-    write_tensors,
-    write_text,
-    write_yaml,
-)
+from tensor_files import write_tensors
+from utils import UserError, is_same_source, read_yaml, require, to_words, write_json, write_text, write_yaml
 
 SOURCES = ("model", "classifier", "class_names", "initializer_token")  # settings that may be paths
 
@@ -43,6 +33,7 @@ class RunFolder(RunFiles):
         super().__init__(Path(output_path, "img", folder_name(classifier), target.folder, exp_id))
         self.target, self.defaults = target, to_words(defaults or {})
         self.lock = FileLock(self.tokens.with_name(f".{exp_id}.lock"))
+        self.notes: list[str] = []  # what this process did: printed in one line, once the class is finished
 
     def try_lock(self) -> bool:
         """Claim the class, unless another process holds it; the system drops the lock of a process that dies."""
@@ -54,9 +45,6 @@ class RunFolder(RunFiles):
         except Timeout:
             return False
         return True
-
-    def print_line(self, text: str):
-        tqdm.write(f"class {self.target.title}: {text}")
 
     def results_of_images(self) -> list[Path]:
         """What tells of evaluation pictures, and is wrong once they are drawn again."""
@@ -133,7 +121,7 @@ class RunFolder(RunFiles):
         header = {key: value for key, value in token.header.items() if key != "classifier"} | guide
         save_token(self.token_file, placeholder, token.vectors, token.widths,
                    {**header, **self.describe_class(), "imported_from": source})
-        self.print_line(f"a token of {len(token.vectors)} vectors is taken from '{source}'")
+        self.notes.append(f"a token of {len(token.vectors)} vectors, taken from '{source}'")
 
     def describe_class(self) -> dict:
         """The class in a token's header."""
@@ -155,7 +143,7 @@ class RunFolder(RunFiles):
     def begin_training(self, settings: dict, start_over: bool = False):
         """Resume a half-trained token, or write config.yml in the place of all that is there."""
         if self.state_file.exists() and not start_over:
-            self.print_line("resumes its training")
+            self.notes.append("training resumed")
             return
         written = self.tokens / ".config.yml.tmp"  # before anything is removed: the disk may be full
         write_yaml(written, {**settings, "class_index": str(self.target.number), "skip_exists": True})
@@ -173,7 +161,6 @@ class RunFolder(RunFiles):
             start = load_token(settings["initializer_token"])
             save_token(self.start_file, start.placeholder, start.vectors, start.widths, start.header)
         written.replace(self.config_file)
-        self.print_line("starts its training")
 
     def save_training(self, trained: TrainedToken, widths: tuple[int, ...], settings: dict):
         """Write a token with its history and versions, last of all; then the training's state is no longer needed."""
@@ -184,9 +171,8 @@ class RunFolder(RunFiles):
         for update in self.train_images.glob("[0-9]*") if kept is not None else ():
             if update.name not in kept:
                 shutil.rmtree(update)
-        memory = peak_memory_gb(str(trained.vectors.device))
         write_json(self.cost_file, {"updates": updates, "seconds": round(trained.seconds, 1),
-                                    "peak_memory_gb": round(memory, 2)})
+                                    "peak_memory_gb": round(peak_memory_gb(str(trained.vectors.device)), 2)})
         save_token(self.token_file, settings["placeholder_token"], trained.vectors, widths, {
             **self.describe_class(), "classifier": settings["classifier"], "base_model": settings["model"],
             **self.describe_seeds(settings["seed"]), "updates": updates, "loss": f"{trained.loss:.4f}",
@@ -194,9 +180,7 @@ class RunFolder(RunFiles):
             "diffusers": diffusers.__version__, "transformers": transformers.__version__,
             "python": platform.python_version()})
         self.state_file.unlink(missing_ok=True)
-        self.print_line(f"{updates} updates in {trained.seconds:.0f} s, stopped: {trained.stopped}; peak memory of "
-                        f"this process so far: {memory:.1f} GB")
-        self.print_line(f"token: {self.token_file}")
+        self.notes.append(f"{updates} updates in {trained.seconds:.0f} s, stopped: {trained.stopped}")
 
     def describe_seeds(self, seed: int) -> dict:
         """The least seed that a token has seen, in its header; nothing where the file it started from does not say."""
@@ -208,7 +192,6 @@ class RunFolder(RunFiles):
     def save_metrics(self, metrics: dict):
         """Write metrics.json, last of all: it says that the class is finished."""
         write_json(self.metrics_file, metrics)
-        self.print_line(f"pictures: {self.grid_file}")
 
 
 def check_held_out(path: Path, header: dict[str, str], test_size: int):
@@ -219,3 +202,13 @@ def check_held_out(path: Path, header: dict[str, str], test_size: int):
             "and train again")
     require(int(seed) >= test_size, f"'{path}' was trained on seeds from {seed} on, which {test_size} evaluation "
                                     f"images would use too: give --test_size {seed} or less")
+
+
+def describe_paths(folders: list[RunFolder], file: str) -> str:
+    """The path of one class's file, or the pattern of all classes'."""
+    path = str(getattr(folders[0], file))
+    return path if len(folders) == 1 else path.replace(f"/{folders[0].target.folder}/", "/*/")
+
+
+def list_titles(folders: list[RunFolder]) -> str:
+    return ", ".join(folder.target.title for folder in folders)

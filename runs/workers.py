@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -92,6 +93,11 @@ class Sweep:
             folder.error_file.unlink(missing_ok=True)
         folder.lock.release()
 
+    def list_untouched(self, folders: list[RunFolder]) -> list[RunFolder]:
+        """Those that no process has trained, evaluated or failed since this command began: a look at a few files."""
+        return [folder for folder in folders if folder not in self.finished and folder not in self.failed
+                and folder.last_change() == self.changes_before[folder]]
+
     def left_to_others(self) -> list[RunFolder]:
         return [folder for folder in self.folders if self.needs_work(folder)]
 
@@ -111,8 +117,7 @@ class TrainingJob(NamedTuple):
 
 def work_on_classes(sweep: Sweep, job: TrainingJob | None, evaluate_class: Callable[[RunFolder], None]):
     """Train (with a `job`) and evaluate every class that this process can claim; the errors of those that failed."""
-    errors, bar = [], tqdm(total=len(sweep.folders), desc="classes", unit="class", leave=False,
-                            disable=len(sweep.folders) == 1)
+    errors, to_do, started = [], sweep.left_to_others(), time.monotonic()
 
     def finish_class(folder: RunFolder, error: UserError | None):
         try:
@@ -121,11 +126,13 @@ def work_on_classes(sweep: Sweep, job: TrainingJob | None, evaluate_class: Calla
             evaluate_class(folder)
         except UserError as failure:
             errors.append(error := failure)
-            if len(sweep.folders) > 1:
-                tqdm.write(f"class {folder.target.title} failed: {error_message(failure)}", file=sys.stderr)
         sweep.release_class(folder, error)
-        bar.n = len(sweep.finished) + len(sweep.failed)
-        bar.refresh()
+        if len(sweep.folders) > 1:
+            left = len(sweep.list_untouched(to_do))
+            text = f"failed: {error_message(error)}" if error else "; ".join(folder.notes)
+            print_class(folder, f"{text}; {describe_rest(len(to_do), left, time.monotonic() - started)}", error)
+        elif not error:
+            print_class(folder, "; ".join(folder.notes))
 
     try:
         folder_of = {folder.target: folder for folder in sweep.folders}
@@ -141,10 +148,19 @@ def work_on_classes(sweep: Sweep, job: TrainingJob | None, evaluate_class: Calla
                     folder.save_training(end, job.get_generator().token_widths, job.record)
                     finish_class(folder, None)
     finally:  # also where the disk is full
-        bar.close()
         for folder in sweep.folders:
             folder.lock.release()
     return errors
+
+
+def print_class(folder: RunFolder, text: str, error: UserError | None = None):
+    tqdm.write(f"class {folder.target.title}: {text}", file=sys.stderr if error else sys.stdout)
+
+
+def describe_rest(total: int, left: int, seconds: float) -> str:
+    """How many of the classes are done, and how long the rest takes at this pace."""
+    rest = f", about {tqdm.format_interval(seconds / (total - left) * left)} left" if left else ""
+    return f"{total - left} of {total} classes{rest}"
 
 
 def start_trainers(sweep: Sweep, job: TrainingJob | None,
@@ -164,7 +180,7 @@ def start_trainers(sweep: Sweep, job: TrainingJob | None,
             else:
                 if start_over:
                     folder.delete_evaluation()
-                folder.print_line("has its token already")
+                folder.notes.append("trained already")
                 finish_class(folder, None)
                 continue
         except UserError as error:  # a broken state

@@ -31,7 +31,8 @@ from evaluation.read_image import read_image
 from models.classifiers import load_labels
 from prompt_datasets import class_names, select_classes
 from runs.folders import RunFolder
-from utils import ROOT, find_path, read_json, read_json_lines, read_tensors, read_yaml, require, write_json
+from tensor_files import read_tensors
+from utils import ROOT, find_path, read_json, read_json_lines, read_yaml, require, write_json
 
 SMALL = ["--train", "True", "--evaluate", "True", "--num_train_epochs", "8", "--epoch_size", "4", "--test_size", "6",
          "--target_accuracy", "1", "--real_images", "none", "--fresh_noise", "True", "--output_path", "."]

@@ -15,7 +15,8 @@ from config import SETTINGS, RunConfig, value_type
 from method.class_token import load_token, save_token
 from method.trainer import Trainer, TrainingSettings
 from prompt_datasets import class_folder, class_name, prompt_folder, select_classes, target_class
-from utils import UserError, read_yaml, to_words, write_tensors, write_yaml
+from tensor_files import write_tensors
+from utils import UserError, read_yaml, to_words, write_yaml
 
 COUNT = 1000
 LABELS = [f"thing {i}" for i in range(COUNT)]

@@ -209,7 +209,7 @@ def test_the_same_command_again_does_what_is_missing(tiny_config, tmp_path, caps
     after = file_times(tmp_path)
     changed = {path for path in after if after[path] != before.get(path) and path.name != "grid.png"}
     assert changed == {folder / "with" / "1.png"} and len(list(tmp_path.rglob("metrics.json"))) == 2
-    assert out.count("has its token already") == 2 and out.count("the pictures are there already") == 1
+    assert out.count("trained already") == 2 and out.count("its pictures are there already") == 1
 
 
 def test_the_config_of_a_run_is_that_run(tiny_config, tmp_path):

@@ -12,11 +12,13 @@ FILES = [path for path in subprocess.run(["git", "ls-files", "--cached", "--othe
          if not path.startswith("tests/") and (ROOT / path).exists()]
 TREES = {path: ast.parse((ROOT / path).read_text(encoding="utf-8")) for path in FILES}
 ROOMS = {"method", "models", "evaluation", "runs"}
+FILES_AT_TOP = {"utils", "tensor_files", "prompt_datasets"}
 MAY_IMPORT = {  # of our own packages
-    "models": {"models", "utils", "prompt_datasets"}, "method": {"method", "models", "utils", "prompt_datasets"},
-    "evaluation": {"evaluation", "method", "models", "utils", "prompt_datasets"},
-    "runs": {"runs", "evaluation", "method", "models", "utils", "prompt_datasets"},
-    "utils.py": set(), "config.py": {"utils"}, "command_line.py": {"config", "utils"}, "prompt_datasets.py": {"utils"}}
+    "models": {"models", *FILES_AT_TOP}, "method": {"method", "models", *FILES_AT_TOP},
+    "evaluation": {"evaluation", "method", "models", *FILES_AT_TOP},
+    "runs": {"runs", "evaluation", "method", "models", *FILES_AT_TOP},
+    "utils.py": set(), "tensor_files.py": {"utils"}, "prompt_datasets.py": {"utils"}, "config.py": {"utils"},
+    "command_line.py": {"config", "prompt_datasets", "utils"}}
 OURS = {path.split("/")[0].removesuffix(".py") for path in FILES}
 ONE_WORD = {"main", "require", "encode", "sample", "decode", "draw", "setting"}
 OF_LIBRARIES = {"error", "write"}  # overridden: argparse and io name them

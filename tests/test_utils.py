@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from evaluation.read_image import load_images, read_image
-from utils import ROOT, UserError, read_yaml, replace_file, save_pixels, suggest_word, to_pixels
+from tensor_files import save_pixels, to_pixels
+from utils import ROOT, UserError, read_yaml, replace_file, suggest_word
 
 
 def test_replace_file_leaves_the_old_file_when_writing_fails(tmp_path):

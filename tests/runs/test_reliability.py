@@ -74,7 +74,7 @@ def test_half_trained_it_resumes_bit_for_bit(argv, state, undisturbed, tmp_path)
     shutil.copytree(state, tmp_path, dirs_exist_ok=True)
     before = file_times(tmp_path)
     code, out, _ = finish_run(argv, tmp_path)
-    assert code == 0 and "resumes its training" in out and "starts its training" not in out
+    assert code == 0 and "training resumed" in out
     assert read_contents(tmp_path) == undisturbed
     finished = {path: changed for path, changed in before.items() if "000" in path.parts}
     assert finished and finished.items() <= file_times(tmp_path).items()  # pictures of updates that were done
@@ -96,7 +96,7 @@ def test_a_signal_ends_a_run_and_the_same_command_resumes(argv, undisturbed, tmp
     assert found == code and lines == [stopped_line(number)]
     assert time.monotonic() - sent < 10
     found, out, _ = finish_run(argv, tmp_path)
-    assert found == 0 and ("has its token" if moment == "drawn.json" else "resumes its training") in out
+    assert found == 0 and ("trained already" if moment == "drawn.json" else "training resumed") in out
     assert read_contents(tmp_path) == undisturbed
 
 
@@ -147,7 +147,7 @@ def test_a_class_that_another_process_holds_is_left_to_it(argv, tmp_path, capsys
     first.send_signal(signal.SIGKILL)
     first.finish()
     code, out, _ = finish_run([*argv, "--num_train_epochs", "1", "--skip_exists", "False"], tmp_path)
-    assert code == 0 and "starts its training" in out  # a dead process holds no lock
+    assert code == 0 and " updates in " in out and "resumed" not in out  # a dead process holds no lock
 
 
 def test_other_settings_do_not_resume_a_half_trained_token(argv, state, tmp_path, capsys):
@@ -159,7 +159,7 @@ def test_other_settings_do_not_resume_a_half_trained_token(argv, state, tmp_path
     assert read_contents(tmp_path) == before
     capsys.readouterr()
     assert main([*argv, "--num_train_epochs", "1", "--evaluate", "False", "--skip_exists", "False"]) == 0
-    assert "starts its training" in capsys.readouterr().out
+    assert " updates in " in (out := capsys.readouterr().out) and "resumed" not in out
 
 
 def old_run(config: RunConfig, folder: Path) -> RunFolder:
@@ -180,7 +180,7 @@ def test_a_token_of_the_earlier_version_is_read_and_kept(tiny_config, tmp_path, 
     before = files.token_file.read_bytes()
     argv = flags(tiny_config, *TRAIN, "--num_train_epochs", "3", "--target_accuracy", "1")
     assert main(argv) == 0
-    assert "has its token already" in capsys.readouterr().out and files.token_file.read_bytes() == before
+    assert "trained already" in capsys.readouterr().out and files.token_file.read_bytes() == before
     assert torch.equal(load_token(files.token_file).vectors, vector[None])
     assert len(list(files.eval_images.rglob("with/*.png"))) == 2 and files.report_file.exists()
 
