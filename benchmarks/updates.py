@@ -37,7 +37,8 @@ def train_classes(lab: common.Lab) -> dict[TargetClass, torch.Tensor]:
                                      lab.config.batch_size):
         if isinstance(end, UserError):
             raise end
-        write_tensors(files[trainer.target], {"vectors": end.every_update.cpu()})
+        if end:
+            write_tensors(files[trainer.target], {"vectors": end.every_update.cpu()})
     return {target: read_tensors(file)[0]["vectors"] for target, file in files.items()}
 
 

@@ -63,10 +63,10 @@ def token_gradient(
 
 def train_tokens(generator: Generator, loss_fn: Loss, trainers: Iterator[Trainer], classes_at_once: int,
                  sampling: SamplingSettings,
-                 batch_size: int | None) -> Iterator[tuple[Trainer, TrainedToken | UserError]]:
+                 batch_size: int | None) -> Iterator[tuple[Trainer, TrainedToken | UserError | None]]:
     """Train every class, `classes_at_once` in the same batches; as one ends, the next takes its place.
 
-    A class's vectors depend on its neighbours by no more than rounding. One that diverges, whose end is a UserError,
+    Yields every class after each of its updates, with its end or None. A class's vectors depend on its neighbours by no more than rounding. One that diverges, whose end is a UserError,
     does not stop them.
     """
     most = default_batch_size(AT_ONCE, str(generator.device), sampling.height, sampling.width)
@@ -85,7 +85,7 @@ def train_tokens(generator: Generator, loss_fn: Loss, trainers: Iterator[Trainer
             size = len(batch.seeds) // len(running)
             ends = [trainer.finish_update(*(part[i * size:(i + 1) * size] for part in measured), seconds)
                     for i, trainer in enumerate(running)]
-            yield from ((trainer, end) for trainer, end in zip(running, ends, strict=True) if end)
+            yield from zip(running, ends, strict=True)
             running = [trainer for trainer, end in zip(running, ends, strict=True) if not end]
 
 

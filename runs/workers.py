@@ -144,7 +144,7 @@ def work_on_classes(sweep: Sweep, job: TrainingJob | None, evaluate_class: Calla
                 if isinstance(end, UserError):
                     folder.state_file.unlink(missing_ok=True)  # it diverged: other settings may be tried
                     finish_class(folder, end)
-                else:
+                elif end:
                     folder.save_training(end, job.get_generator().token_widths, job.record)
                     finish_class(folder, None)
     finally:  # also where the disk is full

@@ -52,9 +52,13 @@ def train_one(generator, loss_fn, folder: Path, index: int = 2, sampling=PAPER, 
               **changes):
     """How the training of one class ends."""
     trainer = make_trainer(generator, folder, index, vectors, **changes)
-    (_, end), = train_tokens(generator, loss_fn, iter([trainer]), classes_at_once=1, sampling=sampling,
-                             batch_size=batch_size)
+    (_, end), = list_ends(train_tokens(generator, loss_fn, iter([trainer]), classes_at_once=1, sampling=sampling,
+                                       batch_size=batch_size))
     return end
+
+
+def list_ends(updates):
+    return [(trainer, end) for trainer, end in updates if end]
 
 
 def read_history(folder: Path, index: int = 2):

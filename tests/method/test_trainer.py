@@ -5,7 +5,7 @@ import torch
 
 from method.trainer import judge_progress
 from method.training import train_tokens
-from tests.method.conftest import PAPER, SHORT, make_trainer, open_generator, read_history, train_one
+from tests.method.conftest import PAPER, SHORT, list_ends, make_trainer, open_generator, read_history, train_one
 from utils import UserError
 
 
@@ -35,8 +35,8 @@ def test_divergence_ends_its_class_alone(generator, loss_fn, tmp_path):
     alone = train_one(generator, loss_fn, tmp_path / "alone")
     faulty = FaultyLoss(loss_fn, updates=[1], bad_loss=True, bad_gradient=True, index=0)
     trainers = (make_trainer(generator, tmp_path, index) for index in (0, 2))
-    (first, failure), (second, end) = train_tokens(generator, faulty, trainers, classes_at_once=2,
-                                                        sampling=PAPER, batch_size=None)
+    (first, failure), (second, end) = list_ends(train_tokens(generator, faulty, trainers, classes_at_once=2,
+                                                             sampling=PAPER, batch_size=None))
     assert (first.target.number, second.target.number) == (1, 3)
     assert isinstance(failure, UserError)
     assert str(failure) == ("update 1 of class 1 (crane, bird) has a non-finite loss: the token may have diverged; try "
@@ -85,8 +85,8 @@ def test_skipping_has_an_end(tiny_model, loss_fn, tmp_path, fresh_noise, dtype, 
         scales.append(trainer.scaler.get_scale())
         return faulty(images, targets, vectors)
 
-    (_, failure), = train_tokens(generator, record_scale, iter([trainer]), classes_at_once=1, sampling=SHORT,
-                                 batch_size=None)
+    (_, failure), = list_ends(train_tokens(generator, record_scale, iter([trainer]), classes_at_once=1, sampling=SHORT,
+                                           batch_size=None))
     assert len(scales) == updates and (dtype == torch.float32 or scales == [2.0 ** (10 - i) for i in range(11)])
     assert f"update {updates - 1} of class 3 (tiger cat) has a non-finite loss" in str(failure)
     assert ", as the last 11 updates:" in str(failure) or updates == 1
@@ -116,8 +116,8 @@ def test_killed_training_resumes_bit_for_bit(tiny_model, loss_fn, tmp_path, kill
         start = generator.initial_vectors("a").repeat(count, 1)
         trainers = (make_trainer(generator, folder, index, start, lr=0.05, num_train_epochs=6, fresh_noise=True)
                     for index in classes)
-        return [end for _, end in train_tokens(generator, loss_fn, trainers, classes_at_once=len(classes),
-                                               sampling=SHORT, batch_size=None)]
+        return [end for _, end in list_ends(train_tokens(
+            generator, loss_fn, trainers, classes_at_once=len(classes), sampling=SHORT, batch_size=None))]
 
     undisturbed = train_all(tmp_path / "undisturbed", loss_fn)
     with pytest.raises(KeyboardInterrupt):

@@ -10,7 +10,7 @@ from evaluation.read_image import load_images
 from method.losses import cross_entropy
 from method.training import Batch, join_batches, token_gradient, train_tokens
 from models.classifiers import load_classifier
-from tests.method.conftest import PAPER, SHORT, make_trainer, open_generator, read_history, train_one
+from tests.method.conftest import PAPER, SHORT, list_ends, make_trainer, open_generator, read_history, train_one
 from utils import UserError
 
 OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB."
@@ -152,7 +152,7 @@ def test_classes_learn_together_as_they_do_alone(generator, loss_fn, tmp_path):
     alone = [train_one(generator, loss_fn, tmp_path / "alone", i, SHORT, **changes) for i in range(3)]
     trainers = (make_trainer(generator, tmp_path / "together", i, **changes) for i in range(3))
     ends = train_tokens(generator, loss_fn, trainers, classes_at_once=2, sampling=SHORT, batch_size=None)
-    together = {trainer.target.index: end for trainer, end in ends}
+    together = {trainer.target.index: end for trainer, end in list_ends(ends)}
     assert sorted(together) == [0, 1, 2]
     assert [len(end.every_update) for end in alone] == [8, 3, 8]  # the second is right from the start
     for i, end in together.items():
