@@ -151,7 +151,7 @@ def measure_starts(lab: common.Lab, loops: dict[str, Variant]) -> dict[str, list
 def main(argv: list[str] | None = None, explored: dict[str, Variant] = EXPLORED, loops: dict[str, Variant] = LOOPS,
          more_loops: dict[str, Variant] = MORE_LOOPS, contrasts: tuple = CONTRASTS):
     options = common.parse_options(
-        __doc__, argv, "all", quick={"seeds": 2, "images": 1, "updates": 1, "epoch_size": 4, "map_images": 1},
+        __doc__, argv, "all", quick={"seeds": 2, "images": 1, "updates": 2, "epoch_size": 4, "map_images": 1},
         seeds=3, images=10, updates=8, epoch_size=5, map_images=5)
     lab = common.open_lab(options, epoch_size=options.epoch_size, num_train_epochs=options.updates,
                           early_stopping=options.updates, target_accuracy=1.0, fresh_noise=True)

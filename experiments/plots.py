@@ -29,7 +29,10 @@ def plot_panels(path: Path, ylabel: str, panels: dict[str, dict[str, dict]]):
             words = not all(str(x).isdecimal() for x in by_x)
             axis.errorbar(list(by_x), values, [below, above], fmt="o" if words else "o-", capsize=3, label=label)
         axis.set(xlabel=xlabel)
-        axis.tick_params("x", rotation=90 if words else 0)
+        if words:
+            axis.tick_params("x", labelrotation=30)
+            for label in axis.get_xticklabels():
+                label.set_horizontalalignment("right")
         if len(curves) > 1:
             axis.legend(frameon=False, fontsize=8)
     figure.axes[0].set_ylabel(ylabel)

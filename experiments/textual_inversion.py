@@ -34,9 +34,9 @@ from utils import UserError, require, save_image
 PER_STEP, LR = 4, 5e-3  # pictures of a class in each step, AdamW's learning rate
 AT_ONCE = 40  # pictures with a graph
 TAKEN_ALONG = "in the snow"  # what all pictures of one case show
-TOKEN, ALONE, NOUN, BRIEF, SNOWY = ("class token", "inversion, alone", "inversion, with the noun",
-                                    "inversion, alone, in the token's time", "inversion of snowy pictures, alone")
-CONTRASTS = (("right", TOKEN, ALONE), ("right", TOKEN, NOUN), ("right", TOKEN, BRIEF), ("coverage", TOKEN, ALONE),
+TOKEN, ALONE, NOUN, TIMED, SNOWY = ("class token", "inversion, alone", "inversion, with the noun",
+                                    "inversion, alone, in the token's time", "inversion of snow, alone")
+CONTRASTS = (("right", TOKEN, ALONE), ("right", TOKEN, NOUN), ("right", TOKEN, TIMED), ("coverage", TOKEN, ALONE),
              ("snow", SNOWY, ALONE))
 
 
@@ -150,13 +150,13 @@ def list_methods(lab: common.Lab, real: common.Sets) -> tuple[dict[str, tuple], 
         return invert_pictures(lab, few, steps, seed)
 
     per_step = invert_few(options.main_k, [options.steps], 0)[1]
-    brief = min(options.steps, max(1, math.ceil(seconds / per_step)))
+    as_long = max(1, math.ceil(seconds / per_step))
     learned = [invert_few(options.main_k, [options.steps], seed)[0][options.steps] for seed in range(options.seeds)]
-    short = [invert_few(options.main_k, [brief], seed)[0][brief] for seed in range(options.seeds)]
+    timed = [invert_few(options.main_k, [as_long], seed)[0][as_long] for seed in range(options.seeds)]
     cost = per_step * options.steps
     methods = {TOKEN: ([common.load_vectors(folders) for folders in runs], None, 0, seconds),
                ALONE: (learned, word, options.main_k, cost), NOUN: (learned, None, options.main_k, cost),
-               BRIEF: (short, word, options.main_k, per_step * brief)}
+               TIMED: (timed, word, options.main_k, per_step * as_long)}
     if lab.config.real_images == common.WORLD:
         snowy = invert_pictures(lab, draw_snowy_pictures(lab), [options.steps])[0][options.steps]
         methods[SNOWY] = [snowy], word, options.main_k, cost
@@ -215,7 +215,8 @@ def write_page(lab: common.Lab, methods: dict, found: dict, small: dict, context
         f"{options.seeds} trainings (one of snowy pictures, in other prompts and in the figure's left side), "
         f"{options.images} held-out pictures per class and training (there {options.k_images}). Coverage of "
         f"{options.truth} real pictures per class, distance in units of theirs. {options.steps} steps of {PER_STEP} "
-        "pictures. The class token needs no real pictures, but a classifier that was trained on some.",
+        f"pictures; '{TIMED}' as many as fit the class token's seconds. The class token needs no real pictures, but a "
+        "classifier that was trained on some.",
         {"methods": found, "by_k": {f"{name}, k = {k}": values for (name, k), values in small.items()},
          "contexts": contexts, "ceiling": ceiling, "tests": tests})
 

@@ -16,7 +16,7 @@ def test_the_command(run_experiment):
     result = run_experiment("gradient_step", explored={"start": Variant((999, 800))}, loops=loops,
                             more_loops={"more": TWO}, contrasts=(("two", "one"), ("draws", "one")))
     assert {name: found["unet_calls"] for name, found in result["loops"].items()} == pytest.approx({
-        "one": 4 * 3, "two": 4 * 3, "draws": 4 * 2.5, "start": 4 * 2, "more": 4 * 2})
+        "one": 8 * 3, "two": 8 * 3, "draws": 8 * 2.5, "start": 8 * 2, "more": 8 * 2})  # two updates of four pictures
     assert list(result["tests"]) == ["two, beside one", "draws, beside one"]
     spreads = [spread for _, spread in result["starts"].values()]
     assert len(set(spreads)) == 4 and all(spread > 0 for spread in spreads)

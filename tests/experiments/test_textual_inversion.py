@@ -10,7 +10,7 @@ from utils import UserError
 
 def test_the_command(run_experiment, tmp_path):
     result = run_experiment("textual_inversion")
-    names = [textual_inversion.TOKEN, textual_inversion.ALONE, textual_inversion.NOUN, textual_inversion.BRIEF,
+    names = [textual_inversion.TOKEN, textual_inversion.ALONE, textual_inversion.NOUN, textual_inversion.TIMED,
              textual_inversion.SNOWY]
     assert list(result["methods"]) == ["no token", *names] and len(result["tests"]) == len(textual_inversion.CONTRASTS)
     assert all(len(values) == 2 for found in result["methods"].values() for values in found.values())  # by class
