@@ -66,8 +66,8 @@ def train_tokens(generator: Generator, loss_fn: Loss, trainers: Iterator[Trainer
                  batch_size: int | None) -> Iterator[tuple[Trainer, TrainedToken | UserError | None]]:
     """Train every class, `classes_at_once` in the same batches; as one ends, the next takes its place.
 
-    Yields every class after each of its updates, with its end or None. A class's vectors depend on its neighbours by no more than rounding. One that diverges, whose end is a UserError,
-    does not stop them.
+    Yields every class after each of its updates, with its end or None. A class's vectors depend on its neighbours by
+    no more than rounding. One that diverges, whose end is a UserError, does not stop them.
     """
     most = default_batch_size(AT_ONCE, str(generator.device), sampling.height, sampling.width)
     step, running = None, []

@@ -154,7 +154,9 @@ def work_on_classes(sweep: Sweep, job: TrainingJob | None, evaluate_class: Calla
 
 
 def print_class(folder: RunFolder, text: str, error: UserError | None = None):
-    tqdm.write(f"class {folder.target.title}: {text}", file=sys.stderr if error else sys.stdout)
+    """Print a class's line; `tqdm.write` would draw every bar again below it, which in a log is a line each."""
+    write = tqdm.write if sys.stderr.isatty() else print
+    write(f"class {folder.target.title}: {text}", file=sys.stderr if error else sys.stdout)
 
 
 def describe_rest(total: int, left: int, seconds: float) -> str:

@@ -1,0 +1,228 @@
+"""A page to try class tokens on: look at ready ones, and learn a word live.
+
+    python app.py                                    the miniature, on a CPU
+    python app.py --config configs/imagenet.yml      Stable Diffusion, on a GPU, with the tokens in pipeline_token/
+"""
+
+import functools
+import importlib
+import importlib.util
+import io
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import gradio as gr
+from jinja2 import Environment, FileSystemLoader
+from PIL import Image
+
+from command_line import parse_settings
+from evaluation.pictures import encode_address
+from evaluation.report import plot_curves
+from method.class_token import ClassToken, load_token
+from prompt_datasets import TEMPLATES, TargetClass
+from runs.workers import choose_device
+from studio import (
+    Picture,
+    Studio,
+    choose_seeds,
+    draw_pictures,
+    learn_word,
+    load_ready_token,
+    open_studio,
+    save_download,
+    use_words,
+)
+from utils import ROOT, UserError, exit_code
+
+SHOWN, CHECKED = 4, 6  # pictures per row: of a class, and of a word that was just learned
+INTRO = """# Class tokens
+Asked for "a crane", a text-to-image model may draw a bird or a machine. A **class token** is one learned word that
+settles it: put before the class name, it makes the same frozen model draw what you mean. It is learned from a
+classifier: draw pictures, have the classifier judge them, and change the word until it agrees."""
+TEMPLATES_OF_PAGE = Environment(loader=FileSystemLoader(ROOT / "page"), autoescape=True, trim_blocks=True,
+                                lstrip_blocks=True)
+
+
+def show_errors(function: Callable) -> Callable:
+    """A handler whose user errors are shown to the visitor, in one line."""
+    @functools.wraps(function)
+    def call_handler(*arguments):
+        try:
+            yield from function(*arguments)
+        except UserError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+
+    return call_handler
+
+
+def use_gpu(function: Callable) -> Callable:
+    """The handler on a GPU that is lent for each call, where the `spaces` package is installed."""
+    found = importlib.util.find_spec("spaces")
+    if found is None or found.origin is None:  # or only the folder of this repository
+        return function
+    return importlib.import_module("spaces").GPU(duration=120)(function)
+
+
+def show_rows(rows: list[tuple[str, list[Picture]]], target: TargetClass, seeds: list[int]) -> str:
+    """HTML of the same seeds in several ways, and how many of each the judge takes for the class."""
+    described = []
+    for name, pictures in rows:
+        right = sum(picture.seen_as[0][0] == target.label for picture in pictures)
+        described.append((name, f"{right} of {len(pictures)} are {target.label}, says the judge",
+                          [{"address": encode_image(picture.image), "seen_as": picture.seen_as, "seed": f"seed {seed}"}
+                           for picture, seed in zip(pictures, seeds, strict=True)]))
+    return TEMPLATES_OF_PAGE.get_template("pictures.html").render(rows=described, target=target.label)
+
+
+def encode_image(image: Image.Image) -> str:
+    data = io.BytesIO()
+    if max(image.size) > 128:
+        image.save(data, format="JPEG", quality=90)
+        return encode_address("jpeg", data)
+    image.resize((2 * image.width, 2 * image.height), Image.NEAREST).save(data, format="PNG")
+    return encode_address("png", data)
+
+
+def compare_pictures(studio: Studio, target: TargetClass, token: ClassToken, template: str, seeds: list[int]) -> str:
+    return show_rows([("Without the token", draw_pictures(studio, target, template, None, seeds)),
+                      ("With the token", draw_pictures(studio, target, template, token, seeds))], target, seeds)
+
+
+def offer_token(studio: Studio, target: TargetClass, token: ClassToken, folder: Path) -> tuple[dict, str]:
+    """The button that downloads the token, and what to type in which tool."""
+    file = save_download(token, target, folder)
+    usage = TEMPLATES_OF_PAGE.get_template("usage.html").render(
+        name=file.stem, noun=target.name, model=studio.config.model, size=f"{file.stat().st_size / 1000:.1f}")
+    return gr.DownloadButton("Download the token", value=str(file), interactive=True), usage
+
+
+def look_at_class(studio: Studio, number: int, template: str, seed: float | None) -> Iterator[tuple]:
+    """The same seeds without and with a ready token; the first seed; the token to take away."""
+    target = studio.targets[number - 1]
+    token, seeds = load_ready_token(studio, target), choose_seeds(seed, SHOWN)
+    with tempfile.TemporaryDirectory() as folder:
+        yield compare_pictures(studio, target, token, template, seeds), seeds[0], *offer_token(
+            studio, target, token, Path(folder))
+
+
+def learn_live(studio: Studio, number: int, words: str = "") -> Iterator[tuple]:
+    """After every update: what happened, its pictures, the curves, and the best token so far; then a comparison."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if words.strip():
+            studio = use_words(studio, words, folder)
+            number = min(number, len(studio.targets))
+        target = studio.targets[number - 1]
+        yield (f"Learning a word for **{target.title}** ...", "", "", "", *hide_token())
+        for progress in learn_word(studio, target, folder):
+            line = progress.line
+            text = (f"**Update {line['update'] + 1}**, of {studio.config.num_train_epochs} at most: the classifier "
+                    f"takes {line['accuracy']:.0%} of {studio.config.epoch_size} new pictures for {target.label}.")
+            shown = [{"address": encode_image(Image.open(file)), "seen_as": [], "seed": ""}
+                     for file in progress.pictures[:2 * SHOWN]]
+            rows = [("The newest pictures", "drawn with the word as it is now", shown)]
+            pictures = TEMPLATES_OF_PAGE.get_template("pictures.html").render(rows=rows, target=target.label)
+            curve = plot_curves(progress.history_file)
+            offered = offer_token(studio, target, progress.token, folder)
+            yield text, pictures, curve, gr.skip(), *offered
+        yield (f"**Learned** after {line['update'] + 1} updates: {progress.end}. Below, seeds that it never saw.",
+               "", curve, compare_pictures(studio, target, progress.token, TEMPLATES[0],
+                                           choose_seeds(0, CHECKED)), *offered)
+
+
+def hide_token() -> tuple[dict, str]:
+    return gr.DownloadButton("Download the token", value=None, interactive=False), ""
+
+
+def finish_learning(studio: Studio, number: int, file: str | None, words: str = "") -> Iterator[tuple]:
+    """After a stop: the comparison with the best token so far."""
+    if not file:
+        yield "Stopped before the first update: there is no word yet.", gr.skip()
+        return
+    with tempfile.TemporaryDirectory() as name:
+        if words.strip():
+            studio = use_words(studio, words, Path(name))
+            number = min(number, len(studio.targets))
+        target = studio.targets[number - 1]
+        yield ("**Stopped.** The best word so far is kept. Below, seeds that it never saw.",
+               compare_pictures(studio, target, load_token(Path(file)), TEMPLATES[0], choose_seeds(0, CHECKED)))
+
+
+def list_choices(targets: list[TargetClass]) -> list[tuple[str, int]]:
+    return [(target.label, target.number) for target in targets]
+
+
+def build_page(studio: Studio) -> gr.Blocks:
+    """The page: two tabs over one studio; whoever comes while the models work waits in a queue."""
+    models = {"concurrency_id": "models", "concurrency_limit": 1}
+    with gr.Blocks(title="Class tokens", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+        gr.Markdown(INTRO)
+        with gr.Tab("Look"):
+            build_look_tab(page, studio, models)
+        with gr.Tab("Learn a word live"):
+            build_learn_tab(studio, models)
+    return page
+
+
+def build_look_tab(page: gr.Blocks, studio: Studio, models: dict):
+    ready = list(studio.tokens)
+    if not ready:
+        gr.Markdown("No token is there yet: learn one on the other tab, or by `python run.py --train True`.")
+        return
+    with gr.Row():
+        number = gr.Dropdown(list_choices(ready), value=ready[0].number, label="Class")
+        template = gr.Textbox(TEMPLATES[0], label="Prompt", info="{} is where the class goes", max_length=300)
+        seed = gr.Number(0, label="First seed", precision=0, minimum=0)
+    with gr.Row():
+        draw = gr.Button("Draw", variant="primary")
+        other = gr.Button("Other seeds")
+    pictures = gr.HTML(label="Pictures")
+    download, usage = gr.DownloadButton("Download the token", interactive=False), gr.HTML()
+    handler = use_gpu(show_errors(functools.partial(look_at_class, studio)))
+    outputs = [pictures, seed, download, usage]
+    for event in (page.load, draw.click, template.submit, number.input):
+        event(handler, [number, template, seed], outputs, **models)
+    other.click(lambda: None, outputs=seed).then(handler, [number, template, seed], outputs, **models)
+
+
+def build_learn_tab(studio: Studio, models: dict):
+    config = studio.config
+    is_open = config.classifier.startswith("zero-shot:")
+    words = gr.Textbox("\n".join(studio.guide.labels), lines=4, max_lines=12, max_length=5000, visible=is_open,
+                       label="Words to tell apart, one per line", info="what is before a comma goes into the prompt")
+    with gr.Row():
+        number = gr.Dropdown(list_choices(studio.targets), value=1, label="Learn a word for")
+        start, stop = gr.Button("Start", variant="primary"), gr.Button("Stop", variant="stop")
+    status = gr.Markdown("Press Start: every update draws pictures, has the classifier judge them, and changes the "
+                         "word's numbers a little. The rest of the model stays as it is.")
+    pictures, curve, result = gr.HTML(), gr.HTML(elem_classes="ct-curve"), gr.HTML()
+    download, usage = gr.DownloadButton("Download the token", interactive=False), gr.HTML()
+    given = [number, words] if is_open else [number]
+    learning = start.click(use_gpu(show_errors(functools.partial(learn_live, studio))), given,
+                           [status, pictures, curve, result, download, usage], **models)
+    after = [number, download, words] if is_open else [number, download]
+    stop.click(None, cancels=learning).then(
+        use_gpu(show_errors(functools.partial(finish_learning, studio))), after, [status, result], **models)
+    if is_open:
+        words.change(lambda text: gr.Dropdown([(line, i) for i, line in enumerate(
+            filter(str.strip, text.splitlines()), 1)], value=1), words, number)
+
+
+def main(argv: list[str]) -> int:
+    """Serve the page; the exit code: 2 for a user error."""
+    def serve_page():
+        config, _ = parse_settings(argv if "--config" in argv else ["--config", "configs/miniature.yml", *argv])
+        choose_device(config.device, config.mixed_precision, local_rank=-1)
+        build_page(open_studio(config)).queue(max_size=20).launch(
+            server_name=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), css_paths=ROOT / "page/page.css",
+            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]), ssr_mode=False,
+            footer_links=[])
+
+    return exit_code(serve_page)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
