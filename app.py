@@ -37,7 +37,7 @@ from studio import (
 )
 from utils import ROOT, UserError, exit_code
 
-SHOWN, CHECKED = 4, 6  # pictures per row: of a class, and of a word that was just learned
+SHOWN = 6  # pictures per row
 INTRO = """# Class tokens
 Asked for "a crane", a text-to-image model may draw a bird or a machine. A **class token** is one learned word that
 settles it: put before the class name, it makes the same frozen model draw what you mean. It is learned from a
@@ -116,25 +116,22 @@ def learn_live(studio: Studio, number: int, words: str = "") -> Iterator[tuple]:
             studio = use_words(studio, words, folder)
             number = min(number, len(studio.targets))
         target = studio.targets[number - 1]
-        yield (f"Learning a word for **{target.title}** ...", "", "", "", *hide_token())
+        hidden = gr.DownloadButton("Download the token", value=None, interactive=False)
+        yield f"Learning a word for **{target.title}** ...", "", "", "", hidden, ""
         for progress in learn_word(studio, target, folder):
             line = progress.line
             text = (f"**Update {line['update'] + 1}**, of {studio.config.num_train_epochs} at most: the classifier "
                     f"takes {line['accuracy']:.0%} of {studio.config.epoch_size} new pictures for {target.label}.")
             shown = [{"address": encode_image(Image.open(file)), "seen_as": [], "seed": ""}
-                     for file in progress.pictures[:2 * SHOWN]]
+                     for file in progress.pictures[:SHOWN]]
             rows = [("The newest pictures", "drawn with the word as it is now", shown)]
             pictures = TEMPLATES_OF_PAGE.get_template("pictures.html").render(rows=rows, target=target.label)
             curve = plot_curves(progress.history_file)
-            offered = offer_token(studio, target, progress.token, folder)
-            yield text, pictures, curve, gr.skip(), *offered
+            button, usage = offer_token(studio, target, progress.token, folder)
+            yield text, pictures, curve, "", button, ""
         yield (f"**Learned** after {line['update'] + 1} updates: {progress.end}. Below, seeds that it never saw.",
                "", curve, compare_pictures(studio, target, progress.token, TEMPLATES[0],
-                                           choose_seeds(0, CHECKED)), *offered)
-
-
-def hide_token() -> tuple[dict, str]:
-    return gr.DownloadButton("Download the token", value=None, interactive=False), ""
+                                           choose_seeds(0, SHOWN)), button, usage)
 
 
 def finish_learning(studio: Studio, number: int, file: str | None, words: str = "") -> Iterator[tuple]:
@@ -148,7 +145,7 @@ def finish_learning(studio: Studio, number: int, file: str | None, words: str = 
             number = min(number, len(studio.targets))
         target = studio.targets[number - 1]
         yield ("**Stopped.** The best word so far is kept. Below, seeds that it never saw.",
-               compare_pictures(studio, target, load_token(Path(file)), TEMPLATES[0], choose_seeds(0, CHECKED)))
+               compare_pictures(studio, target, load_token(Path(file)), TEMPLATES[0], choose_seeds(0, SHOWN)))
 
 
 def list_choices(targets: list[TargetClass]) -> list[tuple[str, int]]:
@@ -157,7 +154,7 @@ def list_choices(targets: list[TargetClass]) -> list[tuple[str, int]]:
 
 def build_page(studio: Studio) -> gr.Blocks:
     """The page: two tabs over one studio; whoever comes while the models work waits in a queue."""
-    models = {"concurrency_id": "models", "concurrency_limit": 1}
+    models = {"concurrency_id": "models", "concurrency_limit": 1, "show_progress": "minimal"}
     with gr.Blocks(title="Class tokens", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gr.Markdown(INTRO)
         with gr.Tab("Look"):
@@ -182,7 +179,7 @@ def build_look_tab(page: gr.Blocks, studio: Studio, models: dict):
     pictures = gr.HTML(label="Pictures")
     download, usage = gr.DownloadButton("Download the token", interactive=False), gr.HTML()
     handler = use_gpu(show_errors(functools.partial(look_at_class, studio)))
-    outputs = [pictures, seed, download, usage]
+    outputs, models = [pictures, seed, download, usage], {**models, "show_progress_on": pictures}
     for event in (page.load, draw.click, template.submit, number.input):
         event(handler, [number, template, seed], outputs, **models)
     other.click(lambda: None, outputs=seed).then(handler, [number, template, seed], outputs, **models)
@@ -193,8 +190,8 @@ def build_learn_tab(studio: Studio, models: dict):
     is_open = config.classifier.startswith("zero-shot:")
     words = gr.Textbox("\n".join(studio.guide.labels), lines=4, max_lines=12, max_length=5000, visible=is_open,
                        label="Words to tell apart, one per line", info="what is before a comma goes into the prompt")
+    number = gr.Dropdown(list_choices(studio.targets), value=1, label="Learn a word for")
     with gr.Row():
-        number = gr.Dropdown(list_choices(studio.targets), value=1, label="Learn a word for")
         start, stop = gr.Button("Start", variant="primary"), gr.Button("Stop", variant="stop")
     status = gr.Markdown("Press Start: every update draws pictures, has the classifier judge them, and changes the "
                          "word's numbers a little. The rest of the model stays as it is.")
@@ -202,10 +199,11 @@ def build_learn_tab(studio: Studio, models: dict):
     download, usage = gr.DownloadButton("Download the token", interactive=False), gr.HTML()
     given = [number, words] if is_open else [number]
     learning = start.click(use_gpu(show_errors(functools.partial(learn_live, studio))), given,
-                           [status, pictures, curve, result, download, usage], **models)
+                           [status, pictures, curve, result, download, usage], show_progress_on=status, **models)
     after = [number, download, words] if is_open else [number, download]
     stop.click(None, cancels=learning).then(
-        use_gpu(show_errors(functools.partial(finish_learning, studio))), after, [status, result], **models)
+        use_gpu(show_errors(functools.partial(finish_learning, studio))), after, [status, result],
+        show_progress_on=status, **models)
     if is_open:
         words.change(lambda text: gr.Dropdown([(line, i) for i, line in enumerate(
             filter(str.strip, text.splitlines()), 1)], value=1), words, number)
