@@ -20,9 +20,9 @@ from models.sampling import SamplingSettings
 from prompt_datasets import TargetClass, class_names, select_classes
 from runs.folders import RunFolder
 from tensor_files import to_pixels
-from utils import UserError, require, write_text
+from utils import ROOT, UserError, require, write_text
 
-READY = "ready"  # the exp_id of the tokens that come with the repository
+READY = "ready"  # the exp_id of the tokens in the repository
 MOST_SEED = 2**32 - 1
 
 
@@ -66,9 +66,9 @@ def open_studio(config: RunConfig) -> Studio:
     guide = load_classifier(config.classifier, config.device, *size, config.labels)
     judge = load_classifier(config.evaluator, config.device, *size, config.labels) if config.evaluator else guide
     targets = select_classes("all", guide.labels, class_names(guide.labels, config.class_names))
-    found = {target: [RunFolder(config.output_path, config.classifier, target, name).token_file
-                      for name in (config.exp_id, READY)] for target in targets}
-    tokens = {target: file for target, files in found.items() for file in reversed(files) if file.exists()}
+    tokens = {target: file for target in targets
+              for folder, name in ((str(ROOT), READY), (config.output_path, config.exp_id))
+              if (file := RunFolder(folder, config.classifier, target, name).token_file).exists()}
     return Studio(config, generator, guide, judge, targets, tokens)
 
 

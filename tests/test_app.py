@@ -1,0 +1,190 @@
+"""The page: its handlers, and the whole in a browser where Chromium is installed."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import replace
+
+import pytest
+import torch
+
+gradio = pytest.importorskip("gradio")
+
+import app  # noqa: E402  # gradio is optional
+import studio as rooms  # noqa: E402
+from command_line import parse_settings  # noqa: E402
+from method.class_token import load_token  # noqa: E402
+from utils import ROOT, UserError  # noqa: E402
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def studio():
+    return rooms.open_studio(parse_settings(["--config", "configs/miniature.yml", "--num_train_epochs", "3"])[0])
+
+
+def test_every_class_has_a_ready_token_which_draws_it_more_often(studio):
+    assert len(studio.tokens) == 16 and all(file.stat().st_size < 2000 for file in studio.tokens.values())
+    target = studio.targets[6]
+    shares = [sum(picture.seen_as[0][0] == target.label for picture in rooms.draw_pictures(
+        studio, target, "A photo of a {}", token, list(range(10)))) for token in (
+            None, load_token(studio.tokens[target]))]
+    assert shares[1] > shares[0] + 3
+
+
+def test_look_shows_the_same_seeds_twice_and_a_token_that_loads(studio, monkeypatch):
+    tokens = []
+    monkeypatch.setattr(app.gr, "DownloadButton", lambda *_, value, **__: tokens.append(load_token(value)))
+    (html, seed, _, usage), = app.look_at_class(studio, 7, "A painting of a {}", 5)
+    assert html.count("<figure>") == 2 * app.SHOWN and html.count("seed 5") == 4 and seed == 5
+    assert "newclas-0007_jaguar jaguar" in usage and "&lt;newclas-0007_jaguar&gt;" in usage
+    assert torch.equal(tokens[0].vectors, load_token(studio.tokens[studio.targets[6]]).vectors)
+    (_, other, *_), = app.look_at_class(studio, 7, "A painting of a {}", None)
+    assert 0 <= other < 10**6
+
+
+@pytest.mark.parametrize("template, seed, right", [
+    ("no place", 0, "needs one {}"), ("{} {}", 0, "needs one {}"), ("{0}", 0, "needs one {}"),
+    ("a newclas {}", 0, "leave 'newclas' out"), ("a {} " + "very " * 80, 0, "token"), ("a {}", -1, "whole number"),
+    ("a {}", 2.5, "whole number"), ("a {}", 2**32, "whole number")])
+def test_bad_input_is_one_line_for_the_visitor(studio, template, seed, right):
+    handler = app.show_errors(lambda *given: app.look_at_class(studio, *given))
+    with pytest.raises(gradio.Error, match=right) as raised:
+        list(handler(7, template, seed))
+    assert "\n" not in str(raised.value) and "Traceback" not in str(raised.value)
+
+
+def test_labels_are_text_and_no_html():
+    picture = rooms.Picture(app.Image.new("RGB", (8, 8)), [("<script>x</script>", 0.5)])
+    target = rooms.select_classes("1", ["<b>y</b>", "z"], ["y", "z"])[0]
+    html = app.show_rows([("row", [picture])], target, [0])
+    assert "<script>" not in html and "<b>y</b>" not in html and "&lt;script&gt;" in html
+
+
+def test_a_word_is_learned_update_by_update(studio):
+    steps = list(app.learn_live(studio, 7))
+    assert [step[0].split("**")[1] for step in steps[1:-1]] == ["Update 1", "Update 2", "Update 3"]
+    assert all(step[1].count("<figure>") == app.SHOWN and "<svg" in step[2] for step in steps[1:-1])
+    assert "Learned" in steps[-1][0] and steps[-1][3].count("<figure>") == 2 * app.SHOWN
+
+
+def test_the_live_token_is_the_command_s(studio, tmp_path):
+    """The same update of the same loop: what the page learns is what run.py learns."""
+    from run import main
+    target = studio.targets[6]
+    *_, last = rooms.learn_word(studio, target, tmp_path / "page")
+    assert main(["--config", "configs/miniature.yml", "--class_index", "7", "--train", "True", "--num_train_epochs",
+                 "3", "--output_path", str(tmp_path)]) == 0
+    theirs, = tmp_path.rglob("learned_embeds.safetensors")
+    assert torch.equal(last.token.vectors, load_token(theirs).vectors)
+
+
+def test_who_stops_asking_stops_the_training(studio, tmp_path):
+    steps = rooms.learn_word(studio, studio.targets[6], tmp_path)
+    first = next(steps)
+    steps.close()
+    file = rooms.save_download(first.token, studio.targets[6], tmp_path)
+    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 1
+    status, html = next(app.finish_learning(studio, 7, str(file)))
+    assert "Stopped" in status and html.count("<figure>") == 2 * app.SHOWN
+    assert "no word yet" in next(app.finish_learning(studio, 7, None))[0]
+
+
+def test_words_of_one_s_own(tmp_path):
+    config = parse_settings(["--config", "configs/miniature_zero_shot.yml"])[0]
+    open_words = rooms.use_words(rooms.open_studio(replace(config, evaluator=None)), "crane, bird\njaguar, cat\n",
+                                 tmp_path)
+    assert [target.label for target in open_words.targets] == ["crane, bird", "jaguar, cat"]
+    for words, right in (("one", "holds 1 label:"), ("a\nA", "line 2: 'A' is on line 1 already")):
+        with pytest.raises(UserError, match=f"^your list.*{right}"):
+            rooms.use_words(open_words, words, tmp_path)
+
+
+def test_a_space_s_folder_serves_the_page(tmp_path):
+    done = subprocess.run([sys.executable, "spaces/assemble.py", "--to", tmp_path / "space"], cwd=ROOT, check=True,
+                          capture_output=True, text=True)
+    assert "hf upload" in done.stdout
+    card = (tmp_path / "space/README.md").read_text()
+    assert card.startswith("---\ntitle:") and "sdk: gradio" in card and not (tmp_path / "space/tests").exists()
+    code = "import app; from command_line import parse_settings as p; print(len(app.open_studio(p(['--config', " \
+           "'configs/miniature.yml'])[0]).tokens))"
+    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "space", capture_output=True, text=True)
+    assert found.stdout.strip() == "16", found.stderr[-2000:]
+    (tmp_path / "report.html").write_text("<p>a page</p>")
+    subprocess.run([sys.executable, "spaces/assemble.py", "--to", tmp_path / "static", "--static",
+                    tmp_path / "report.html"], cwd=ROOT, check=True, capture_output=True)
+    card = (tmp_path / "static/README.md").read_text()
+    assert "sdk: static" in card and "gradio" not in card and (tmp_path / "static/index.html").exists()
+    again = subprocess.run([sys.executable, "spaces/assemble.py", "--to", tmp_path / "space"], cwd=ROOT,
+                           capture_output=True, text=True)
+    assert again.returncode == 2 and "is not an empty folder" in again.stderr
+
+
+@pytest.fixture
+def address(tmp_path):
+    """Of the page, served by the command."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = (tmp_path / "log").open("w")
+    server = subprocess.Popen([sys.executable, str(ROOT / "app.py")], cwd=tmp_path, stdout=log, stderr=log,
+                              env={**os.environ, "GRADIO_SERVER_PORT": str(port), "OMP_NUM_THREADS": "1"})
+    for _ in range(600):
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/").close()
+            break
+        except OSError:
+            assert server.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.2)
+    yield f"http://127.0.0.1:{port}/"
+    server.terminate()
+    server.wait()
+    log.close()
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium")
+def test_the_page_in_a_browser(address, tmp_path):
+    """Load, look, bad input, learn to the end, stop, download, on a desk and on a phone."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=[
+            "--no-sandbox", "--disable-gpu", "--disable-background-networking"])
+        page = browser.new_page(viewport={"width": 390, "height": 900}, color_scheme="dark")
+        foreign = []
+        page.on("request", lambda request: request.url.startswith((address, "data:", "blob:")) or foreign.append(
+            request.url))
+        page.goto(address)
+        page.wait_for_selector(".ct-pictures img", timeout=60_000)
+        assert page.locator(".ct-pictures img").count() == 2 * app.SHOWN
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        with page.expect_download() as started:
+            page.get_by_role("button", name="Download the token").first.click()
+        assert load_token(_keep(started.value, tmp_path)).widths == (64,)
+        page.get_by_label("Prompt").fill("no place for it")
+        page.get_by_role("button", name="Draw").click()
+        page.wait_for_selector("text=needs one {}", timeout=30_000)
+        page.set_viewport_size({"width": 1280, "height": 900})
+        page.get_by_role("tab", name="Learn a word live").click()
+        page.get_by_role("button", name="Start").click()
+        page.wait_for_selector("text=Update 2", timeout=60_000)
+        page.get_by_role("button", name="Stop").click()
+        page.wait_for_selector("text=Stopped.", timeout=60_000)
+        page.get_by_role("button", name="Start").click()
+        page.wait_for_selector("text=Learned after", timeout=200_000)
+        with page.expect_download() as started:
+            page.get_by_role("button", name="Download the token").last.click()
+        assert load_token(_keep(started.value, tmp_path)).header["class_index"] == "1"
+        browser.close()
+    assert not foreign, json.dumps(foreign[:3])
+
+
+def _keep(download, folder):
+    download.save_as(folder / download.suggested_filename)
+    return folder / download.suggested_filename
