@@ -6,21 +6,24 @@ BUILD := OMP_NUM_THREADS=1 $(RUN) -m torch.distributed.run --standalone --nproc_
 
 EXPERIMENTS := default iterations inversion textual_inversion transfer augmentation gradient_step ablations attention
 
-.PHONY: demo test proof reproduce lint miniature teaser figures clean
+.PHONY: demo app test proof reproduce lint miniature teaser figures clean
 
 demo: $(VENV)/ready miniature/weights/quality.json  ## train and evaluate three classes of the miniature
 	$(RUN) run.py --config configs/miniature.yml --class_index 7,13,16 --train True --evaluate True
 
-test: $(VENV)/ready lint  ## what CI runs
+app: $(VENV)/app  ## a page to try class tokens on, in a browser
+	$(RUN) app.py
+
+test: $(VENV)/dev lint  ## what CI runs
 	$(RUN) -m pytest -q -n auto --maxprocesses 4
 
-proof: $(VENV)/ready  ## the slow tests: every class of the miniature reaches the bar, killed processes
+proof: $(VENV)/dev  ## the slow tests: every class of the miniature reaches the bar, killed processes
 	$(RUN) -m pytest -q -m slow --durations 1
 
 reproduce: $(VENV)/ready miniature/weights/quality.json  ## every claim of the paper on the miniature, into docs/results; finished parts are kept in img/results; OPTIONS=--quick only sees that all of it runs
 	for name in $(EXPERIMENTS); do $(RUN) -m experiments.$$name $(OPTIONS) || exit 1; done
 
-lint: $(VENV)/ready
+lint: $(VENV)/dev
 	$(RUN) -m ruff check --no-cache .
 
 miniature: $(VENV)/ready  ## train the miniature, or what is missing of it; see miniature/build.py
@@ -41,6 +44,10 @@ $(VENV)/ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
 	$(RUN) -m pip install --quiet -r requirements.txt
+	@touch $@
+
+$(VENV)/app $(VENV)/dev: $(VENV)/%: requirements-%.txt $(VENV)/ready
+	$(RUN) -m pip install --quiet -r $<
 	@touch $@
 
 clean:

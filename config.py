@@ -172,6 +172,9 @@ class RunConfig:
         False, "Compile the generator's networks: minutes at the start, and again for batches of other sizes, then "
         "faster; for long sweeps.")
     output_path: str = setting(".", "The folder that holds pipeline_token/ and img/.", GIVEN, path=True)
+    report_to: str | None = setting(
+        None, "Send curves and pictures of training to tensorboard (the folder tensorboard/), wandb, trackio, or all "
+        "that are installed.", one_of("tensorboard", "wandb", "trackio", "all"))
     train_images: str = setting(
         "all", "The training pictures that stay once a class is trained, 0.4 MB each at 512 x 512: all (of 50 updates "
         "100 MB per class), film (of the ten updates at most that the report's film shows: 20 MB), or none.",

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from utils import find_path, read_text, read_yaml, require, suggest_word
@@ -20,7 +21,7 @@ class TargetClass(NamedTuple):
     folder: str  # '0283_tiger_cat'
 
 
-class PromptDataset:
+class PromptDataset(Sequence):
     """One update's images of a class: item i has its seed and the index of its prompt, i modulo their number."""
 
     def __init__(self, phrase: str, templates: tuple[str, ...], seeds: list[int]):

@@ -56,6 +56,7 @@ from models.generator import PRECISIONS, Generator, load_generator
 from models.sampling import SamplingSettings
 from prompt_datasets import TEMPLATES, TargetClass, class_name, class_names, class_number, oracle_words, select_classes
 from runs.folders import RunFolder, check_held_out, describe_paths, list_titles
+from runs.tracking import RunTrackers
 from runs.workers import Sweep, TrainingJob, choose_device, work_on_classes
 from tensor_files import read_tensors
 from utils import UserError, list_checkpoint_files, require, to_printable
@@ -103,6 +104,7 @@ class Run:
         self.get_judges = functools.cache(self.load_judges)
         self.get_loss = functools.cache(
             lambda: build_loss(config.loss, self.get_judges()["classifier"], self.get_generator()))
+        self.trackers = RunTrackers(config.report_to, config.output_path, asdict(config)) if config.report_to else None
         self.get_extractor = functools.cache(lambda: load_extractor(config.features, self.device, config.fid_mode,
                                                                     config.labels))
         self.drawer = Drawer(self.get_generator, self.sampling, drawn_by, self.device, config.batch_size)
@@ -226,7 +228,8 @@ class Run:
         config = self.config
         return TrainingJob(
             self.get_generator, self.get_loss, TrainingSettings(**config.pick_settings(TrainingSettings._fields)),
-            self.training_sampling, asdict(config), names_deciding("token"), config.classes_at_once, config.batch_size)
+            self.training_sampling, asdict(config), names_deciding("token"), config.classes_at_once, config.batch_size,
+            self.trackers)
 
     def list_class_arms(self, folder: RunFolder) -> tuple[list[Arm], list[Arm]]:
         """The arms that are judged, and those of the film over the updates."""

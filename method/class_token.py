@@ -81,7 +81,7 @@ def save_token(path: Path, placeholder: str, vectors: torch.Tensor, widths: tupl
         write_tensors(Path(path), {placeholder: vectors[0] if len(vectors) == 1 else vectors}, text)
 
 
-def load_token(path: Path) -> ClassToken:
+def load_token(path: Path | str) -> ClassToken:
     """The token in our file, or in one of textual inversion by diffusers, Automatic1111, kohya or the original code.
 
     The placeholder is the tensor's name; where it has none, what the file says, or else the file's own name.

@@ -57,7 +57,8 @@ class Trainer:
         self.target, self.settings, self.dtype = target, settings, dtype
         self.history_file, self.state_file, self.image_folder = history_file, state_file, image_folder
         self.vectors = vectors.detach().clone().requires_grad_()
-        self.optimizer = torch.optim.AdamW([self.vectors], settings.lr, tuple(settings.betas), settings.eps,
+        beta1, beta2 = settings.betas
+        self.optimizer = torch.optim.AdamW([self.vectors], settings.lr, (beta1, beta2), settings.eps,
                                            settings.weight_decay)
         self.scaler = torch.amp.GradScaler(vectors.device.type, init_scale=2.0**10, enabled=dtype == torch.float16)
         self.history: list[dict] = []  # of HISTORY_KEYS

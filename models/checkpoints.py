@@ -40,7 +40,8 @@ def opening_checkpoint(name: str, source: str | None = None, instead: str = WITH
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # the libraries raise a dozen kinds, some straight from Exception
-        causes, cause = [], error
+        causes: list[BaseException] = []
+        cause: BaseException | None = error
         while cause is not None and cause not in causes:
             causes.append(cause)
             cause = cause.__cause__ or cause.__context__

@@ -61,7 +61,8 @@ def load_classifier(name: str, device: str, height: int = 64, width: int = 64,
             loaded = load_zero_shot(source, read_labels(labels_file), device)
         else:
             loaded = _load_timm(source) if kind == "timm" else _load_transformers(source, mean_pooled=kind == "mean")
-        classifier = Classifier(folder_name(name), *loaded, torch.device(device))
+        labels, model, preprocess, compute_logits = loaded
+        classifier = Classifier(folder_name(name), labels, model, preprocess, compute_logits, torch.device(device))
         classifier.model.requires_grad_(False).eval().to(device)
     check_classifier(classifier, name, height, width)
     return classifier

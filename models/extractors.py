@@ -44,7 +44,7 @@ def resize_legacy(image: torch.Tensor) -> torch.Tensor:
 def resize_clean(image: torch.Tensor) -> torch.Tensor:
     """[3, H, W] -> [3, 299, 299] in [0, 255] as clean-fid (Parmar et al. 2022): Pillow's bicubic, not rounded."""
     channels = [Image.fromarray(channel.numpy().astype(np.float32)) for channel in image]
-    resized = [np.asarray(channel.resize([INCEPTION_SIDE] * 2, Image.BICUBIC)) for channel in channels]
+    resized = [np.asarray(channel.resize([INCEPTION_SIDE] * 2, Image.Resampling.BICUBIC)) for channel in channels]
     return torch.from_numpy(np.stack(resized)).clip(0, 255)
 
 

@@ -49,7 +49,7 @@ def initial_noise(generators: list[torch.Generator], channels: int, scale_factor
     return randn_tensor(shape, generator=generators).to(device, dtype)
 
 
-def scheduler_class(name: str, model: str) -> type:
+def scheduler_class(name: str, model: str) -> type[diffusers.SchedulerMixin]:
     """The scheduler of diffusers that model_index.json names.
 
     Raises:

@@ -24,7 +24,7 @@ def read_labels(path: str | None) -> list[str]:
     """
     require(path, "a zero-shot classifier needs --labels names.txt, a text file with one label per line")
     labels, lines = [], {}
-    for number, line in enumerate(read_text(path).split("\n"), 1):
+    for number, line in enumerate(read_text(str(path)).split("\n"), 1):
         if label := join_lines(line):
             require(label.isprintable(), f"'{path}' line {number} has unprintable characters")
             first = lines.setdefault(label.casefold(), number)

@@ -16,6 +16,7 @@ from method.training import train_tokens
 from models.generator import Generator
 from models.sampling import SamplingSettings
 from runs.folders import RunFolder
+from runs.tracking import RunTrackers
 from utils import WITHOUT_GPU_OR_NETWORK, UserError, error_message, require, write_text
 
 
@@ -113,6 +114,7 @@ class TrainingJob(NamedTuple):
     decisive: list[str]  # the names of those that decide the token
     classes_at_once: int
     batch_size: int | None
+    trackers: RunTrackers | None = None
 
 
 def work_on_classes(sweep: Sweep, job: TrainingJob | None, evaluate_class: Callable[[RunFolder], None]):
@@ -141,6 +143,8 @@ def work_on_classes(sweep: Sweep, job: TrainingJob | None, evaluate_class: Calla
             for trainer, end in train_tokens(job.get_generator(), job.get_loss(), itertools.chain([first], trainers),
                                              job.classes_at_once, job.sampling, job.batch_size):
                 folder = folder_of[trainer.target]
+                if job.trackers:
+                    job.trackers.log_update(folder, trainer, is_end=end is not None)
                 if isinstance(end, UserError):
                     folder.state_file.unlink(missing_ok=True)  # it diverged: other settings may be tried
                     finish_class(folder, end)
