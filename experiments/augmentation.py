@@ -56,7 +56,8 @@ def measure_arm(lab: common.Lab, arm: str, k: int, seed: int, real: common.Sets,
             small.save_classifier(model, guide)
         return small.measure_classifier(model, *test)
 
-    return common.cached_result(lab, train_arm, arm=arm, **training, test=options.test, images=options.images,
+    return common.cached_result(lab, train_arm, arm=arm, **training, first_seed=list_seeds(lab)[seed],
+                                test=options.test, images=options.images,
                                 tokens=[options.epoch_size, options.updates, options.inversion_steps])
 
 
@@ -89,7 +90,9 @@ def main(argv: list[str] | None = None):
         ["trained on", *(f"k = {k}" for k in options.k)], rows,
         f"Accuracy by class on {options.test} real pictures each, over {options.seeds} seeds with real pictures of "
         f"their own. Of the drawn pictures {right[PLAIN]} show their class ('{PLAIN}'), and {right[TOKEN]} "
-        f"('{TOKEN}'). The guide of '{TOKEN}' was trained on far more than k pictures; that of '{GUIDED}' is '{REAL}'. "
+        f"('{TOKEN}'). The guide of '{TOKEN}' was trained on far more than k pictures; that of '{GUIDED}' is '{REAL}', "
+        f"and its tokens had {options.updates} updates of {options.epoch_size} pictures at most; textual inversion had "
+        f"{options.inversion_steps} steps. "
         "Empty cells were not run (`--trained`). All classes of a cell share its classifiers, one for each seed, so "
         "their accuracies are not independent and the p-values are a guide.",
         {"accuracies": results, "steps": options.steps, "drawn": options.images, "right": right, "tests": tests})

@@ -163,7 +163,7 @@ def measure_starts(lab: common.Lab, loops: dict[str, Variant]) -> dict[str, list
     """Cosine and spread of each variant's gradients at the initialiser."""
     directions = find_directions(lab)
     return {name: common.cached_result(varied, functools.partial(measure_start, varied, directions),
-                                       loop=variant, spread=SPREAD)
+                                       loop=variant, spread=SPREAD, classes=[target.number for target in lab.targets])
             for name, variant in loops.items() for varied in [open_variant(lab, variant)]}
 
 
