@@ -58,11 +58,6 @@ def standard_error(values: list[float]) -> float:
     return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
-def mean_with_error(values: list[float]) -> str:
-    """'0.83 (0.02)', without the error where there is one value."""
-    return f"{statistics.mean(values):.2f}" + (f" ({standard_error(values):.2f})" if len(values) > 1 else "")
-
-
 class Interval(NamedTuple):
     """A mean over classes with its 95 % bootstrap interval (Efron 1979, percentiles)."""
 

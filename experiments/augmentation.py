@@ -12,24 +12,28 @@ from evaluation.statistics import compare_classes, correct_pvalues, interval_ove
 from experiments import common, small
 from experiments.plots import plot_curves
 from experiments.textual_inversion import invert_pictures
-from experiments.trainings import describe_test, judge_sets
+from experiments.trainings import describe_tests, judge_sets, list_seeds
 
 BATCH = 32
 REAL, PLAIN, TOKEN, GUIDED, INVERTED = ARMS = (
     "real alone", "+ plain prompt", "+ class token", "+ class token, guide of the k pictures", "+ textual inversion")
+CONTRASTS = ((TOKEN, REAL), (TOKEN, PLAIN), (TOKEN, INVERTED), (GUIDED, REAL), (GUIDED, PLAIN))
 
 
-def draw_arm(lab: common.Lab, arm: str, few: common.Sets | None = None, guide: str = "") -> common.Sets:
-    """What an arm adds to the `few` real pictures; `guide` is the classifier that saw them alone."""
+def draw_arm(lab: common.Lab, arm: str, seed: int, few: common.Sets | None = None, guide: str = "") -> common.Sets:
+    """What an arm adds to the `few` real pictures, by a training of its own for each seed, counted from 0; `guide` is
+    the classifier that saw them alone.
+    """
+    first = list_seeds(lab)[seed]
     options, vectors, phrase = lab.options, dict.fromkeys(lab.targets), None
     if arm == TOKEN:
-        vectors = common.load_vectors(common.learn_tokens(lab))
+        vectors = common.load_vectors(common.learn_tokens(lab, seed=first))
     elif arm == GUIDED:
         vectors = common.load_vectors(common.learn_tokens(
             lab, classifier=guide, labels=None, evaluator=None, epoch_size=options.epoch_size,
-            num_train_epochs=options.updates))
+            num_train_epochs=options.updates, seed=first))
     elif arm == INVERTED:
-        vectors = invert_pictures(lab, few, [options.inversion_steps])[0][options.inversion_steps]
+        vectors = invert_pictures(lab, few, [options.inversion_steps], seed)[0][options.inversion_steps]
         phrase = lab.config.placeholder_token
     return common.draw_sets(lab, vectors, options.images, phrase=phrase)
 
@@ -45,14 +49,15 @@ def measure_arm(lab: common.Lab, arm: str, k: int, seed: int, real: common.Sets,
     guide = lab.work / "guides" / common.digest_training(lab.config, **training)
 
     def train_arm() -> list[float]:
-        sets = [few] if arm == REAL else [few, draw_arm(lab, arm, few, str(guide))]
+        sets = [few] if arm == REAL else [few, draw_arm(lab, arm, seed, few, str(guide))]
         model = small.train_classifier(lab.labels, list(map(small.load_sets, sets)), options.steps, BATCH, seed,
                                        f"k = {k}, seed {seed}, {arm}")
         if arm == REAL:
             small.save_classifier(model, guide)
         return small.measure_classifier(model, *test)
 
-    return common.cached_result(lab, train_arm, arm=arm, **training, test=options.test, images=options.images,
+    return common.cached_result(lab, train_arm, arm=arm, **training, first_seed=list_seeds(lab)[seed],
+                                test=options.test, images=options.images,
                                 tokens=[options.epoch_size, options.updates, options.inversion_steps])
 
 
@@ -70,21 +75,26 @@ def main(argv: list[str] | None = None):
     plot_curves(lab.out / "augmentation.png", "real pictures per class (k)", "accuracy on real pictures",
                 {arm: {str(k): interval_over_classes(values) for k, values in by_k.items()}
                  for arm, by_k in results.items()})
-    tests = correct_pvalues({f"k = {k}, '{TOKEN}' beside '{arm}'": compare_classes(results[TOKEN][k], by_k[k])
-                             for arm, by_k in results.items() if arm != TOKEN for k in by_k})
-    right = {arm: interval_over_classes([mean(shares) for shares in judge_sets(lab, [draw_arm(lab, arm)]).values()])
+    tests = correct_pvalues({f"k = {k}, '{ours}' beside '{theirs}'": compare_classes(results[ours][k],
+                                                                                     results[theirs][k])
+                             for ours, theirs in CONTRASTS for k in results[ours] if k in results[theirs]})
+    right = {arm: interval_over_classes([mean(shares) for shares in judge_sets(lab, [
+        draw_arm(lab, arm, seed) for seed in range(options.seeds if arm == TOKEN else 1)]).values()])
              for arm in (PLAIN, TOKEN)}
     rows = [[arm, *(interval_over_classes(by_k[k]) if k in by_k else "" for k in options.k)]
             for arm, by_k in results.items()]
     common.publish_result(
-        lab, "augmentation", common.TESTED,
+        lab, "augmentation", common.EXPLORATORY,
         "Pictures drawn with class tokens help to train a classifier from few real ones",
-        "Accuracy: " + "; ".join(f"{name}: {describe_test(test)}" for name, test in tests.items()) + ".",
+        f"Accuracy: {describe_tests(tests)}",
         ["trained on", *(f"k = {k}" for k in options.k)], rows,
         f"Accuracy by class on {options.test} real pictures each, over {options.seeds} seeds with real pictures of "
         f"their own. Of the drawn pictures {right[PLAIN]} show their class ('{PLAIN}'), and {right[TOKEN]} "
-        f"('{TOKEN}'). The guide of '{TOKEN}' was trained on far more than k pictures; that of '{GUIDED}' is '{REAL}'. "
-        "Empty cells were not run (`--trained`).",
+        f"('{TOKEN}'). The guide of '{TOKEN}' was trained on far more than k pictures; that of '{GUIDED}' is '{REAL}', "
+        f"and its tokens had {options.updates} updates of {options.epoch_size} pictures at most; textual inversion had "
+        f"{options.inversion_steps} steps. "
+        "Empty cells were not run (`--trained`). All classes of a cell share its classifiers, one for each seed, so "
+        "their accuracies are not independent and the p-values are a guide.",
         {"accuracies": results, "steps": options.steps, "drawn": options.images, "right": right, "tests": tests})
 
 

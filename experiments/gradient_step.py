@@ -17,10 +17,18 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from evaluation.statistics import correct_pvalues, interval_over_classes
+from evaluation.statistics import correct_pvalues
 from experiments import common
 from experiments.plots import plot_tradeoff
-from experiments.trainings import Trainings, compare_trainings, describe_test, judge_sets, list_seeds, measure_trainings
+from experiments.trainings import (
+    Trainings,
+    compare_trainings,
+    describe_test,
+    describe_tests,
+    judge_sets,
+    list_seeds,
+    measure_trainings,
+)
 from method.class_token import start_vectors
 from method.losses import cross_entropy
 from method.training import Batch, token_gradient
@@ -33,6 +41,7 @@ from utils import require
 TEN = tuple(range(999, 0, -100))  # ten steps, the last from 99
 SPREAD = 3  # updates' pictures at the start, whose gradients are compared
 AT_ONCE = 40  # pictures with a graph
+PAPER = "the paper's trajectory, guidance 3"
 
 
 class Variant(NamedTuple):
@@ -54,14 +63,14 @@ EXPLORED = {f"{' '.join(map(str, timesteps))}, guidance {guidance:g}": Variant(t
 LOOPS = {
     "999 800 600, guidance 1": SHORT, "999 800 600, guidance 3": GUIDED, "600 alone, guidance 1": Variant((600,)),
     "two noise draws, guidance 1": SHORT._replace(draws=2),
-    "the paper's trajectory, guidance 3": Variant(None, 3.0),
+    PAPER: Variant(None, 3.0),
     **{f"ten steps, graph of {steps}{', stop-gradient' * stop}": Variant(TEN, 1.0, steps, stop)
        for steps, stop in ((1, False), (5, False), (5, True))}}
 MORE_LOOPS = {f"ten steps, graph of {steps}{', stop-gradient' * stop}": Variant(TEN, 1.0, steps, stop)
               for steps in (2, 10) for stop in (False, True)}  # of one training
 CONTRASTS = (
     ("999 800 600, guidance 1", "999 800 600, guidance 3"), ("999 800 600, guidance 1", "600 alone, guidance 1"),
-    ("999 800 600, guidance 3", "the paper's trajectory, guidance 3"),
+    ("999 800 600, guidance 3", PAPER),
     ("two noise draws, guidance 1", "999 800 600, guidance 1"),
     ("ten steps, graph of 5", "ten steps, graph of 1"),
     ("ten steps, graph of 5, stop-gradient", "ten steps, graph of 5"))
@@ -76,16 +85,24 @@ class VariedLoop(StableDiffusion):
         self.variant = variant
 
     def sample(self, cond, seeds, settings, grad_steps=1, batch_size=None, start=None):
-        draws = self.variant.draws
-        if draws == 1:
+        if self.variant.draws == 1:
             return super().sample(cond, seeds, settings, self.variant.graph_steps, batch_size, start)
+        prompt_of = cond.detach().flatten(1).unique(dim=0, return_inverse=True)[1]
+        drawn, place = torch.tensor(share_trajectories(prompt_of.tolist(), self.variant.draws)).unique(
+            return_inverse=True)
         with torch.no_grad():
-            start = super().sample(cond[::draws], seeds[::draws], settings).repeat_interleave(draws, 0)
+            start = super().sample(cond[drawn.to(cond.device)], seeds[drawn], settings)[place.to(cond.device)]
         last_step = settings._replace(timesteps=settings.timesteps[-1:])
         return super().sample(cond, seeds + 10**6, last_step, 1, batch_size, start)
 
     def guided_noise(self, latents, *arguments):
         return super().guided_noise(latents.detach() if self.variant.stop_gradient else latents, *arguments)
+
+
+def share_trajectories(prompt_of: list[int], draws: int) -> list[int]:
+    """Of every image the one whose trajectory it shares: `draws` images of one prompt follow the first of them."""
+    same = {prompt: [i for i, other in enumerate(prompt_of) if other == prompt] for prompt in prompt_of}
+    return [same[prompt][same[prompt].index(i) // draws * draws] for i, prompt in enumerate(prompt_of)]
 
 
 def open_variant(lab: common.Lab, variant: Variant) -> common.Lab:
@@ -136,7 +153,9 @@ def measure_variant(lab: common.Lab, variant: Variant, seeds: list[int], images:
     """What a variant of the loop learns in the trainings of `seeds`."""
     found, share = measure_trainings(open_variant(lab, variant), seeds, images), 1.0
     if variant.draws > 1:  # share a trajectory, and each takes the final step again
-        share = 1 / variant.draws + 1 / len(variant.timesteps)
+        size, prompts = lab.config.epoch_size, lab.config.number_of_prompts
+        drawn = set(share_trajectories([i % prompts for i in range(size)], variant.draws))
+        share = len(drawn) / size + 1 / len(variant.timesteps)
     return found._replace(unet_calls=found.unet_calls * share)
 
 
@@ -144,15 +163,15 @@ def measure_starts(lab: common.Lab, loops: dict[str, Variant]) -> dict[str, list
     """Cosine and spread of each variant's gradients at the initialiser."""
     directions = find_directions(lab)
     return {name: common.cached_result(varied, functools.partial(measure_start, varied, directions),
-                                       loop=variant, spread=SPREAD)
+                                       loop=variant, spread=SPREAD, classes=[target.number for target in lab.targets])
             for name, variant in loops.items() for varied in [open_variant(lab, variant)]}
 
 
 def main(argv: list[str] | None = None, explored: dict[str, Variant] = EXPLORED, loops: dict[str, Variant] = LOOPS,
-         more_loops: dict[str, Variant] = MORE_LOOPS, contrasts: tuple = CONTRASTS):
+         more_loops: dict[str, Variant] = MORE_LOOPS, contrasts: tuple = CONTRASTS, reference: str = PAPER):
     options = common.parse_options(
         __doc__, argv, "all", quick={"seeds": 2, "images": 1, "updates": 2, "epoch_size": 4, "map_images": 1},
-        seeds=3, images=10, updates=8, epoch_size=5, map_images=5)
+        seeds=3, images=10, updates=8, epoch_size=6, map_images=5)
     lab = common.open_lab(options, epoch_size=options.epoch_size, num_train_epochs=options.updates,
                           early_stopping=options.updates, target_accuracy=1.0, fresh_noise=True)
     seeds, plain = list_seeds(lab), common.draw_sets(lab, dict.fromkeys(lab.targets), options.images)
@@ -163,8 +182,8 @@ def main(argv: list[str] | None = None, explored: dict[str, Variant] = EXPLORED,
     tests = correct_pvalues({f"{ours}, beside {theirs}": compare_trainings(found[ours], found[theirs])
                              for ours, theirs in contrasts})
     plot_tradeoff(lab.out / "gradient_step.png", "\n".join(
-        f"{name}:\n{describe_test(test)}" for name, test in tests.items() if test.pvalue < 0.05), interval_over_classes(
-                      [mean(shares) for shares in judge_sets(lab, [plain]).values()]), found, tried | more)
+        f"{name}:\n{describe_test(test)}" for name, test in tests.items() if test.pvalue < 0.05),
+        [mean(shares) for shares in judge_sets(lab, [plain]).values()], found, tried | more, reference=reference)
     write_page(lab, found, tried | more, starts, tests)
 
 
@@ -178,8 +197,7 @@ def write_page(lab: common.Lab, found: dict[str, Trainings], explored: dict[str,
             for name, trainings in part.items()]
     common.publish_result(
         lab, "gradient_step", common.TESTED, "Where the gradient enters, and how many steps need one",
-        f"After {options.updates} updates: " + "; ".join(f"{name}: {describe_test(test)}"
-                                                         for name, test in tests.items()) + ".",
+        f"After {options.updates} updates: {describe_tests(tests)}",
         ["variant of the loop", "kind", "right class", "least", "cosine", "spread", "UNet calls per class",
          "seconds per class"], rows,
         f"{options.updates} updates of {options.epoch_size} pictures. Tested: {options.seeds} trainings, "

@@ -6,7 +6,7 @@ from statistics import mean
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from evaluation.statistics import Interval, Proportion, standard_error
+from evaluation.statistics import Interval, Proportion, interval_over_classes, standard_error
 from experiments.trainings import Trainings
 from utils import replace_file
 
@@ -47,24 +47,34 @@ def describe_bar(found: Proportion | Interval | list[float]) -> tuple[float, flo
     return value, value - found.low, found.high - value
 
 
-def plot_tradeoff(path: Path, title: str, plain: Interval, measured: dict[str, Trainings],
-                  tried: dict[str, Trainings], chosen: str = ""):
-    """Write how often settings are right over what they cost: those `measured` for a test, and those `tried` before."""
+def plot_tradeoff(path: Path, title: str, plain: list[float], measured: dict[str, Trainings],
+                  tried: dict[str, Trainings], chosen: str = "", reference: str = ""):
+    """Write how often settings are right over what they cost: those `measured` for a test, and those `tried` before.
+
+    With a `reference` among them how much more often than it, paired by class; `plain` are the shares without a token.
+    """
+    base = measured[reference].class_means() if reference else [0.0] * len(plain)
+
+    def compare_base(shares: list[float]) -> Interval:
+        return interval_over_classes([share - other for share, other in zip(shares, base, strict=True)])
+
     figure = Figure((9, 4.2))
     for axis, cost, label in zip(figure.subplots(1, 2, sharey=True), ("unet_calls", "seconds"),
                                  ("UNet calls per class", "seconds per class"), strict=True):
-        axis.axhline(plain.mean, color="grey", linestyle=":")
-        axis.annotate("without a token", (0.02, plain.mean), xycoords=("axes fraction", "data"), va="bottom",
+        level = compare_base(plain).mean
+        axis.axhline(level, color="grey", linestyle=":")
+        axis.annotate("without a token", (0.02, level), xycoords=("axes fraction", "data"), va="bottom",
                       color="grey", fontsize=8)
         axis.scatter([getattr(found, cost) for found in tried.values()],
-                     [found.mean_right().mean for found in tried.values()], s=16, facecolors="none", edgecolors="grey",
-                     label="exploratory")
+                     [compare_base(found.class_means()).mean for found in tried.values()], s=16, facecolors="none",
+                     edgecolors="grey", label="exploratory")
         for name, found in measured.items():
-            value, *bars = describe_bar(found.mean_right())
+            value, *bars = describe_bar(compare_base(found.class_means()))
             axis.errorbar(getattr(found, cost), value, [[bar] for bar in bars], fmt="o", capsize=3, label=name,
                           markersize=9 if name == chosen else 6, color="tab:green" if name == chosen else None)
         axis.set(xlabel=label)
-    figure.axes[0].set(ylabel="right class, on held-out seeds", xscale="log")
+    what = f"right more often than with\n{reference}" if reference else "right class, on held-out seeds"
+    figure.axes[0].set(ylabel=what, xscale="log")
     figure.axes[1].set_xlim(0)
     figure.axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     figure.axes[0].xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))

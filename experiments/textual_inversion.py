@@ -24,7 +24,7 @@ from evaluation.statistics import NEAREST_K, compare_classes, correct_pvalues, i
 from experiments import common
 from experiments.plots import plot_panels
 from experiments.small import crop_squares
-from experiments.trainings import describe_test, judge_sets, list_seeds
+from experiments.trainings import describe_tests, judge_sets, list_seeds
 from miniature import world
 from models.denoising import compute_denoising_loss, encode_images
 from models.extractors import classifier_extractor
@@ -107,12 +107,13 @@ def measure_method(lab: common.Lab, trainings: list[common.Vectors], phrase: str
                    images: int) -> dict[str, list[float]]:
     """MEASURES by class of the pictures that several trainings' vectors give in the plain prompt."""
     sets = [common.draw_sets(lab, vectors, images, phrase=phrase) for vectors in trainings]
-    pooled = {target: [file for part in sets for file in part[target]] for target in sets[0]}
-    found = {"right": [mean(shares) for shares in judge_sets(lab, sets).values()], **measure_diversity(
-        lab, pooled, truth)}
+    diversity = [measure_diversity(lab, part, truth) for part in sets]  # of as many pictures in every row
+    found = {"right": [mean(shares) for shares in judge_sets(lab, sets).values()], **{
+        name: [mean(values) for values in zip(*(part[name] for part in diversity), strict=True)]
+        for name in diversity[0]}}
     if lab.config.context_judge:
-        found["snow"] = [measure_context(lab.config.context_judge, TAKEN_ALONG, files).value
-                         for files in pooled.values()]
+        found["snow"] = [mean(measure_context(lab.config.context_judge, TAKEN_ALONG, part[target]).value
+                              for part in sets) for target in sets[0]]
     return found
 
 
@@ -158,8 +159,9 @@ def list_methods(lab: common.Lab, real: common.Sets) -> tuple[dict[str, tuple], 
                ALONE: (learned, word, options.main_k, cost), NOUN: (learned, None, options.main_k, cost),
                TIMED: (timed, word, options.main_k, per_step * as_long)}
     if lab.config.real_images == common.WORLD:
-        snowy = invert_pictures(lab, draw_snowy_pictures(lab), [options.steps])[0][options.steps]
-        methods[SNOWY] = [snowy], word, options.main_k, cost
+        pictures = draw_snowy_pictures(lab)
+        methods[SNOWY] = [invert_pictures(lab, pictures, [options.steps], seed)[0][options.steps]
+                          for seed in range(options.seeds)], word, options.main_k, cost
     by_k = {}
     for k in options.k:
         vectors = invert_few(k, [options.steps], 0)[0][options.steps]
@@ -175,10 +177,9 @@ def main(argv: list[str] | None = None):
     require(min(options.images, options.k_images) > options.nearest_k,
             f"--images and --k_images must be greater than --nearest_k {options.nearest_k}")
     lab = common.open_lab(options)
-    real = common.load_real_images(lab, max(options.k) * options.seeds + options.images * options.seeds + options.truth)
+    real = common.load_real_images(lab, max(options.k) * options.seeds + options.images + options.truth)
     truth = {target: files[-options.truth:] for target, files in real.items()}
-    more = {target: files[-options.truth - options.images * options.seeds:-options.truth]
-            for target, files in real.items()}
+    more = {target: files[-options.truth - options.images:-options.truth] for target, files in real.items()}
     methods, by_k = list_methods(lab, real)
     measure = functools.partial(measure_method, lab, truth=truth)
     found = {name: measure(trainings, phrase, images=options.images) for name, (trainings, phrase, *_) in
@@ -209,13 +210,14 @@ def write_page(lab: common.Lab, methods: dict, found: dict, small: dict, context
     rows += [[name, interval_over_classes(of["right"]), "", "", "", "", ""] for name, of in contexts.items()]
     common.publish_result(
         lab, "textual_inversion", common.TESTED, "The class token beside textual inversion",
-        "; ".join(f"{name}: {describe_test(test)}" for name, test in tests.items()) + ".",
+        describe_tests(tests),
         ["", "right class", "coverage", "distance of two pictures", "shows snow", "real pictures per class",
          "seconds per class"], rows,
-        f"{options.seeds} trainings (one of snowy pictures, in other prompts and in the figure's left side), "
+        f"{options.seeds} trainings (one in other prompts and in the figure's left side), "
         f"{options.images} held-out pictures per class and training (there {options.k_images}). Coverage of "
         f"{options.truth} real pictures per class, distance in units of theirs. {options.steps} steps of {PER_STEP} "
-        f"pictures; '{TIMED}' as many as fit the class token's seconds. The class token needs no real pictures, but a "
+        f"pictures; '{TIMED}' as many as fit the class token's seconds, both "
+        "measured in this run. The class token needs no real pictures, but a "
         "classifier that was trained on some.",
         {"methods": found, "by_k": {f"{name}, k = {k}": values for (name, k), values in small.items()},
          "contexts": contexts, "ceiling": ceiling, "tests": tests})

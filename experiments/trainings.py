@@ -78,6 +78,12 @@ def compare_trainings(ours: Trainings, theirs: Trainings) -> Comparison:
     return compare_classes(ours.class_means(), [mean(theirs.right[title]) for title in ours.right])
 
 
+def describe_tests(tests: dict[str, Comparison]) -> str:
+    """A sentence of all tests by name: first those that show a difference."""
+    shown = {name: describe_test(test) for name, test in sorted(tests.items(), key=lambda item: item[1].pvalue >= 0.05)}
+    return "; ".join(f"{name}: {text}" for name, text in shown.items()) + "."
+
+
 def describe_test(found: Comparison) -> str:
     """In words, and in numbers."""
     words = "no difference shown" if found.pvalue >= 0.05 else "more" if found.difference.mean > 0 else "less"

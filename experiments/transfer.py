@@ -15,7 +15,7 @@ import torch
 from torchvision.transforms.functional import to_tensor
 from tqdm import tqdm
 
-from evaluation.statistics import compare_classes, interval_over_classes
+from evaluation.statistics import compare_classes, correct_pvalues, interval_over_classes
 from experiments import common
 from experiments.trainings import describe_test, judge_sets, list_seeds
 from miniature import world
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None):
                 for arm, many in arms.items()}
         shown |= {f"{arm}, {name}": many[0] for arm, many in sets.items()}
         right[name] = {arm: [mean(shares) for shares in judge_sets(lab, many).values()] for arm, many in sets.items()}
-    tests = {name: compare_classes(arms["with"], arms["without"]) for name, arms in right.items()}
+    tests = correct_pvalues({name: compare_classes(arms["with"], arms["without"]) for name, arms in right.items()})
     rows = [[name, *map(interval_over_classes, arms.values()), tests[name]] for name, arms in right.items()]
     common.show_sets(lab, shown, lab.out / "transfer.png")
     common.publish_result(

@@ -1,6 +1,7 @@
 """What an evaluation adds on request: an arm of other words, and what the token looks at."""
 
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -10,6 +11,7 @@ from models.classifiers import load_labels
 from prompt_datasets import oracle_words, select_classes
 from run import main
 from tests.test_run import error_of, flags
+from utils import save_image
 
 TRAINED = ("--train", "True", "--evaluate", "True", "--num_train_epochs", "1")
 
@@ -36,6 +38,21 @@ def test_other_words_are_an_arm(tiny_config, tmp_path, oracle, capsys):
     assert page.read_text().count("<span>other words</span>") == 2
     assert main(argv) == 0 and "oracle" not in read_metrics(tmp_path)
     assert "other words" not in page.read_text().replace("oracle_names", "")
+
+
+def test_other_words_have_distances_of_their_own(tiny_config, tmp_path, oracle):
+    """Also where the words have changed since the summary was written."""
+    for name in ("2", "3"):
+        for i in range(6):
+            save_image(Image.effect_noise((32, 32), 50 + 10 * i).convert("RGB"), tmp_path / "real" / name / f"{i}.png")
+    argv = flags(tiny_config, "--class_index", "2-3", *TRAINED, "--test_size", "6", "--oracle_names", oracle,
+                 "--real_images", str(tmp_path / "real"), "--features", tiny_config.classifier)
+    found = []
+    for words in ("wading bird", "machine"):
+        Path(oracle).write_text(f"2: {words}\n3: striped {words}\n")
+        assert main(argv) == 0
+        found.append(json.loads(next(tmp_path.rglob("summary_demo.json")).read_text())["distribution"])
+    assert found[0]["oracle"] != found[1]["oracle"] and found[0]["with"] == found[1]["with"]
 
 
 def test_other_words_must_be_other(tiny_config, oracle, capsys):

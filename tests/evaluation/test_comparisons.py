@@ -23,10 +23,11 @@ def test_the_smallest_p_of_sixteen_classes():
     assert compare_classes([1.0] * 16, np.linspace(0.1, 0.9, 16).tolist()).pvalue == pytest.approx(2 / 2**16)
 
 
-def test_intervals_hold_the_mean_of_most_samples():
+def test_intervals_hold_the_mean_of_nine_samples_in_ten():
+    """Percentiles of a bootstrap are a little narrow: the protocol says so."""
     rng = np.random.default_rng(3)
-    found = [interval_over_classes(rng.normal(0.7, 0.1, 16).tolist()) for _ in range(60)]
-    assert 0.8 < np.mean([low <= 0.7 <= high for _, low, high in found]) <= 1
+    found = [interval_over_classes(rng.normal(0.7, 0.1, 16).tolist()) for _ in range(300)]
+    assert 0.88 < np.mean([low <= 0.7 <= high for _, low, high in found]) < 0.97
     assert interval_over_classes([0.5, 0.5]) == Interval(0.5, 0.5, 0.5)
     assert str(interval_over_classes([0.5])) == "0.50 [0.50, 0.50]"
 

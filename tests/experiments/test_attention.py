@@ -7,7 +7,8 @@ from experiments import attention
 
 def test_the_command(run_experiment):
     result = run_experiment("attention")
-    assert [list(places) for places in result["right"].values()] == [["nothing", *attention.PLACES, "random"]] * 2
+    places = ["nothing", *attention.PLACES, attention.RANDOM, attention.OTHER]
+    assert [list(shares) for shares in result["right"].values()] == [places] * 2
     assert len(result["tests"]) == 5
 
 

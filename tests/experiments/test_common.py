@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from scipy.stats import sem
 
-from evaluation.statistics import Proportion, mean_with_error, standard_error
+from evaluation.statistics import Proportion, standard_error
 from experiments import common, small
 from experiments.plots import plot_curves
 from experiments.trainings import measure_trainings
@@ -160,4 +160,3 @@ def test_pictures_of_any_size_become_squares(tmp_path):
 def test_standard_errors():
     values = [0.5, 0.75, 1.0, 0.25]
     assert standard_error(values) == pytest.approx(sem(values)) and math.isnan(standard_error([0.5]))
-    assert (mean_with_error(values), mean_with_error([0.5])) == ("0.62 (0.16)", "0.50")

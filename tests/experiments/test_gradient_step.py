@@ -14,9 +14,9 @@ TWO = Variant((999, 600), 1.0, 2)
 def test_the_command(run_experiment):
     loops = {"one": SHORT, "two": SHORT._replace(graph_steps=2), "draws": SHORT._replace(draws=2)}
     result = run_experiment("gradient_step", explored={"start": Variant((999, 800))}, loops=loops,
-                            more_loops={"more": TWO}, contrasts=(("two", "one"), ("draws", "one")))
+                            more_loops={"more": TWO}, contrasts=(("two", "one"), ("draws", "one")), reference="one")
     assert {name: found["unet_calls"] for name, found in result["loops"].items()} == pytest.approx({
-        "one": 8 * 3, "two": 8 * 3, "draws": 8 * 2.5, "start": 8 * 2, "more": 8 * 2})  # two updates of four pictures
+        "one": 8 * 3, "two": 8 * 3, "draws": 8 * 3.25, "start": 8 * 2, "more": 8 * 2})  # two updates of four pictures
     assert list(result["tests"]) == ["two, beside one", "draws, beside one"]
     spreads = [spread for _, spread in result["starts"].values()]
     assert len(set(spreads)) == 4 and all(spread > 0 for spread in spreads)
@@ -56,6 +56,14 @@ def test_more_steps_with_a_graph_and_the_stop_gradient(lab):
         latents = scheduler.step(noise, t, latents).prev_sample
     expected = sum(grad(latents.square().sum(), (first, last)))
     assert (stopped - expected).norm() < 1e-4 * expected.norm()
+
+
+@pytest.mark.parametrize("count, draws, shared", [(6, 2, [0, 1, 2, 0, 1, 2]), (5, 2, [0, 1, 2, 0, 1]),
+                                                  (7, 2, [0, 1, 2, 0, 1, 2, 6]), (9, 3, [0, 1, 2] * 3)])
+def test_noise_draws_stay_with_their_prompt(count, draws, shared):
+    assert gradient_step.share_trajectories([i % 3 for i in range(count)], draws) == shared
+    both = [f"{name} {i % 3}" for name in ("crane", "jaguar") for i in range(count)]  # two classes in a batch
+    assert gradient_step.share_trajectories(both, draws) == shared + [count + i for i in shared]
 
 
 def test_noise_draws_share_a_trajectory(lab):
