@@ -25,6 +25,7 @@ reproduce: $(VENV)/ready miniature/weights/quality.json  ## every claim of the p
 
 lint: $(VENV)/dev
 	$(RUN) -m ruff check --no-cache .
+	$(RUN) -m mypy
 
 miniature: $(VENV)/ready  ## train the miniature, or what is missing of it; see miniature/build.py
 	$(BUILD)

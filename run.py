@@ -145,7 +145,7 @@ class Run:
         if config.evaluate and done and not left:
             self.summarise_classes(done)
         if done:
-            print("tokens: " + describe_paths(done, "token_file"))
+            print("token: " + describe_paths(done, "token_file"))
             if config.evaluate:
                 print("pictures: " + describe_paths(done, "grid_file"))
         if errors and len(self.targets) == 1:

@@ -1,0 +1,52 @@
+"""What a sweep prints: a line per class, nothing twice, and nothing at all where it is to be quiet."""
+
+import io
+import re
+import subprocess
+import sys
+
+from runs.workers import describe_rest
+from tests.test_run import flags
+from utils import ROOT, LinesOutput
+
+SWEEP = ("--class_index", "2,3", "--train", "True", "--evaluate", "True")
+
+
+def run_command(*argv: str) -> tuple[int, str, str]:
+    done = subprocess.run([sys.executable, str(ROOT / "run.py"), *argv], capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_sweep_is_a_line_per_class(tiny_config):
+    code, out, err = run_command(*flags(tiny_config, *SWEEP))
+    assert code == 0 and err == ""  # a log has bars after a minute alone
+    lines = [line for line in out.splitlines() if line.startswith("class ")]
+    assert [line.partition(" (")[0] for line in lines] == ["class 2", "class 3"]
+    assert re.search(r": \d updates in \d+ s, stopped: .*; right \d\.\d\d -> \d\.\d\d; 1 of 2 classes, about \d\d:\d\d "
+                     "left$", lines[0]) and lines[1].endswith("; 2 of 2 classes")
+    told = [line for line in out.splitlines() if line.strip()]
+    assert len(set(told)) == len(told)
+    assert out.count("/*/demo/learned_embeds.safetensors") == 1 and out.count("/*/demo/eval/grid.png") == 1
+    code, out, _ = run_command(*flags(tiny_config, *SWEEP))
+    assert code == 0 and "class 2" not in out.partition("accuracy")[0]  # finished before: nothing to tell
+
+
+def test_quiet_prints_warnings_and_errors_alone(tiny_config):
+    assert run_command(*flags(tiny_config, *SWEEP, "--quiet")) == (0, "", "")
+    code, out, err = run_command(*flags(tiny_config, *SWEEP, "--quiet", "--lr", "0.5"))
+    assert (code, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_the_rest_is_estimated():
+    assert describe_rest(16, 12, 60) == "4 of 16 classes, about 03:00 left"
+    assert describe_rest(1000, 999, 36) == "1 of 1000 classes, about 9:59:24 left" and describe_rest(2, 0, 5) == \
+        "2 of 2 classes"
+
+
+def test_bars_in_a_log_are_lines():
+    data = io.BytesIO()
+    log = LinesOutput(io.BufferedWriter(data), "utf-8")
+    for text in ("\r  0%", "\r 50%   \n\x1b[A", "\r", "      ", "a warning", "\n", "two\nlines\n"):
+        log.write(text)
+    log.flush()
+    assert data.getvalue().decode() == "  0%\n 50%\na warning\ntwo\nlines\n"
