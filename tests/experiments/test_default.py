@@ -29,8 +29,8 @@ def test_the_rule(found, chosen):
 
 
 @pytest.mark.parametrize("seen, tested, words", [
-    ((1, 0.99), (1, 0.98), ("The rule takes `--lr 0.01", "becomes the default")),
-    ((0.7, 0.8), (1, 1), ("None satisfies the rule on the odd classes; best is", "becomes the default")),
+    ((1, 0.99), (1, 0.98), ("The rule takes `--lr 0.01", "became the default")),
+    ((0.7, 0.8), (1, 1), ("None satisfies the rule on the odd classes; best is", "became the default")),
     ((1, 1), (1, 0.7), ("The rule takes", "so the default stays"))])
 def test_the_default_changes_only_where_the_test_confirms_it(seen, tested, words):
     name = "5 pictures, 40 updates, lr 0.01"
