@@ -118,8 +118,8 @@ def write_page(lab: common.Lab, sentence: str, chosen: str, parts: dict[str, dic
         f"where there is none. {options.seeds} trainings, {options.images} held-out pictures per class and training. "
         "Added after a first run on 25 pictures, in which none of four was enough: the last five candidates, the other "
         "25 pictures, and the test of the former default beside the paper's loop. Updates, UNet calls (one image each) "
-        "and seconds are per class, eight classes at once. The paper's loop: its trajectory, guidance, prompts, seeds and "
-        "stops, with the learning rate of the former default.",
+        "and seconds are per class, eight classes at once. The paper's loop: its trajectory, guidance, prompts, seeds "
+        "and stops, with the learning rate of the former default.",
         {**data, "trainings": {where: {name: found._asdict() for name, found in part.items()}
                                for where, part in parts.items()}})
 
