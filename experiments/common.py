@@ -41,7 +41,8 @@ Sets = dict[TargetClass, list[Path]]  # pictures by class
 Vectors = dict[TargetClass, torch.Tensor | None]  # [K, D] by class, None without a token
 load_once = functools.cache(load_classifier)
 EXPLORATORY, TESTED, SHOWN = "exploratory", "tested", "shown"  # kinds of studies, as protocol.md says
-MINIATURE, WORLD = "configs/miniature_guided.yml", "miniature.world:draw"  # its settings, and its source of real pictures
+MINIATURE = "configs/miniature_guided.yml"  # the studies' settings
+WORLD = "miniature.world:draw"  # the miniature's source of real pictures
 QUICK = {"num_train_epochs": 2, "epoch_size": 4, "num_inference_steps": 3, "test_size": 2}
 HELP = {  # of the flags of single experiments
     "images": "held-out pictures per class", "seeds": "trainings, each with noise or pictures of its own",

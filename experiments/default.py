@@ -117,9 +117,9 @@ def write_page(lab: common.Lab, sentence: str, chosen: str, parts: dict[str, dic
         f"on the odd classes ({options.choice_images} pictures), the one with fewest seconds, or the most accurate one "
         f"where there is none. {options.seeds} trainings, {options.images} held-out pictures per class and training. "
         "Added after a first run on 25 pictures, in which none of four was enough: the last five candidates, the other "
-        "25 pictures, and the test of the former default beside the paper's loop. Updates, UNet calls (one image each) and "
-        "seconds are per class, eight classes at once. The paper's loop: its trajectory, guidance, prompts, seeds and "
-        "stops, with the learning rate of the former default.",
+        "25 pictures, and the test of the former default beside the paper's loop. Updates, UNet calls (one image each) "
+        "and seconds are per class, eight classes at once. The paper's loop: its trajectory, guidance, prompts, seeds "
+        "and stops, with the learning rate of the former default.",
         {**data, "trainings": {where: {name: found._asdict() for name, found in part.items()}
                                for where, part in parts.items()}})
 
