@@ -131,10 +131,11 @@ def work_on_classes(sweep: Sweep, job: TrainingJob | None, evaluate_class: Calla
         sweep.release_class(folder, error)
         if len(sweep.folders) > 1:
             left = len(sweep.list_untouched(to_do))
-            text = f"failed: {error_message(error)}" if error else "; ".join(folder.notes)
-            print_class(folder, f"{text}; {describe_rest(len(to_do), left, time.monotonic() - started)}", error)
+            rest = describe_rest(len(to_do), left, time.monotonic() - started)
+            print_class(folder, f" failed: {error_message(error)}; {rest}" if error else
+                        f": {'; '.join([*folder.notes, rest])}", error)
         elif not error:
-            print_class(folder, "; ".join(folder.notes))
+            print_class(folder, f": {'; '.join(folder.notes)}")
 
     try:
         folder_of = {folder.target: folder for folder in sweep.folders}
@@ -160,7 +161,7 @@ def work_on_classes(sweep: Sweep, job: TrainingJob | None, evaluate_class: Calla
 def print_class(folder: RunFolder, text: str, error: UserError | None = None):
     """Print a class's line; `tqdm.write` would draw every bar again below it, which in a log is a line each."""
     write = tqdm.write if sys.stderr.isatty() else print
-    write(f"class {folder.target.title}: {text}", file=sys.stderr if error else sys.stdout)
+    write(f"class {folder.target.title}{text}", file=sys.stderr if error else sys.stdout)
 
 
 def describe_rest(total: int, left: int, seconds: float) -> str:
