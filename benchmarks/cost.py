@@ -206,7 +206,8 @@ def measure_rows(config: RunConfig, updates: int, rounds: int) -> tuple[list[dic
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/miniature_guided.yml", help="settings of the run (the miniature's)")
+    parser.add_argument("--config", default="configs/miniature_guided.yml",
+                        help="settings of the run (the miniature's)")
     parser.add_argument("--random_weights", choices=["sd14"], help="Stable Diffusion 1.4 and ViT-L/16 in the paper's "
                                                                    "setting, instead of a config's weights")
     parser.add_argument("--device", help="cpu, cuda (the config's)")
