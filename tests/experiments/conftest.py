@@ -17,7 +17,7 @@ SMALL = {"num_train_epochs": 2, "epoch_size": 4, "test_size": 2, "num_inference_
 def write_settings(tmp_path):
     """Writes the miniature's settings with changes to a file, and returns its path."""
     def write_file(**changes) -> str:
-        values = yaml.safe_load((ROOT / "configs/miniature.yml").read_text())
+        values = yaml.safe_load((ROOT / "configs/miniature_guided.yml").read_text())
         (tmp_path / "small.yml").write_text(yaml.safe_dump({**values, **SMALL, **changes}))
         return str(tmp_path / "small.yml")
 

@@ -11,8 +11,8 @@ from tests.test_run import error_of, flags
 def test_tensorboard_s_files_hold_every_update(tiny_config, tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     from run import main
-    assert main(flags(tiny_config, "--class_index", "2,3", "--classes_at_once", "2", "--report_to", "tensorboard",
-                      "--early_stopping", "3")) == 0
+    assert main(flags(tiny_config, "--class_index", "2,3", "--train", "True", "--classes_at_once", "2", "--report_to",
+                      "tensorboard", "--num_train_epochs", "3")) == 0
     for history in sorted(tmp_path.glob("pipeline_token/*/*/demo/history.jsonl")):
         lines = [json.loads(line) for line in history.read_text().splitlines()]
         run = accumulator.EventAccumulator(str(tmp_path / "tensorboard" / "/".join(history.parts[-4:-1])))
@@ -21,7 +21,7 @@ def test_tensorboard_s_files_hold_every_update(tiny_config, tmp_path):
             events = run.Scalars(key)
             assert [event.step for event in events] == [line["update"] for line in lines]
             assert [event.value for event in events] == pytest.approx([line[key] for line in lines], rel=1e-6)
-        assert [event.step for event in run.Images("pictures/0")] == [line["update"] for line in lines]
+        assert [event.step for event in run.Images("pictures")] == [line["update"] for line in lines]
     assert len(list(tmp_path.glob("pipeline_token/*/*/demo/history.jsonl"))) == 2
 
 
