@@ -1,4 +1,4 @@
-# Each target does the whole set-up on a fresh machine that has only python3 (3.10 to 3.12) and make.
+# Each target does the whole set-up on a fresh machine that has only python3 (3.10 to 3.13) and make.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -6,7 +6,7 @@ BUILD := OMP_NUM_THREADS=1 $(RUN) -m torch.distributed.run --standalone --nproc_
 
 EXPERIMENTS := default iterations inversion textual_inversion transfer augmentation gradient_step ablations attention
 
-.PHONY: demo app test proof reproduce lint miniature teaser figures clean
+.PHONY: demo app test proof reproduce gpu lint miniature teaser figures clean
 
 demo: $(VENV)/ready miniature/weights/quality.json  ## train and evaluate three classes of the miniature
 	$(RUN) run.py --config configs/miniature.yml --class_index 7,13,16 --train True --evaluate True
@@ -22,6 +22,9 @@ proof: $(VENV)/dev  ## the slow tests: every class of the miniature reaches the 
 
 reproduce: $(VENV)/ready miniature/weights/quality.json  ## every claim of the paper on the miniature, into docs/results; finished parts are kept in img/results; OPTIONS=--quick only sees that all of it runs
 	for name in $(EXPERIMENTS); do $(RUN) -m experiments.$$name $(OPTIONS) || exit 1; done
+
+gpu: $(VENV)/ready  ## what a GPU must show, in ten minutes; see docs/gpu.md
+	$(RUN) -m benchmarks.gpu
 
 lint: $(VENV)/dev
 	$(RUN) -m ruff check --no-cache .
@@ -41,7 +44,7 @@ figures: $(VENV)/ready  ## docs/world.png
 	$(RUN) -m miniature.build --stages world
 
 $(VENV)/ready: requirements.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else "Python 3.10 to 3.12 is needed, this is %d.%d: make PYTHON=python3.11 demo" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else "Python 3.10 to 3.13 is needed, this is %d.%d: make PYTHON=python3.11 demo" % v)'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
 	$(RUN) -m pip install --quiet -r requirements.txt
