@@ -63,6 +63,11 @@ class RunConfig:
             "cat'). --list_classes shows them.", topic="What to learn")
     train: bool = setting(False, "Learn a token for each class.")
     evaluate: bool = setting(False, "Draw the same seeds without and with the token, and judge them.")
+    estimate: bool = setting(
+        False, "Only print what training would take: parameters, memory by batch_size, FLOPs, disk. Reads configs, no "
+        "weights, writes nothing, needs no class and no GPU.")
+    memory_gb: float | None = setting(
+        None, "With estimate: a card's memory in GB, to be told which batch_size fits.", greater_than(0, 10_000))
     exp_id: str = setting("demo", "The name of the run: the last folder of every output.", (
         is_folder_name, "a folder's name of 100 bytes at most, without / or \\, without a dot or space at its ends"))
     class_names: str | None = setting(
@@ -194,9 +199,11 @@ class RunConfig:
 
     def validate_settings(self):
         """Raise UserError for the first setting that cannot work, with its name, its value and what would be right."""
-        require(self.class_index, "which class? give --class_index 283, 1-12, 1,5,9, all or a name; --list_classes "
-                                  "shows the classes of the classifier")
-        require(self.train or self.evaluate, "nothing to do: give --train True, --evaluate True or both")
+        require(self.estimate or self.class_index,
+                "which class? give --class_index 283, 1-12, 1,5,9, all or a name; --list_classes shows the classes of "
+                "the classifier")
+        require(self.estimate or self.train or self.evaluate,
+                "nothing to do: give --train True, --evaluate True or both")
         for entry in SETTINGS.values():
             value, check, (_, _, is_optional) = getattr(self, entry.name), entry.metadata["check"], value_type(entry)
             for part in value if isinstance(value, list) else [value]:
@@ -204,6 +211,7 @@ class RunConfig:
                         f"{entry.name} {part!r} has unprintable characters")
             require(check is None or value is None and is_optional or value is not None and check[0](value),
                     f"{entry.name} must be {describe_values(entry)}, not {value!r}")
+        require(self.estimate or self.memory_gb is None, f"memory_gb {self.memory_gb} is for --estimate True")
         images = self.epoch_size * (self.num_train_epochs if self.fresh_noise else 1)
         require(not self.train or self.seed >= self.test_size,
                 f"seed {self.seed} would train on images that evaluation uses (seeds 0 to {self.test_size - 1}): give "

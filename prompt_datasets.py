@@ -80,6 +80,11 @@ def class_number(index: int) -> int:
     return index + 1
 
 
+def number_labels(labels: list[str]) -> str:
+    """A line per class with its number."""
+    return "\n".join(f"{class_number(i):5d}  {label}" for i, label in enumerate(labels))
+
+
 def class_folder(number: int, name: str) -> str:
     """The folder of a class: its number from 1, then the name in plain letters: '0283_tiger_cat'."""
     return f"{number:04d}_{re.sub(r'[^a-z0-9]+', '_', name.lower())[:80].strip('_')}".rstrip("_")

@@ -54,7 +54,8 @@ from models.classifiers import Classifier, load_classifier, load_labels, resolve
 from models.extractors import describe_features, load_extractor
 from models.generator import PRECISIONS, Generator, load_generator
 from models.sampling import SamplingSettings
-from prompt_datasets import TEMPLATES, TargetClass, class_name, class_names, class_number, oracle_words, select_classes
+from prompt_datasets import TEMPLATES, TargetClass, class_name, class_names, number_labels, oracle_words, select_classes
+from runs.estimate import EstimateSettings, estimate_run
 from runs.folders import RunFolder, check_held_out, describe_paths, list_titles
 from runs.tracking import RunTrackers
 from runs.workers import Sweep, TrainingJob, choose_device, work_on_classes
@@ -75,10 +76,12 @@ def main(argv: list[str]) -> int:
 def run_command(argv: list[str]):
     config, list_classes = read_command(argv, __doc__)
     if list_classes:
-        print("\n".join(f"{class_number(i):5d}  {label}"
-                        for i, label in enumerate(load_labels(config.classifier, config.labels))))
-        return
-    Run(config).run_sweep()
+        print(number_labels(load_labels(config.classifier, config.labels)))
+    elif config.estimate:
+        print(estimate_run(EstimateSettings(**config.pick_settings(EstimateSettings._fields)),
+                           SamplingSettings(**config.sampling_settings(training=True))))
+    else:
+        Run(config).run_sweep()
 
 
 class Run:
@@ -138,8 +141,7 @@ class Run:
                 self.get_extractor()
         errors = work_on_classes(sweep, self.training_job() if config.train else None,
                                  self.evaluate_class if config.evaluate else lambda folder: None)
-        left = sweep.left_to_others()
-        if left:
+        if left := sweep.left_to_others():
             print(f"not finished here, since other processes hold them: {list_titles(left)}")
         done = [folder for folder in sweep.folders if folder in sweep.finished]
         if config.evaluate and done and not left:
@@ -226,10 +228,9 @@ class Run:
 
     def training_job(self) -> TrainingJob:
         config = self.config
-        return TrainingJob(
-            self.get_generator, self.get_loss, TrainingSettings(**config.pick_settings(TrainingSettings._fields)),
-            self.training_sampling, asdict(config), names_deciding("token"), config.classes_at_once, config.batch_size,
-            self.trackers)
+        settings = TrainingSettings(**config.pick_settings(TrainingSettings._fields))
+        return TrainingJob(self.get_generator, self.get_loss, settings, self.training_sampling, asdict(config),
+                           names_deciding("token"), config.classes_at_once, config.batch_size, self.trackers)
 
     def list_class_arms(self, folder: RunFolder) -> tuple[list[Arm], list[Arm]]:
         """The arms that are judged, and those of the film over the updates."""

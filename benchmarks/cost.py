@@ -24,31 +24,36 @@ import diffusers
 import torch
 from diffusers import StableDiffusionPipeline
 from torch.utils.benchmark import Timer
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.plain_loop import train_token
 from benchmarks.random_weights import save_sd14
 from command_line import parse_settings
 from config import RunConfig
 from evaluation.files import read_path
+from evaluation.real_images import draw_missing_images, find_real_images
 from evaluation.tables import Table
 from experiments.common import method_settings, open_generator, run_script
+from experiments.textual_inversion import PER_STEP, learn_vectors
 from method.class_token import start_vectors
 from method.losses import cross_entropy
 from method.trainer import Trainer
-from method.training import join_batches, train_tokens
+from method.training import GRAPHS, join_batches, train_tokens
 from models.batch_size import peak_memory_gb
-from models.classifiers import load_classifier
+from models.classifiers import Classifier, load_classifier
+from models.costs import PARTS
 from models.generator import PRECISIONS, Generator
 from prompt_datasets import TargetClass, target_class
+from runs.estimate import count_update
 from runs.folders import RunFolder
 from utils import ROOT, find_path, read_json, write_json, write_text
 
-PAPER = {"train_timesteps": None, "epoch_size": 5, "fresh_noise": False}
+PAPER = {"train_timesteps": None, "train_guidance_scale": None, "epoch_size": 5, "fresh_noise": False}
+PEER, PICTURES = "textual inversion", 5  # by the recipe of diffusers' script, of so many real pictures
 FOREVER = {"target_accuracy": 1.0, "early_stopping": 100_000}
 TARGET = target_class(0, "crane", "crane")
 COLUMNS = ["", "s per update and class", "images/s", "times the plain loop's", "times the paper's plain loop's",
-           "UNet images", "floor s", "floor / s", "peak GB", "bytes per class", "median updates to 0.9", "s to 0.9"]
+           "UNet images", "floor s", "floor / s", "peak GB", "bytes per class", "median updates to 0.9", "s to 0.9",
+           "images to 0.9"]
 
 
 def name_setting(config: RunConfig) -> str:
@@ -81,14 +86,21 @@ def new_trainer(config: RunConfig, generator: Generator, target: TargetClass, fo
 
 def measure_row(plain: bool, config: RunConfig, classes: int, updates: int) -> dict:
     """One row, once, after as many updates to warm up; runs in a process of its own."""
-    settings, sampling = method_settings(config)
     classifier = load_classifier(config.classifier, config.device, labels_file=config.labels)
     models = StableDiffusionPipeline.from_pretrained(
         find_path(config.model) or config.model, torch_dtype=PRECISIONS[config.mixed_precision], safety_checker=None,
         feature_extractor=None).to(config.device) if plain else open_generator(config)
-    count, images, marks = updates * classes, [], []
+    with tempfile.TemporaryDirectory() as path:
+        return {**measure_updates(plain, models, classifier, config, classes, updates, Path(path, "work")),
+                "bytes_per_class": count_bytes(plain, config, models, Path(path, "saved"))}
+
+
+def measure_updates(plain: bool, models, classifier: Classifier, config: RunConfig, classes: int, updates: int,
+                    work: Path) -> dict:
+    """`updates` of `classes` classes after as many to warm up, by the plain loop on a pipeline or by ours."""
+    (settings, sampling), count, images, marks = method_settings(config), updates * classes, [], []
     denoiser = models.components["unet"] if plain else models.denoiser
-    denoiser.register_forward_pre_hook(lambda network, inputs: images.append(len(inputs[0])))
+    watch = denoiser.register_forward_pre_hook(lambda network, inputs: images.append(len(inputs[0])))
     cuda = config.device.startswith("cuda")
     if cuda:
         torch.cuda.reset_peak_memory_stats(config.device)  # loading does not count
@@ -104,19 +116,32 @@ def measure_row(plain: bool, config: RunConfig, classes: int, updates: int) -> d
             mark_update()
             return len(self.history) == 2 * updates  # the end
 
+    if plain:
+        for _ in islice(train_token(models, classifier, TARGET, settings, sampling), 2 * updates):
+            mark_update()
+    else:
+        targets = [target_class(i % len(classifier.labels), "crane", "crane") for i in range(classes)]
+        trainers = (new_trainer(config, models, target, work / str(i), MarkedTrainer)
+                    for i, target in enumerate(targets))
+        list(train_tokens(models, cross_entropy(classifier), trainers, classes, sampling, config.batch_size))
+    watch.remove()
+    (begin, before), (end, after) = marks[count - 1], marks[-1]
+    return {"seconds_per_update": (end - begin) / count, "unet_images": (after - before) / count,
+            "images_per_second": config.epoch_size * count / (end - begin),
+            "peak_memory_gb": peak_memory_gb(config.device)}
+
+
+def measure_peer(config: RunConfig, updates: int) -> dict:
+    """A step of textual inversion on one class, after as many to warm up; runs in a process of its own."""
+    generator, marks = open_generator(config), []
+    generator.denoiser.register_forward_pre_hook(lambda network, inputs: marks.append(time.perf_counter()))
     with tempfile.TemporaryDirectory() as path:
-        if plain:
-            for _ in islice(train_token(models, classifier, TARGET, settings, sampling), 2 * updates):
-                mark_update()
-        else:
-            trainers = (new_trainer(config, models, target_class(i % len(classifier.labels), "crane", "crane"),
-                                    Path(path, str(i)), MarkedTrainer) for i in range(classes))
-            list(train_tokens(models, cross_entropy(classifier), trainers, classes, sampling, config.batch_size))
-        (begin, before), (end, after) = marks[count - 1], marks[-1]
-        return {"seconds_per_update": (end - begin) / count, "unet_images": (after - before) / count,
-                "images_per_second": config.epoch_size * count / (end - begin),
-                "peak_memory_gb": peak_memory_gb(config.device),
-                "bytes_per_class": count_bytes(plain, config, models, Path(path, "saved"))}
+        files = find_real_images(config.real_images, [TARGET], {TARGET: Path(path)}, PICTURES, Path(path, "cache"))
+        real = {TARGET: draw_missing_images(config.real_images, TARGET, files[TARGET])[:PICTURES]}
+        learn_vectors(config, generator, real, [2 * updates + 1])
+    seconds = (marks[-1] - marks[updates]) / updates
+    return {"seconds_per_update": seconds, "unet_images": PER_STEP, "images_per_second": PER_STEP / seconds,
+            "peak_memory_gb": peak_memory_gb(config.device)}
 
 
 def count_bytes(plain: bool, config: RunConfig, models, path: Path) -> int:
@@ -136,18 +161,13 @@ def count_bytes(plain: bool, config: RunConfig, models, path: Path) -> int:
 
 def count_flops(config: RunConfig) -> int:
     """FLOPs of the calls that one update of one class cannot do without: nothing is computed twice."""
-    generator = open_generator(config)
-    loss_fn = cross_entropy(load_classifier(config.classifier, config.device, labels_file=config.labels))
-    _, sampling = method_settings(config)
-    with tempfile.TemporaryDirectory() as path, FlopCounterMode(display=False) as counter:
+    generator, classifier = open_generator(config), load_classifier(config.classifier, config.device,
+                                                                    labels_file=config.labels)
+    with tempfile.TemporaryDirectory() as path:
         batch, vectors = join_batches([new_trainer(config, generator, TARGET, Path(path))], generator.device)
-        embeds = generator.encode(batch.prompts, vectors)
-        leaf = embeds.detach().requires_grad_()
-        for i in torch.arange(len(batch.seeds)).split(4):
-            z_0 = generator.sample(leaf[batch.prompt_of[i]], batch.seeds[i], sampling)
-            loss_fn(generator.decode(z_0), batch.targets[i])[0].sum().backward()
-        embeds.backward(leaf.grad)
-    return counter.get_total_flops()
+        counts = count_update(generator, classifier, batch, vectors, method_settings(config)[1],
+                              GRAPHS * len(batch.seeds))
+    return sum(counts[part] for part in PARTS)
 
 
 def measure_rate(device: str, dtype: torch.dtype) -> float:
@@ -179,9 +199,10 @@ def write_table(out: Path) -> str:
         needed = updates.get(row["setting"], {}).get("median", "")
         table.rows.append([
             row["name"], f"{seconds:.3g}", f"{rate:.2f}", f"{rate / plain['images_per_second']:.2f}",
-            f"{rate / rows[0]['images_per_second']:.2f}", f"{row['unet_images']:.0f}", f"{floor:.3g}",
-            f"{100 * floor / seconds:.0f} %", f"{row['peak_memory_gb']:.2f}", f"{row['bytes_per_class']:,.0f}", needed,
-            needed if isinstance(needed, str) else f"{needed * seconds:.3g}"])
+            f"{rate / rows[0]['images_per_second']:.2f}", f"{row['unet_images']:.0f}",
+            *((f"{floor:.3g}", f"{100 * floor / seconds:.0f} %") if floor else ("", "")),
+            f"{row['peak_memory_gb']:.2f}", f"{row.get('bytes_per_class', 0):,.0f}", needed,
+            *(needed if isinstance(needed, str) else f"{needed * each:.3g}" for each in (seconds, rate * seconds))])
     write_text(out.with_suffix(".md"), f"{table.to_markdown()}\n\n{', '.join(f'{k} {v}' for k, v in about.items())}\n")
     return table.to_markdown()
 
@@ -189,24 +210,28 @@ def write_table(out: Path) -> str:
 def measure_rows(config: RunConfig, updates: int, rounds: int) -> tuple[list[dict], float]:
     """The medians of every row, and of the machine's FLOPs per second."""
     rows, rates, measured, results = list_rows(config), [], {}, []
+    work = {name: (measure_row, *row, updates) for name, row in rows.items()}
+    if config.real_images:
+        work[f"{PEER}, {PICTURES} real pictures, steps of {PER_STEP}"] = measure_peer, config, 10 * updates
     flops = {name_setting(found): run_apart(count_flops, found) for plain, found, _ in rows.values() if plain}
     for i in range(rounds):
         rates.append(run_apart(measure_rate, config.device, PRECISIONS[config.mixed_precision]))
-        for name, row in rows.items():
-            measured.setdefault(name, []).append(run_apart(measure_row, *row, updates))
+        for name, job in work.items():
+            measured.setdefault(name, []).append(run_apart(*job))
             print(f"round {i + 1}, {name}: {measured[name][i]['seconds_per_update']:.3g} s per update and class",
                   flush=True)
     rate = statistics.median(rates)
     for name, found in measured.items():
-        setting = name_setting(rows[name][1])
-        results.append({"name": name, "setting": setting, "floor_seconds": flops[setting] / rate,
+        setting = name_setting(rows[name][1]) if name in rows else PEER
+        floor = flops[setting] / rate if setting in flops else None
+        results.append({"name": name, "setting": setting, "floor_seconds": floor,
                         **{key: statistics.median(values[key] for values in found) for key in found[0]}})
     return results, rate
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/miniature_guided.yml",
+    parser.add_argument("--config", default="configs/miniature.yml",
                         help="settings of the run (the miniature's)")
     parser.add_argument("--random_weights", choices=["sd14"], help="Stable Diffusion 1.4 and ViT-L/16 in the paper's "
                                                                    "setting, instead of a config's weights")

@@ -8,31 +8,27 @@ and additions of convolutions, matrix products and attention count, on the way b
 
 import argparse
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import replace
-from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.random_weights import build_meta_generator
+from benchmarks.random_weights import build_generator
 from command_line import parse_settings
 from config import RunConfig
 from evaluation.files import read_path
 from evaluation.tables import Table
 from experiments.common import method_settings, run_script
-from method.losses import cross_entropy
-from method.training import Batch, token_gradient
+from method.training import GRAPHS
 from models.classifiers import Classifier
+from models.costs import PARTS
 from models.generator import Generator
 from models.sampling import SamplingSettings
 from prompt_datasets import TEMPLATES
+from runs.estimate import count_update, make_batch
 from utils import ROOT, write_text
 
 IMAGES = 5  # per update, of three prompts, in every row: the text encoder's share depends on it
-PARTS = ("UNet", "VAE", "classifier", "text encoder")
 COLUMNS = ["setting", "UNet calls per image", "of these with a graph", "made again", "TFLOP per image", *PARTS,
            "without making again", "TFLOP per update", "times the paper's loop"]
 TEXT = """# What a setting costs on Stable Diffusion 1.4
@@ -46,9 +42,10 @@ What these settings do to the quality of Stable Diffusion's pictures is a hypoth
 ([README](../README.md), [fidelity](fidelity.md)). A token's cost is that of an update times the updates it needs, which
 a setting changes too.
 
-- 'Made again': the last step's graph is computed a second time on the way back, so that decoder, classifier and UNet
-  never hold theirs together (`StableDiffusion.predict_noise`, `token_gradient`). SDXL's config also recomputes the
-  activations inside UNet and VAE (`gradient_checkpointing`).
+- 'Made again': where `--batch_size` has no room for two graphs of every image, the last step's is computed a second
+  time on the way back, so that decoder, classifier and UNet never hold theirs together (`token_gradient`). All columns
+  but 'without making again' count it. SDXL's config also recomputes the activations inside UNet and VAE
+  (`gradient_checkpointing`).
 - A part's column holds its calls forward, its calls again and its way back; weights are frozen, so none has a gradient.
 - A multiplication and an addition are two FLOPs. Attention counts as its two matrix products, and four on the way back:
   a fused kernel, which computes one of them again there, is not counted so. Norms, activations and resizing are left
@@ -78,86 +75,31 @@ def list_settings() -> dict[str, tuple[str, RunConfig]]:
                for name, (kind, file) in files.items()}}
 
 
-def make_batch(generator: Generator) -> tuple[Batch, torch.Tensor]:
-    """One update of one class, and the token's vectors [P, K, D] in each of its prompts."""
-    prompts = [template.format("newclas crane") for template in TEMPLATES]
-    vectors = generator.initial_vectors("a").expand(len(prompts), -1, -1).clone().requires_grad_()
-    return Batch(prompts, torch.arange(IMAGES) % len(prompts), torch.arange(35, 35 + IMAGES),
-                 torch.zeros(IMAGES, dtype=torch.long, device=generator.device),
-                 torch.full((IMAGES,), 1 / IMAGES, device=generator.device)), vectors
-
-
 def wrap_classifier(model: torch.nn.Module) -> Classifier:
     """A ViT with any resizing that gives its input's size, which is not counted."""
     side = (model.config.image_size,) * 2
-    return Classifier("classifier", [], model, lambda images: F.interpolate(images, side),
+    return Classifier("classifier", [""] * model.config.num_labels, model, lambda images: F.interpolate(images, side),
                       lambda model, pixels: model(pixels).logits, model.device)
 
 
-@contextmanager
-def counted_flops(generator: Generator, classifier: torch.nn.Module):
-    """Within this context FLOPs are those of the network that started last, forwards or backwards.
-
-    Yields {part: FLOPs}, complete at the end, with how many images the UNet had, and how many with a graph.
-    """
-    counts, running, hooks = Counter(), ["", 0], []
-    *text_encoders, unet, vae = generator.networks
-
-    def hand_over(part: str):
-        total = counter.get_total_flops()
-        counts[running[0]] += total - running[1]
-        running[:] = part, total
-
-    def watch_network(network: torch.nn.Module, part: str):
-        def start_call(network, inputs):
-            hand_over(part)
-            if network is unet:
-                counts["images"] += len(inputs[0])
-
-        def end_call(network, inputs, output):
-            tensors = [value for value in (output.values() if isinstance(output, dict) else [output])
-                       if torch.is_tensor(value) and value.requires_grad]
-            for value in tensors:
-                value.register_hook(lambda gradient: hand_over(part))  # the way back begins
-            if network is unet and tensors:
-                counts["images with a graph"] += len(inputs[0])
-
-        hooks.extend([network.register_forward_pre_hook(start_call), network.register_forward_hook(end_call)])
-
-    for network, part in [*((network, "text encoder") for network in text_encoders), (unet, "UNet"),
-                          (vae.post_quant_conv, "VAE"), (vae.decoder, "VAE"), (classifier, "classifier")]:
-        watch_network(network, part)
-    try:  # attention as matrix products: not every fused kernel's FLOPs are known to the counter
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            yield counts
-            hand_over("")
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def count_update(generator: Generator, classifier: Classifier, sampling: SamplingSettings,
+def count_images(generator: Generator, classifier: Classifier, sampling: SamplingSettings,
                  makes_again: bool = True) -> Counter:
-    """What one update of IMAGES images takes, by part; `makes_again`: the last step's graph, as the method does."""
-    batch, vectors = make_batch(generator)
-    used = generator if makes_again else SimpleNamespace(
-        encode=generator.encode, decode=generator.decode,
-        sample=lambda *arguments, batch_size: generator.sample(*arguments))
-    with counted_flops(generator, classifier.model) as counts:
-        token_gradient(used, cross_entropy(classifier), vectors, batch, sampling, batch_size=IMAGES)
-    return counts
+    """What one update of IMAGES images takes, by part; `makes_again`: the last step's graph."""
+    prompts = [template.format("newclas crane") for template in TEMPLATES]
+    return count_update(generator, classifier, *make_batch(generator, generator.initial_vectors("a"), prompts, IMAGES),
+                        sampling, IMAGES if makes_again else GRAPHS * IMAGES)
 
 
-def count_setting(family: str, config: RunConfig) -> tuple[Counter, Counter]:
+def count_setting(family: str, config: RunConfig, narrowed: int = 1) -> tuple[Counter, Counter]:
     """What one update takes, and what it would take where nothing is computed twice."""
-    generator, model = build_meta_generator(family)
+    generator, model = build_generator(family, narrowed=narrowed)
     generator.set_placeholder(config.placeholder_token)
     classifier, (_, sampling) = wrap_classifier(model), method_settings(config)
-    least = count_update(generator, classifier, sampling, makes_again=False)
+    least = count_images(generator, classifier, sampling, makes_again=False)
     for network in generator.networks:
         if config.gradient_checkpointing and hasattr(network, "enable_gradient_checkpointing"):
             network.enable_gradient_checkpointing()
-    return count_update(generator, classifier, sampling), least
+    return count_images(generator, classifier, sampling), least
 
 
 def make_row(name: str, counts: Counter, least: Counter, paper: float | None) -> tuple[list[str], float]:

@@ -60,9 +60,11 @@ def train_token(pipeline: StableDiffusionPipeline, classifier: Classifier, targe
 
 
 def draw_image(pipeline: StableDiffusionPipeline, prompt: str, seed: int, sampling: SamplingSettings) -> torch.Tensor:
-    """One image [1, 3, H, W] in [0, 1], with a graph through both halves of the final step."""
+    """One image [1, 3, H, W] in [0, 1], with a graph through the final step, both halves of guidance."""
+    halves = 2 if sampling.guidance_scale > 1 else 1  # diffusers' pipeline leaves the other out, too
     tokenizer, unet, vae, factor = pipeline.tokenizer, pipeline.unet, pipeline.vae, pipeline.vae_scale_factor
-    tokens = tokenizer(["", prompt], padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt")
+    tokens = tokenizer(["", prompt][-halves:], padding="max_length", max_length=tokenizer.model_max_length,
+                       return_tensors="pt")
     embeds = pipeline.text_encoder(tokens.input_ids.to(unet.device))[0].to(unet.dtype)
     scheduler = new_scheduler(pipeline.scheduler, sampling)
     latents = torch.randn(1, unet.config.in_channels, sampling.height // factor, sampling.width // factor,
@@ -70,8 +72,8 @@ def draw_image(pipeline: StableDiffusionPipeline, prompt: str, seed: int, sampli
     latents = latents.to(unet.device, unet.dtype) * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
         with torch.set_grad_enabled(bool(t == scheduler.timesteps[-1])):
-            noise_pred = unet(scheduler.scale_model_input(torch.cat([latents] * 2), t), t, embeds).sample
-            unconditional, conditional = noise_pred.chunk(2)
+            noise_pred = unet(scheduler.scale_model_input(torch.cat([latents] * halves), t), t, embeds).sample
+            unconditional, conditional = noise_pred[:1], noise_pred[-1:]
             latents = scheduler.step(unconditional + sampling.guidance_scale * (conditional - unconditional), t,
                                      latents).prev_sample
     return (vae.decode(latents / vae.config.scaling_factor).sample.float() / 2 + 0.5).clamp(0, 1)

@@ -28,22 +28,38 @@ UNETS = {
              "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
              "transformer_layers_per_block": (1, 2, 10), "addition_embed_type": "text_time",
              "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816}}
+TINY = 16  # times narrower, to see that everything runs
 CLIP_L = (transformers.CLIPTextModel, 768, 12, 12)  # class, width, heads, layers
 TEXT_ENCODERS = {"sd14": [CLIP_L], "sd_turbo": [(transformers.CLIPTextModel, 1024, 16, 23)],
                  "sdxl": [CLIP_L, (transformers.CLIPTextModelWithProjection, 1280, 20, 32)]}
 
 
-def build_networks(family: str = "sd14"):
-    """Text encoders, UNet and VAE of a family of UNETS and the classifier ViT-L/16, on the default device."""
+def build_networks(family: str = "sd14", narrowed: int = 1):
+    """Text encoders, UNet and VAE of a family of UNETS and the classifier ViT-L/16, on the default device.
+
+    Text encoders are `narrowed` times narrower than published; above 1 all is shallow, and the rest as small as can be.
+    """
+    settings, channels, vit = dict(UNETS[family]), (128, 256, 512, 512), (1024, 24, 1000)
+    if narrowed > 1:
+        blocks = len(settings.get("block_out_channels", channels))
+        settings |= {"block_out_channels": (32,) * blocks, "attention_head_dim": 4, "layers_per_block": 1,
+                     "cross_attention_dim": settings["cross_attention_dim"] // narrowed, "sample_size": 8,
+                     "transformer_layers_per_block": 1, "norm_num_groups": 8}
+        if "addition_embed_type" in settings:
+            settings |= {name: settings[name] // narrowed for name in ("addition_time_embed_dim",
+                                                                       "projection_class_embeddings_input_dim")}
+        channels, vit = (32,) * 4, (64, 1, 16)
     text_encoders = [cls(transformers.CLIPTextConfig(
-        hidden_size=width, intermediate_size=4 * width, num_attention_heads=heads, num_hidden_layers=layers,
-        projection_dim=width)) for cls, width, heads, layers in TEXT_ENCODERS[family]]
-    unet = UNet2DConditionModel(**UNETS[family])
-    vae = AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2,
-                        sample_size=8 * unet.config.sample_size, down_block_types=["DownEncoderBlock2D"] * 4,
-                        up_block_types=["UpDecoderBlock2D"] * 4)
+        hidden_size=width // narrowed, intermediate_size=4 * width // narrowed, num_attention_heads=heads,
+        num_hidden_layers=layers if narrowed == 1 else 2, projection_dim=width // narrowed))
+        for cls, width, heads, layers in TEXT_ENCODERS[family]]
+    unet = UNet2DConditionModel(**settings)
+    vae = AutoencoderKL(block_out_channels=channels, layers_per_block=2, sample_size=8 * unet.config.sample_size,
+                        down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4)
+    width, layers, labels = vit
     classifier = transformers.ViTForImageClassification(transformers.ViTConfig(
-        hidden_size=1024, intermediate_size=4096, num_attention_heads=16, num_hidden_layers=24, num_labels=1000))
+        hidden_size=width, intermediate_size=4 * width, num_attention_heads=16, num_hidden_layers=layers,
+        num_labels=labels))
     return text_encoders, unet, vae, classifier
 
 
@@ -59,21 +75,31 @@ def build_scheduler(family: str):
     return EulerDiscreteScheduler(**NOISE, timestep_spacing="trailing" if family == "sd_turbo" else "leading")
 
 
-def build_meta_generator(family: str) -> tuple[StableDiffusion, torch.nn.Module]:
-    """A generator and its classifier without weights or memory: whatever they compute has a shape and no values."""
-    with torch.device("meta"):
-        text_encoders, unet, vae, classifier = build_networks(family)
-    encoders = tuple(PromptEncoder(load_tokenizer(), text_encoder) for text_encoder in text_encoders)
-    parts = encoders, unet, vae, build_scheduler(family), "meta"
+def build_generator(family: str, device: str = "meta", dtype: torch.dtype = torch.float32,
+                    narrowed: int = 1) -> tuple[StableDiffusion, torch.nn.Module]:
+    """A generator and its classifier, in float32 as always; on the meta device without memory or values."""
+    with torch.device(device):
+        text_encoders, unet, vae, classifier = build_networks(family, narrowed)
+    encoders = tuple(PromptEncoder(load_tokenizer(), text_encoder.to(dtype)) for text_encoder in text_encoders)
+    parts = encoders, unet.to(dtype), vae.to(dtype), build_scheduler(family), device
     generator = StableDiffusionXL(*parts, zero_negative=True) if family == "sdxl" else StableDiffusion(*parts)
     return generator, classifier.requires_grad_(False).eval()
 
 
+def build_pipeline(device: str = "cpu", dtype: torch.dtype = torch.float32,
+                   narrowed: int = 1) -> tuple[StableDiffusionPipeline, torch.nn.Module]:
+    """Stable Diffusion 1.4's sizes as a pipeline of diffusers, and a classifier in float32."""
+    with torch.device(device):
+        (text_encoder,), unet, vae, classifier = build_networks("sd14", narrowed)
+    pipeline = StableDiffusionPipeline(vae, text_encoder, load_tokenizer(), unet, build_scheduler("sd14"), None, None,
+                                       requires_safety_checker=False)
+    return pipeline.to(device, dtype), classifier.requires_grad_(False).eval()
+
+
 def save_sd14(folder: Path) -> dict[str, str]:
     """Write generator and classifier as checkpoints; the settings that name them."""
-    (text_encoder,), unet, vae, classifier = build_networks()
-    StableDiffusionPipeline(vae, text_encoder, load_tokenizer(), unet, build_scheduler("sd14"), None, None,
-                            requires_safety_checker=False).save_pretrained(folder / "generator")
+    pipeline, classifier = build_pipeline()
+    pipeline.save_pretrained(folder / "generator")
     for part in (classifier, transformers.ViTImageProcessor()):
         part.save_pretrained(folder / "classifier")
     return {"model": str(folder / "generator"), "classifier": str(folder / "classifier")}

@@ -3,8 +3,9 @@
     python -m benchmarks.updates            the miniature's classes, in the paper's trajectory and in their own
 
 A plain loop takes the same steps (tests/benchmarks), so these counts times the seconds per update of
-benchmarks/cost.py are the seconds to accuracy of both. Finished classes are kept in --work (img/updates): several calls
-may run beside each other, each for classes of its own, before one for all.
+benchmarks/cost.py are the seconds to accuracy of both. So are the steps of the peer: textual inversion by the recipe of
+diffusers' script, whose word stands alone in the prompt, where the config has real pictures. Finished classes are kept
+in --work (img/updates): several calls may run beside each other, each for classes of its own, before one for all.
 """
 
 import json
@@ -14,8 +15,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.cost import FOREVER, PAPER, name_setting, new_trainer, write_table
+from benchmarks.cost import FOREVER, PAPER, PEER, PICTURES, name_setting, new_trainer, write_table
 from experiments import common
+from experiments.textual_inversion import invert_pictures
 from method.losses import cross_entropy
 from method.training import train_tokens
 from prompt_datasets import TargetClass
@@ -24,6 +26,7 @@ from utils import ROOT, UserError, write_json
 
 ENOUGH, HELD_OUT = 0.9, 10  # share of so many pictures of a class, of seeds from 0
 EVERY, AT_MOST = 3, 16  # judge every third update, of so many
+STEPS = 5, 10, 15, 20, 30, 40, 60, 80, 100, 150, 200  # of textual inversion, judged
 
 
 def train_classes(lab: common.Lab) -> dict[TargetClass, torch.Tensor]:
@@ -42,10 +45,19 @@ def train_classes(lab: common.Lab) -> dict[TargetClass, torch.Tensor]:
     return {target: read_tensors(file)[0]["vectors"] for target, file in files.items()}
 
 
-def count_updates(lab: common.Lab, target: TargetClass, vectors: torch.Tensor) -> int | None:
-    """The first judged update whose vectors' pictures are right; None where there is none."""
-    return next((update for update in range(0, len(vectors), EVERY) if common.measure_accuracy(
-        lab, common.draw_sets(lab, {target: vectors[update]}, HELD_OUT)).value >= ENOUGH), None)
+def count_updates(lab: common.Lab, target: TargetClass, learned: dict[int, torch.Tensor],
+                  phrase: str | None = None) -> int | None:
+    """The first of the updates {update: vectors} whose vectors' pictures are right; None where there is none."""
+    return next((update for update, vectors in learned.items() if common.measure_accuracy(
+        lab, common.draw_sets(lab, {target: vectors}, HELD_OUT, phrase=phrase)).value >= ENOUGH), None)
+
+
+def count_steps(lab: common.Lab) -> dict:
+    """Steps that textual inversion takes for every class."""
+    real = {target: files[:PICTURES] for target, files in common.load_real_images(lab, PICTURES).items()}
+    learned, _ = invert_pictures(lab, real, list(STEPS))
+    return summarise_classes([count_updates(lab, target, {step: learned[step][target] for step in STEPS},
+                                            lab.config.placeholder_token) for target in lab.targets])
 
 
 def summarise_classes(reached: list[int | None]) -> dict:
@@ -60,8 +72,11 @@ def main(argv: list[str] | None = None):
     for changes in ({}, PAPER):
         lab = common.open_lab(options, num_train_epochs=AT_MOST, **FOREVER, **changes)
         trained = train_classes(lab)
-        reached = [count_updates(lab, target, vectors) for target, vectors in trained.items()]
+        reached = [count_updates(lab, target, {i: vectors[i] for i in range(0, len(vectors), EVERY)})
+                   for target, vectors in trained.items()]
         results[name_setting(lab.config)] = {**summarise_classes(reached), "updates": list(map(len, trained.values()))}
+    if lab.config.real_images:
+        results[PEER] = {**count_steps(lab), "judged": STEPS}
     write_json(out, {"target": ENOUGH, "held_out_seeds": HELD_OUT, "every": EVERY, "updates_at_most": AT_MOST,
                      "settings": results})
     print(json.dumps(results, indent=2))

@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from models.generator import Generator
 from models.sampling import SamplingSettings
 from prompt_datasets import TEMPLATES, TargetClass, prompt_folder
 from tensor_files import save_pixels, to_pixels
-from utils import read_json, require, write_json
+from utils import read_json, replace_file, require, write_json
 
 ARMS = ("without", "with")
 CONTROLS = ("untrained", "random")
@@ -88,6 +88,7 @@ class Drawer:
         """`drawn_by` holds all that decides the pictures besides prompt, token and seed: settings, weights' files."""
         self.get_generator, self.sampling = get_generator, sampling
         self.settings_digest = digest_json(drawn_by)
+        self.plain: dict[str, Path] = {}  # by prompt: where pictures without a token are, for classes of one name
         most = default_batch_size(64, device, sampling.height, sampling.width)
         self.sample_batch = fit_batch_size(self.sample_missing, batch_size and WITHOUT_GRAPH * batch_size, most)
         self.decode_batch = fit_batch_size(decode_parts, None, min(batch_size or most, DECODED_AT_ONCE))
@@ -121,20 +122,40 @@ class Drawer:
                                                       "again: remove it")
             shutil.rmtree(folder / name, ignore_errors=not (folder / name).exists())
         write_json(folder / RECORD, read_record(folder) | self.describe_arms(arms))
-        jobs = [(arm.folder, seed) for arm in arms for seed in range(arm.images)]
+        plain = [arm for arm in arms if arm.vectors is None]
         with tqdm(total=len(missing), desc=f"drawing {title}", unit="image", leave=False) as bar:
-            while jobs:
-                batch, latents = self.sample_batch(generator, conds, jobs, missing)
-                lacking = [i for i, job in enumerate(batch) if job in missing]
-                if lacking:
-                    images = self.decode_batch(generator, latents)
+            for together in (*([arm] for arm in plain), [arm for arm in arms if arm.vectors is not None]):
+                jobs = [(arm.folder, seed) for arm in together for seed in range(arm.images)]
+                copied = self.copy_plain(together, missing, folder)
+                bar.update(len(copied))
+                for files, images in self.draw_jobs(generator, conds, jobs, missing - copied):
                     require(images.isfinite().all(), f"a picture of {title} is not finite: try --mixed_precision bf16 "
                                                      "or no")
-                    save_pixels(to_pixels(images[lacking]), [folder / name / f"{seed}.png"
-                                                             for name, seed in (batch[i] for i in lacking)])
-                jobs = jobs[len(batch):]
-                bar.update(len(lacking))
+                    save_pixels(to_pixels(images), [folder / file for file in files])
+                    bar.update(len(files))
+        self.plain |= {arm.prompt: folder / arm.folder for arm in plain}
         return len(missing)
+
+    def copy_plain(self, arms: list[Arm], missing: set[tuple[str, int]], folder: Path) -> set[tuple[str, int]]:
+        """Copy what is missing and was drawn for another class of the same name; returns these (arm, seed)."""
+        sources = {(arm.folder, seed): self.plain[arm.prompt] / f"{seed}.png" for arm in arms
+                   if arm.vectors is None and arm.prompt in self.plain for seed in range(arm.images)}
+        found = {job: file for job, file in sources.items() if job in missing and file.exists()}
+        for (name, seed), file in found.items():
+            with replace_file(folder / name / f"{seed}.png") as written:
+                shutil.copyfile(file, written)
+        return set(found)
+
+    def draw_jobs(self, generator: Generator, conds: dict[str, torch.Tensor], jobs: list[tuple[str, int]],
+                  missing: set[tuple[str, int]]) -> Iterator[tuple[list[str], torch.Tensor]]:
+        """Files and images [B, 3, H, W] of those of the (arm, seed) `jobs` that are missing."""
+        while jobs:
+            batch, latents = self.sample_batch(generator, conds, jobs, missing)
+            lacking = [i for i, job in enumerate(batch) if job in missing]
+            if lacking:
+                yield [f"{name}/{seed}.png" for name, seed in (batch[i] for i in lacking)], \
+                    self.decode_batch(generator, latents)[lacking]
+            jobs = jobs[len(batch):]
 
     def sample_missing(self, generator: Generator, conds: dict[str, torch.Tensor], jobs: list[tuple[str, int]],
                        missing: set[tuple[str, int]], batch_size: int):

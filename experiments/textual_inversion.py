@@ -18,6 +18,7 @@ from statistics import mean
 import torch
 from tqdm import tqdm
 
+from config import RunConfig
 from evaluation.accuracy import measure_context
 from evaluation.fidelity import extract_files
 from evaluation.statistics import NEAREST_K, compare_classes, correct_pvalues, interval_over_classes, measure_prdc
@@ -28,6 +29,7 @@ from experiments.trainings import describe_tests, judge_sets, list_seeds
 from miniature import world
 from models.denoising import compute_denoising_loss, encode_images
 from models.extractors import classifier_extractor
+from models.generator import Generator
 from prompt_datasets import TEMPLATES, TargetClass
 from utils import UserError, require, save_image
 
@@ -46,7 +48,8 @@ def invert_pictures(lab: common.Lab, real: common.Sets, steps: list[int],
     """
     def run_inversion():
         started = time.monotonic()
-        learned = {step: vectors.tolist() for step, vectors in learn_vectors(lab, real, steps, seed).items()}
+        found = learn_vectors(lab.config, lab.get_generator(), real, steps, seed)
+        learned = {step: vectors.tolist() for step, vectors in found.items()}
         return {"vectors": learned, "seconds": (time.monotonic() - started) / len(real) / max(steps)}
 
     found = common.cached_result(lab, run_inversion, steps=steps, per_step=PER_STEP, lr=LR, flipped=True, seed=seed,
@@ -55,12 +58,13 @@ def invert_pictures(lab: common.Lab, real: common.Sets, steps: list[int],
             for step, vectors in found["vectors"].items()}, found["seconds"]
 
 
-def learn_vectors(lab: common.Lab, real: common.Sets, steps: list[int], seed: int = 0) -> dict[int, torch.Tensor]:
+def learn_vectors(config: RunConfig, generator: Generator, real: common.Sets, steps: list[int],
+                  seed: int = 0) -> dict[int, torch.Tensor]:
     """The vectors [C, K, D] after each of `steps` of the ordinary denoising loss, all classes in the same steps."""
-    config, generator, noise = lab.config, lab.get_generator(), torch.Generator().manual_seed(seed)
+    noise = torch.Generator().manual_seed(seed)
     pictures = [crop_squares(files, config.height, config.width) for files in real.values()]
     moments = [encode_images(generator, torch.cat([images, images.flip(3)])) for images in pictures]
-    vectors = torch.stack([embed_first_word(lab, target) for target in real]).requires_grad_()
+    vectors = torch.stack([embed_first_word(config, generator, target) for target in real]).requires_grad_()
     optimizer = torch.optim.AdamW([vectors], LR, weight_decay=config.weight_decay)
     scaler, learned = torch.amp.GradScaler(generator.device.type, enabled=generator.dtype == torch.float16), {}
     for step in tqdm(range(1, max(steps) + 1), desc="textual inversion", unit="step", mininterval=2):
@@ -85,11 +89,11 @@ def sample_latents(means: torch.Tensor, stds: torch.Tensor, noise: torch.Generat
     return means[rows] + stds[rows] * torch.randn(means[rows].shape, generator=noise).to(means.device)
 
 
-def embed_first_word(lab: common.Lab, target: TargetClass) -> torch.Tensor:
+def embed_first_word(config: RunConfig, generator: Generator, target: TargetClass) -> torch.Tensor:
     """The embedding [K, D] of the class name's first word, or of the initialiser where that word is several tokens."""
     with suppress(UserError):
-        return lab.get_generator().initial_vectors(target.name.split()[0], 1)
-    return lab.get_generator().initial_vectors(lab.config.initializer_token)
+        return generator.initial_vectors(target.name.split()[0], 1)
+    return generator.initial_vectors(config.initializer_token)
 
 
 def draw_snowy_pictures(lab: common.Lab) -> common.Sets:

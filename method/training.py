@@ -18,6 +18,7 @@ from models.sampling import SamplingSettings
 from tensor_files import submit_images, to_pixels
 from utils import UserError
 
+GRAPHS = 2  # of an image: the denoiser's, and that of decoder and classifier
 AT_ONCE = 40  # images with a graph, at first: more only cost a CPU fresh memory (1.4 times the seconds at 128)
 
 
@@ -38,16 +39,18 @@ def token_gradient(
     """Accumulate dL/dv over one update's images; vectors [P, K, D] holds the token of each prompt.
 
     Backwards in stages, so that the graphs of decoder and classifier, of the denoiser and of the text encoder are
-    never in memory together, each of `batch_size` images at a time. Returns losses [N] and which images are correct
-    [N]; `on_images` gets every part's place in the batch and its pixels, uint8 [B, H, W, 3].
+    never in memory together, each of `batch_size` images at a time; where that is room for two graphs of every image,
+    the denoiser's is kept instead of made again. Returns losses [N] and which images are correct [N]; `on_images` gets
+    every part's place in the batch and its pixels, uint8 [B, H, W, 3].
     """
+    remade = None if batch_size >= GRAPHS * len(batch.seeds) else batch_size
     embeds = generator.encode(batch.prompts, vectors)  # v_c enters here
     leaf, words = embeds.detach().requires_grad_(), vectors.detach().requires_grad_()  # encoded once for all parts
     words.grad = torch.zeros_like(words)  # of a loss that reads the vectors themselves
     losses, correct = torch.zeros(2, len(batch.seeds), device=leaf.device)
     for part in torch.arange(len(batch.seeds)).split(WITHOUT_GRAPH * batch_size):
         cond = leaf.index_select(0, batch.prompt_of[part].to(leaf.device))
-        z_0 = generator.sample(cond, batch.seeds[part], sampling, batch_size=batch_size)  # a graph of the last step
+        z_0 = generator.sample(cond, batch.seeds[part], sampling, batch_size=remade)  # a graph of the last step
         latents = z_0.detach().requires_grad_()
         for i, some_latents in zip(part.split(batch_size), latents.split(batch_size), strict=True):
             images = generator.decode(some_latents)
@@ -75,7 +78,7 @@ def train_tokens(generator: Generator, loss_fn: Loss, trainers: Iterator[Trainer
         while running := running + list(islice(trainers, classes_at_once - len(running))):
             started, writes = time.monotonic(), []
             batch, vectors = join_batches(running, generator.device)
-            step = step or fit_batch_size(token_gradient, batch_size, min(most, len(batch.seeds)))
+            step = step or fit_batch_size(token_gradient, batch_size, min(most, GRAPHS * len(batch.seeds)))
             paths = [path for trainer in running for path in trainer.list_image_paths()]
             measured = step(generator, loss_fn, vectors, batch, sampling,
                             on_images=partial(submit_images, pool, writes, paths))

@@ -30,7 +30,7 @@ from miniature import world
 from miniature.quality import draw_world, measure_quality, read_sampling
 from miniature.workers import share_jobs
 from models.zero_shot import TEMPLATES
-from utils import ROOT, replace_file, write_text
+from utils import ROOT, replace_file, require, write_text
 
 CACHE, WEIGHTS = ROOT / "miniature/cache", ROOT / "miniature/weights"
 ARCHITECTURE = yaml.safe_load((ROOT / "miniature/architecture.yml").read_text(encoding="utf-8"))
@@ -100,6 +100,7 @@ def train_modules(name: str, modules: torch.nn.ModuleDict, compute_loss, batch_s
 
 def make_optimizers(modules: torch.nn.Module, lr: float, weight_decay: float):
     """{weight of a layer: its matrix in the same memory}, Muon for the matrices and AdamW for the rest."""
+    require(hasattr(torch.optim, "Muon"), "training the miniature needs torch 2.9 or newer, for its optimiser Muon")
     layers = [module for module in modules.modules() if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))]
     matrices = {layer.weight: torch.nn.Parameter(layer.weight.data.view(len(layer.weight), -1))
                 for layer in layers if len(layer.weight) > 4}

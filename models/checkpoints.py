@@ -15,6 +15,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
+from transformers import AutoConfig
 
 from utils import WITHOUT_GPU_OR_NETWORK, UserError, find_path, join_lines, require, to_printable
 
@@ -85,17 +86,47 @@ def _explain_causes(source: str, causes: list[BaseException], instead: str) -> s
     return f"{reason} {instead}"
 
 
-def load_part(cls, source: str, part: str, **dtype):
-    """One network of a pipeline: its fp16 files for fp16, else the full ones; the other kind where that is missing.
+def build_network(cls, source: str, dtype: torch.dtype = torch.float32, **where):
+    """A network of diffusers or transformers from its config alone, on the meta device: shapes and no values."""
+    with torch.device("meta"):
+        if hasattr(cls, "load_config"):  # diffusers
+            network = cls.from_config(cls.load_config(source, **where))
+        elif hasattr(cls, "config_class"):
+            network = cls(cls.config_class.from_pretrained(source, **where))
+        else:  # an Auto class of transformers
+            network = cls.from_config(AutoConfig.from_pretrained(source, **NO_REMOTE_CODE), **NO_REMOTE_CODE)
+    return network.to(dtype)
+
+
+def load_network(cls, source: str, device: str):
+    """A classifier's network of transformers in float32; on the meta device by `build_network`.
 
     Raises:
         UserError: see `check_weights`.
     """
-    variants = ("fp16", None) if torch.float16 in dtype.values() else (None, "fp16")
+    if device == "meta":
+        return build_network(cls, source)
+    network, report = cls.from_pretrained(source, dtype=torch.float32, **REPORTED, **NO_REMOTE_CODE)
+    check_weights(source, report)
+    return network
+
+
+def load_part(cls, source: str, part: str, device: str, dtype: torch.dtype):
+    """One network of a pipeline: its fp16 files for fp16, else the full ones; the other kind where that is missing.
+
+    On the meta device by `build_network`.
+
+    Raises:
+        UserError: see `check_weights`.
+    """
+    if device == "meta":
+        return build_network(cls, source, dtype, subfolder=part)
+    named = {"torch_dtype" if hasattr(cls, "load_config") else "dtype": dtype}  # diffusers, transformers
+    variants = ("fp16", None) if dtype == torch.float16 else (None, "fp16")
     errors = []
     for variant in variants:
         try:
-            network, report = cls.from_pretrained(source, subfolder=part, variant=variant, **REPORTED, **dtype)
+            network, report = cls.from_pretrained(source, subfolder=part, variant=variant, **REPORTED, **named)
         except (OSError, ValueError) as error:
             errors.append(error)
             continue

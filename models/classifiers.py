@@ -9,6 +9,7 @@
 
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import timm
@@ -16,7 +17,7 @@ import torch
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_model_data_config
 from transformers import AutoConfig, AutoModelForImageClassification, ViTForImageClassification
 
-from models.checkpoints import NO_REMOTE_CODE, REPORTED, check_weights, opening_checkpoint
+from models.checkpoints import NO_REMOTE_CODE, load_network, opening_checkpoint
 from models.preprocessing import load_preprocessing
 from models.zero_shot import load_zero_shot, read_labels
 from prompt_datasets import class_number
@@ -50,7 +51,7 @@ def load_classifier(name: str, device: str, height: int = 64, width: int = 64,
                     labels_file: str | None = None) -> Classifier:
     """The classifier called `name` (see the head of this file), frozen, in float32, tried on a picture of that size.
 
-    `labels_file` is read by zero-shot classifiers alone.
+    `labels_file` is read by zero-shot classifiers alone. On the meta device its shapes alone, from its config, untried.
 
     Raises:
         UserError: one line that says what is missing or what the checkpoint is not.
@@ -60,11 +61,13 @@ def load_classifier(name: str, device: str, height: int = 64, width: int = 64,
         if kind == "zero-shot":
             loaded = load_zero_shot(source, read_labels(labels_file), device)
         else:
-            loaded = _load_timm(source) if kind == "timm" else _load_transformers(source, mean_pooled=kind == "mean")
+            loaded = _load_timm(source, device) if kind == "timm" else \
+                _load_transformers(source, device, mean_pooled=kind == "mean")
         labels, model, preprocess, compute_logits = loaded
         classifier = Classifier(folder_name(name), labels, model, preprocess, compute_logits, torch.device(device))
         classifier.model.requires_grad_(False).eval().to(device)
-    check_classifier(classifier, name, height, width)
+    if device != "meta":
+        check_classifier(classifier, name, height, width)
     return classifier
 
 
@@ -153,12 +156,11 @@ def _mean_pooled_logits(model, pixel_values):
     return model.classifier(model.vit.layernorm(hidden[:, 1:].mean(dim=1)))
 
 
-def _load_transformers(source: str, mean_pooled: bool):
+def _load_transformers(source: str, device: str, mean_pooled: bool):
     require(AutoConfig.from_pretrained(source, **NO_REMOTE_CODE).model_type != "timm_wrapper",
             f"'{source}' is timm's: write timm:local-dir:<folder> or timm:hf-hub:<id>")
     loader = ViTForImageClassification if mean_pooled else AutoModelForImageClassification
-    model, report = loader.from_pretrained(source, dtype=torch.float32, **REPORTED, **NO_REMOTE_CODE)
-    check_weights(source, report)
+    model = load_network(loader, source, device)
 
     def compute_logits(model, pixel_values):
         return model(pixel_values=pixel_values).logits
@@ -167,10 +169,11 @@ def _load_transformers(source: str, mean_pooled: bool):
             _mean_pooled_logits if mean_pooled else compute_logits)
 
 
-def _load_timm(name: str):
+def _load_timm(name: str, device: str):
     require(name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) or timm.is_model(name.split(".")[0]),
             f"timm knows no classifier '{name}'; timm.list_models(pretrained=True) lists them")
-    model = timm.create_model(name, pretrained=True)
+    with torch.device("meta") if device == "meta" else nullcontext():
+        model = timm.create_model(name, pretrained=device != "meta")
     transform = create_transform(**resolve_model_data_config(model))
     labels = [join_lines(to_printable(label)) for label in _timm_labels(model)]
     return labels, model, transform, lambda model, pixels: model(pixels)

@@ -70,7 +70,7 @@ class Generator(Protocol):
 
 def load_generator(model: str, device: str, dtype: torch.dtype, gradient_checkpointing: bool = False,
                    compile_networks: bool = False) -> Generator:
-    """The generator in a folder or hub repository of a diffusers pipeline, frozen.
+    """The generator in a folder or hub repository of a diffusers pipeline, frozen; on "meta" its shapes, from configs.
 
     Raises:
         UserError: one line that says what is missing (the download, the login, the network or a file), or that the

@@ -24,8 +24,8 @@ def load_stable_diffusion(model: str, source: str, index: dict, device: str, dty
         UserError: the parts are not of one text-to-image model that draws from noise and a prompt alone.
     """
     check_index(model, index, {})
-    encoders = (load_prompt_encoder(model, source, "tokenizer", CLIPTextModel, "text_encoder", dtype),)
-    unet, vae = load_unet_and_vae(source, index, dtype)
+    encoders = (load_prompt_encoder(model, source, "tokenizer", CLIPTextModel, "text_encoder", device, dtype),)
+    unet, vae = load_unet_and_vae(source, index, device, dtype)
     check_layout(model, encoders, unet, vae, {})
     changes = SCHEDULER_CHANGES if index["_class_name"] == "StableDiffusionPipeline" else {}
     return StableDiffusion(encoders, unet, vae, load_scheduler(model, source, index, **changes), device)
@@ -39,11 +39,11 @@ def check_index(model: str, index: dict, more_parts: dict[str, tuple[str, ...]])
                 + " or ".join(known))
 
 
-def load_prompt_encoder(model: str, source: str, tokenizer: str, cls: type, text_encoder: str,
+def load_prompt_encoder(model: str, source: str, tokenizer: str, cls: type, text_encoder: str, device: str,
                         dtype: torch.dtype) -> PromptEncoder:
     """The tokenizer and the text encoder in these folders; a UserError where they do not belong together."""
     encoder = PromptEncoder(CLIPTokenizer.from_pretrained(source, subfolder=tokenizer),
-                            load_part(cls, source, text_encoder, dtype=dtype))
+                            load_part(cls, source, text_encoder, device, dtype))
     require(encoder.tokenizer.model_max_length <= encoder.text_encoder.config.max_position_embeddings,
             f"the {tokenizer}'s files of '{model}' are missing or another model's")
     return encoder
@@ -55,10 +55,10 @@ def load_scheduler(model: str, source: str, index: dict, **changes):
     return type(scheduler).from_config(scheduler.config, **changes)
 
 
-def load_unet_and_vae(source: str, index: dict, dtype: torch.dtype) -> tuple:
+def load_unet_and_vae(source: str, index: dict, device: str, dtype: torch.dtype) -> tuple:
     """Both networks, with every weight."""
-    return (load_part(diffusers.UNet2DConditionModel, source, "unet", torch_dtype=dtype),
-            load_part(getattr(diffusers, index["vae"][1]), source, "vae", torch_dtype=dtype))
+    return (load_part(diffusers.UNet2DConditionModel, source, "unet", device, dtype),
+            load_part(getattr(diffusers, index["vae"][1]), source, "vae", device, dtype))
 
 
 def check_layout(model: str, encoders: tuple[PromptEncoder, ...], unet, vae, conditions: dict[str, str]):

@@ -77,9 +77,10 @@ class StableDiffusion:
         timesteps = scheduler.timesteps.to(self.device)  # one copy for the UNet; the scheduler's stay on the CPU
         first_recorded = len(timesteps) - grad_steps if torch.is_grad_enabled() else len(timesteps)
         for i, t in enumerate(scheduler.timesteps):
-            with torch.set_grad_enabled(i >= first_recorded):
-                noise = self.guided_noise(scheduler.scale_model_input(latents, t), timesteps[i], cond, negative,
-                                          settings, batch_size)
+            is_recorded = i >= first_recorded
+            with torch.set_grad_enabled(is_recorded):
+                noise = self.guided_noise(scheduler.scale_model_input(latents, t), timesteps[i],
+                                          cond if is_recorded else cond.detach(), negative, settings, batch_size)
             latents = scheduler.step(noise, t, latents, **step_kwargs).prev_sample
         return latents
 

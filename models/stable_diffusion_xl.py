@@ -59,9 +59,10 @@ def load_stable_diffusion_xl(model: str, source: str, index: dict, device: str,
     """
     check_index(model, index, {"tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
                                "text_encoder_2": ("CLIPTextModelWithProjection",)})
-    encoders = (load_prompt_encoder(model, source, "tokenizer", CLIPTextModel, "text_encoder", dtype),
-                load_prompt_encoder(model, source, "tokenizer_2", CLIPTextModelWithProjection, "text_encoder_2", dtype))
-    unet, vae = load_unet_and_vae(source, index, dtype)
+    encoders = (load_prompt_encoder(model, source, "tokenizer", CLIPTextModel, "text_encoder", device, dtype),
+                load_prompt_encoder(model, source, "tokenizer_2", CLIPTextModelWithProjection, "text_encoder_2", device,
+                                    dtype))
+    unet, vae = load_unet_and_vae(source, index, device, dtype)
     if dtype == torch.float16 and vae.config.get("force_upcast"):
         vae.float()  # SDXL's overflows in float16; its pipeline does so too
     check_layout(model, encoders, unet, vae, {"addition_embed_type": "text_time"})

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from models.checkpoints import NO_REMOTE_CODE, REPORTED, check_weights
+from models.checkpoints import NO_REMOTE_CODE, load_network
 from models.preprocessing import load_preprocessing
 from prompt_datasets import class_name
 from utils import UserError, join_lines, read_text, require
@@ -45,14 +45,13 @@ def load_zero_shot(source: str, labels: list[str], device: str, templates: tuple
     kind = AutoConfig.from_pretrained(source, **NO_REMOTE_CODE).model_type
     require(kind in ("clip", "siglip"), f"zero-shot reads models of type clip or siglip, and '{source}' is of type "
                                         f"'{kind}'")
-    encoder, report = AutoModel.from_pretrained(source, dtype=torch.float32, **REPORTED, **NO_REMOTE_CODE)
-    check_weights(source, report)
+    encoder = load_network(AutoModel, source, device)
     encoder.eval().to(device)
     features = embed_labels(encoder, _load_tokenizer(source), labels, templates)
     head = torch.nn.Linear(features.shape[1], len(labels), device=device)
     with torch.no_grad():
         head.weight.copy_(encoder.logit_scale.exp() * features)
-        head.bias.fill_(encoder.logit_bias.item() if kind == "siglip" else 0)
+        head.bias.copy_(encoder.logit_bias.expand(len(labels)) if kind == "siglip" else torch.zeros(len(labels)))
     del encoder.text_model  # its work is done
 
     def compute_logits(model, pixel_values):
@@ -79,7 +78,7 @@ def embed_labels(encoder, tokenizer, labels: list[str], templates: tuple[str, ..
     limit, features = encoder.config.text_config.max_position_embeddings, []
     is_siglip = encoder.config.model_type == "siglip"  # trained on small letters, padded to the end and not masked
     options = {"padding": "max_length", "max_length": limit, "return_attention_mask": False} if is_siglip else {
-        "padding": True}
+        "padding": True, "return_attention_mask": encoder.device.type != "meta"}  # where no mask has values to look at
     for label in labels:
         prompts = [template.format(label.lower() if is_siglip else label) for template in templates]
         longest = max(map(len, tokenizer(prompts).input_ids))

@@ -69,6 +69,8 @@ FLAGS = [  # a flag, its value, and what the line must say besides both
     ("batch_size", "0", "from 1 to 10,000, or none"),
     ("batch_size", "auto", "from 1 to 10,000"),
     ("classes_at_once", "0", "from 1 to 1,000"),
+    ("memory_gb", "0", "greater than 0"),
+    ("memory_gb", "8", "is for --estimate True"),
     ("lr", "0", "greater than 0"),
     ("lr", "-0.001", "greater than 0"),
     ("lr", "inf", "1,000 at most"),

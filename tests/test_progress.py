@@ -22,8 +22,8 @@ def test_a_sweep_is_a_line_per_class(tiny_config):
     assert code == 0 and err == ""  # a log has bars after a minute alone
     lines = [line for line in out.splitlines() if line.startswith("class ")]
     assert [line.partition(" (")[0] for line in lines] == ["class 2", "class 3"]
-    assert re.search(r": \d updates in \d+ s, stopped: .*; right \d\.\d\d -> \d\.\d\d; 1 of 2 classes, about \d\d:\d\d "
-                     "left$", lines[0]) and lines[1].endswith("; 2 of 2 classes")
+    assert re.search(r": \d+ updates in \d+ s, stopped: .*; right \d\.\d\d -> \d\.\d\d; 1 of 2 classes, about "
+                     r"\d\d:\d\d left$", lines[0]) and lines[1].endswith("; 2 of 2 classes")
     told = [line for line in out.splitlines() if line.strip()]
     assert len(set(told)) == len(told)
     assert out.count("/*/demo/learned_embeds.safetensors") == 1 and out.count("/*/demo/eval/grid.png") == 1

@@ -10,7 +10,7 @@ import torch
 import yaml
 from diffusers import StableDiffusionPipeline
 
-from benchmarks import updates
+from benchmarks import stages, updates
 from benchmarks.plain_loop import train_token
 from evaluation.statistics import Proportion
 from experiments.common import run_script
@@ -25,7 +25,8 @@ def open_pipeline(folder):
                                                    feature_extractor=None)
 
 
-@pytest.mark.parametrize("sampling, fresh_noise", [(PAPER, False), (SHORT, True)])
+@pytest.mark.parametrize("sampling, fresh_noise", [(PAPER, False), (SHORT, True),
+                                                   (SHORT._replace(guidance_scale=1.0), False)])
 def test_plain_loop_takes_our_steps(tiny_model, tiny_classifier, tmp_path, sampling, fresh_noise):
     classifier, changes = load_classifier(tiny_classifier, "cpu"), {"lr": 0.02, "fresh_noise": fresh_noise}
     generator = open_generator(tiny_model, torch.float32)
@@ -54,13 +55,14 @@ def test_cost_table(tiny_config, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     rows = {row["name"]: row for row in json.loads((tmp_path / "cost.json").read_text())["rows"]}
     plain, ours, eight = (rows[name] for name in rows if "short trajectory, 3 images" in name)
-    paper = rows["ours, paper's trajectory, 5 images"]
-    assert (plain["unet_images"], ours["unet_images"], eight["unet_images"]) == (12, 15, 15)
-    assert paper["unet_images"] == 5 * (2 * 4 + 1)  # PNDM makes four steps of three; the graph is made again
+    paper, single = rows["ours, paper's trajectory, 5 images"], rows["ours, paper's trajectory, 5 images, batches of 1"]
+    assert (plain["unet_images"], ours["unet_images"], eight["unet_images"]) == (12, 12, 12)
+    assert paper["unet_images"] == 5 * 2 * 4  # PNDM makes four steps of three, and memory for both graphs is at hand
+    assert single["unet_images"] == 5 * (2 * 4 + 1)  # the last step's graph is made again
     assert ours["floor_seconds"] == eight["floor_seconds"] < paper["floor_seconds"]
     assert ours["bytes_per_class"] < 20_000 < plain["bytes_per_class"]
     line, = [line for line in (tmp_path / "cost.md").read_text().splitlines() if line.startswith(f"| {ours['name']} |")]
-    assert line.endswith(f"| 4 | {4 * ours['seconds_per_update']:.3g} |")
+    assert line.endswith(f"| 4 | {4 * ours['seconds_per_update']:.3g} | 12 |")
 
 
 @pytest.fixture
@@ -99,7 +101,19 @@ def test_the_median_is_in_words_where_most_classes_fail():
 
 
 def test_nine_of_ten_are_nine_tenths(monkeypatch):
-    monkeypatch.setattr(updates.common, "draw_sets", lambda lab, vectors, images: vectors)
+    monkeypatch.setattr(updates.common, "draw_sets", lambda lab, vectors, images, phrase: vectors)
     monkeypatch.setattr(updates.common, "measure_accuracy", lambda lab, sets: Proportion(int(*sets.values()), 10))
-    assert updates.count_updates(None, "crane", torch.tensor([8, 10, 10, 9])) == updates.EVERY
-    assert updates.count_updates(None, "crane", torch.tensor([8, 10, 10, 8])) is None
+    assert updates.count_updates(None, "crane", {0: 8, 3: 9}) == 3
+    assert updates.count_updates(None, "crane", {0: 8, 3: 8}) is None
+
+
+def test_stages_are_all_of_an_update(tiny_config, tmp_path, capsys):
+    write_settings(replace(tiny_config, class_index=""), tmp_path / "tiny.yml")
+    stages.main(["--config", str(tmp_path / "tiny.yml")])
+    paper, own = capsys.readouterr().out.split("[999, 600] 3 images")
+    ways = {"UNet": ("without a graph", "with a graph", "back"), "VAE": ("with a graph", "back"),
+            "classifier": ("with a graph", "back"), "text encoder": ("with a graph", "back")}
+    for part, found in ways.items():
+        assert all(f"| {part}, {way} |" in own and f"| {part}, {way} |" in paper for way in found)
+    rows = [line.split(" | ") for line in own.splitlines() if " % |" in line]
+    assert abs(sum(float(row[1]) for row in rows) - float(own.split()[1])) < 0.01

@@ -13,6 +13,8 @@ from method.losses import cross_entropy
 from method.training import token_gradient
 from models.generator import load_generator
 from models.stable_diffusion import StableDiffusion
+from prompt_datasets import TEMPLATES
+from runs.estimate import make_batch
 from tests.method.conftest import PAPER, SHORT, open_generator
 from utils import ROOT
 
@@ -41,7 +43,7 @@ def count_both_ways(function, *inputs) -> tuple[int, int]:
 @pytest.mark.parametrize("sampling, calls", [(PAPER, 8), (SHORT, 4), (UNGUIDED, 2)])
 def test_parts_equal_a_count_by_hand(generator, classifier, sampling, calls):
     """PNDM makes four steps of three."""
-    counts = flops.count_update(generator, classifier, sampling, makes_again=False)
+    counts = flops.count_images(generator, classifier, sampling, makes_again=False)
     vectors = torch.randn(3, 1, 32, requires_grad=True)
     text, text_back = count_both_ways(lambda v: generator.encode(["a newclas cat"] * 3, v), vectors)
     cond = torch.randn(5, 24, 32, requires_grad=True)
@@ -53,26 +55,27 @@ def test_parts_equal_a_count_by_hand(generator, classifier, sampling, calls):
     assert counts["classifier"] == sum(count_both_ways(classifier, images))
     negative = text // 3 if sampling.guidance_scale > 1 else 0
     assert counts["text encoder"] == text + text_back + negative
-    again = flops.count_update(generator, classifier, sampling)
+    again = flops.count_images(generator, classifier, sampling)
     assert again["images"] == 5 * (calls + 1) and 0 < again["UNet"] - counts["UNet"] <= unet
     assert all(again[part] == counts[part] for part in flops.PARTS if part != "UNet")
 
 
 @pytest.mark.parametrize("sampling", [PAPER, SHORT, UNGUIDED])
 def test_meta_device_counts_what_training_takes(generator, classifier, sampling):
-    batch, vectors = flops.make_batch(generator)
+    prompts = [template.format("newclas crane") for template in TEMPLATES]
+    batch, vectors = make_batch(generator, generator.initial_vectors("a"), prompts, flops.IMAGES)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         token_gradient(generator, cross_entropy(classifier), vectors, batch, sampling, batch_size=flops.IMAGES)
     assert vectors.grad.any()
-    real = flops.count_update(generator, classifier, sampling)
+    real = flops.count_images(generator, classifier, sampling)
     assert sum(real[part] for part in flops.PARTS) == counter.get_total_flops()
     _, unet, vae = generator.networks
     shapes = StableDiffusion(generator.prompt_encoders, unet, vae, generator.scheduler, "meta")
-    assert flops.count_update(shapes, flops.wrap_classifier(classifier.model.to("meta")), sampling) == real
+    assert flops.count_images(shapes, flops.wrap_classifier(classifier.model.to("meta")), sampling) == real
 
 
 def test_page(tiny_config, classifier, monkeypatch, tmp_path):
-    monkeypatch.setattr(flops, "build_meta_generator", lambda family: (
+    monkeypatch.setattr(flops, "build_generator", lambda family, narrowed: (
         load_generator(tiny_config.model, "cpu", torch.float32), classifier.model))
     monkeypatch.setattr(flops, "list_settings", lambda: {
         "paper": ("tiny", tiny_config), "recomputed": ("tiny", replace(tiny_config, gradient_checkpointing=True))})

@@ -39,8 +39,8 @@ def test_it_learns_its_pictures(lab):
     real = common.load_real_images(lab, 4)
     generator, (target, files), placeholder = lab.get_generator(), *real.items(), lab.config.placeholder_token
     before = [parameter.clone() for network in generator.networks for parameter in network.parameters()]
-    start = textual_inversion.embed_first_word(lab, target)
-    steps = textual_inversion.learn_vectors(lab, real, [1, 40])
+    start = textual_inversion.embed_first_word(lab.config, lab.get_generator(), target)
+    steps = textual_inversion.learn_vectors(lab.config, lab.get_generator(), real, [1, 40])
     assert list(steps) == [1, 40] and 0 < (steps[1][0] - start).norm() < (steps[40][0] - start).norm()
     learned = steps[40][0]
     latents = encode_images(generator, textual_inversion.crop_squares(files, 64, 64))[0].repeat(16, 1, 1, 1)
@@ -55,4 +55,5 @@ def test_it_learns_its_pictures(lab):
 
 def test_a_first_word_of_several_tokens_starts_from_the_initialiser(lab):
     target = lab.targets[0]._replace(name="zyzzyva beetle")
-    assert torch.equal(textual_inversion.embed_first_word(lab, target), lab.get_generator().initial_vectors("a"))
+    start = textual_inversion.embed_first_word(lab.config, lab.get_generator(), target)
+    assert torch.equal(start, lab.get_generator().initial_vectors("a"))

@@ -25,6 +25,8 @@ from models.generator import load_generator
 from models.sampling import seeded_generators
 from run import main
 
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch 2.9 has the optimiser")
+
 
 def test_labels_are_ambiguous_nouns_with_two_senses():
     assert len(world.LABELS) == len(set(world.LABELS)) >= 16
@@ -69,6 +71,7 @@ def test_captions_name_the_noun_and_half_give_its_sense_away():
     assert world.write_caption(0, rng, "a drawing of").startswith("a drawing of a ")
 
 
+@needs_muon
 def test_a_resumed_build_equals_an_uninterrupted_one(tmp_path):
     """Killed after step 250, resumed from the checkpoint of step 200: the same weights bit for bit."""
     def train_toy(cache, killed_at=None):
@@ -122,6 +125,7 @@ def train_on_a_share(rank: int, workers: int, folder: Path):
                   lr=1e-2, weight_decay=0.01, cache=folder)
 
 
+@needs_muon
 def test_two_workers_train_as_one_on_their_shares_of_a_batch(tmp_path):
     """The gradient that both use is the mean of theirs: the weights are those of one process with the whole batch."""
     weights = []
