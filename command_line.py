@@ -2,12 +2,15 @@
 
 import argparse
 import re
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Iterable
 from dataclasses import Field
+from itertools import takewhile
 from typing import Any
 
 from config import SETTINGS, TRUTH, RunConfig, describe_values, value_type
-from prompt_datasets import read_eval_prompts
+from models.labels import find_labels
+from prompt_datasets import class_names, read_eval_prompts, select_classes
 from utils import UserError, expand_path, read_yaml, require, suggest_word
 
 
@@ -48,10 +51,17 @@ def read_settings(path: str) -> dict[str, Any]:
 class OneLineParser(argparse.ArgumentParser):
     """Says what is wrong in one line instead of printing forty flags first."""
 
+    def __init__(self, flags: Iterable[str], **options):
+        """`flags` are what a mistyped flag may have meant."""
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+        self.flags = flags
+
     def error(self, message):
         word = message.partition("unrecognized arguments: ")[2].split(" ")[0]
-        hint = "a value with spaces needs quotes" if word.lstrip("-") == word != "" else \
-            suggest_word(word, [f"--{name}" for name in SETTINGS]) or "--help explains it"
+        if word and not word.startswith("-"):
+            hint = "a value with spaces needs quotes"
+        else:
+            hint = suggest_word(word, self.flags) or "--help explains it"
         raise UserError(f"{message.removeprefix('argument ').rstrip('.')}; {hint}")
 
 
@@ -62,8 +72,8 @@ def describe_setting(entry: Field, default) -> str:
 
 
 def build_parser(description: str | None) -> OneLineParser:
-    parser = OneLineParser(usage="python run.py [--config FILE.yml] [--SETTING VALUE ...]", description=description,
-                           allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser([f"--{name}" for name in SETTINGS], description=description,
+                           usage="python run.py [--config FILE.yml] [--SETTING VALUE ...]")
     parser.add_argument("--config", metavar="FILE.yml", type=lambda text: expand_path(text, "config"),
                         help="A YAML file of these settings; flags override it.")
     parser.add_argument("--list_classes", action="store_true", help="Print the classes of --classifier and stop.")
@@ -87,13 +97,29 @@ def read_command(argv: list[str], description: str | None = None) -> tuple[RunCo
 
     Imports nothing slow, so that a mistake is answered at once. Raises UserError.
     """
+    words = list(takewhile(lambda word: not word.startswith("-"), argv))
+    require(not words, f"a class is given by --class_index: {complete_command(['--class_index', ' '.join(words)])}")
     config, list_classes = parse_settings(argv, description)
     if list_classes:
         config.check_labels()
-    else:
-        config.eval_prompts = read_eval_prompts(config.eval_prompts)
-        config.validate_settings()
-    return config, list_classes
+        return config, True
+    config.eval_prompts = read_eval_prompts(config.eval_prompts)
+    config.validate_settings()
+    check_classes(config, find_labels(config.classifier, config.labels))
+    require(config.estimate or config.train or config.evaluate,
+            f"nothing to do; this learns a token and judges it: {complete_command(argv)}")
+    return config, False
+
+
+def check_classes(config: RunConfig, labels: list[str]):
+    """Raise UserError for a class that is not among these labels, as far as they are known."""
+    if labels and config.class_index:
+        select_classes(config.class_index, labels, class_names(labels, config.class_names))
+
+
+def complete_command(argv: list[str]) -> str:
+    """The command of `argv`, asking for both training and evaluation, as a shell takes it."""
+    return shlex.join(["python", "run.py", *argv, "--train", "True", "--evaluate", "True"])
 
 
 def parse_settings(argv: list[str], description: str | None = None) -> tuple[RunConfig, bool]:

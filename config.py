@@ -202,8 +202,6 @@ class RunConfig:
         require(self.estimate or self.class_index,
                 "which class? give --class_index 283, 1-12, 1,5,9, all or a name; --list_classes shows the classes of "
                 "the classifier")
-        require(self.estimate or self.train or self.evaluate,
-                "nothing to do: give --train True, --evaluate True or both")
         for entry in SETTINGS.values():
             value, check, (_, _, is_optional) = getattr(self, entry.name), entry.metadata["check"], value_type(entry)
             for part in value if isinstance(value, list) else [value]:

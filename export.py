@@ -4,27 +4,31 @@
     python export.py img/inet/*/demo --to gallery --card          a folder for `hf upload`, with pictures and figures
 """
 
-import argparse
 import sys
 
-from evaluation.files import read_path
-from evaluation.gallery import export_classes
+from command_line import OneLineParser
+from evaluation.files import check_exported, read_path
 from utils import exit_code
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Do what the command line asks for; the exit code: 2 for a user error."""
+    return exit_code(lambda: export_runs(argv))
+
+
+def export_runs(argv: list[str]):
+    """Answer mistakes at once; only then import torch, which takes seconds."""
+    parser = OneLineParser(["--to", "--card"], description=__doc__)
     parser.add_argument("runs", nargs="+", type=read_path, metavar="RUN_DIR",
                         help="img/<classifier>/<class>/<exp_id>, or the same under pipeline_token")
     parser.add_argument("--to", required=True, type=read_path, metavar="DIR", help="the folder to write into")
     parser.add_argument("--card", action="store_true", help="add a model card, and the files that diffusers reads")
+    arguments = parser.parse_args(argv)
+    check_exported(arguments.runs, arguments.to, arguments.card)
+    from evaluation.gallery import export_classes
 
-    def export_runs():
-        arguments = parser.parse_args(argv)
-        names = export_classes(arguments.runs, arguments.to, arguments.card)
-        print("\n".join(f"token: {arguments.to / name}.safetensors" for name in names))
-
-    return exit_code(export_runs)
+    for name in export_classes(arguments.runs, arguments.to, arguments.card):
+        print(f"token: {arguments.to / name}.safetensors")
 
 
 if __name__ == "__main__":

@@ -120,13 +120,21 @@ def select_classes(selection: str, labels: list[str], names: list[str]) -> list[
     return [target_class(index, names[index], labels[index]) for index in chosen]
 
 
+def plain_words(text: str) -> str:
+    """'jaguar, cat' and 'Jaguar_cat' -> 'jaguar cat'."""
+    return " ".join(re.findall(r"\w+", text.lower().replace("_", " ")))
+
+
 def _select_name(selection: str, labels: list[str], names: list[str]) -> list[int]:
-    wanted = selection.lower()
-    by_label = [i for i, label in enumerate(labels) if label.lower() == wanted]
-    found = by_label or [i for i, name in enumerate(names) if name.lower() == wanted]
+    """The class of this label, else of this name; as it is typed, else word by word."""
+    found = []
+    for spell in (str.lower, plain_words):
+        wanted = spell(selection)
+        for known in (labels, names):
+            found = found or [i for i, text in enumerate(known) if wanted and spell(text) == wanted]
+    hint = suggest_word(selection.lower(), [text.lower() for text in [*names, *labels]])
     require(found, f"class_index: the classifier has no class '{selection}'; "
-                   + (suggest_word(wanted, [*map(str.lower, names), *map(str.lower, labels)])
-                      or "--list_classes shows its classes"))
+                   + (hint or "--list_classes shows its classes"))
     require(len(found) == 1, f"class_index '{selection}' names {len(found)} classes: give a number, "
                              + " or ".join(class_title(class_number(i), labels[i]) for i in found))
     return found

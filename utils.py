@@ -12,7 +12,7 @@ import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import yaml
@@ -96,6 +96,15 @@ def choose_progress(quiet: bool):
         os.environ["TQDM_DISABLE"] = "1"
     elif sys.stderr is None or not sys.stderr.isatty():
         os.environ.update(TQDM_DELAY="60", TQDM_MININTERVAL="60", TQDM_MAXINTERVAL="60", TQDM_NCOLS="100")
+
+
+def show_step(text: str):
+    """While it is entered, a line on a terminal that says what takes seconds; a log needs none."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        return nullcontext()
+    from tqdm import tqdm  # here: it reads what `choose_progress` sets when it is imported
+
+    return tqdm(desc=text, bar_format="{desc} ...", leave=False)
 
 
 def guard_output():

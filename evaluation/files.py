@@ -40,6 +40,22 @@ def find_run(path: Path) -> RunFiles:
     return RunFiles(Path(*parts[:-4], "img", *parts[-3:]))
 
 
+def check_exported(paths: list[Path], out: Path, card: bool) -> list[RunFiles]:
+    """The files of every run folder, each once; imports nothing slow, so that a mistake is answered at once.
+
+    Raises:
+        UserError: a folder that is no run's, without a token or, for a card, without an evaluation; `out` is a file.
+    """
+    require(out.is_dir() or not out.exists(), f"'{out}' is a file: --to takes a folder")
+    runs = {run.images: run for run in map(find_run, paths)}
+    for run in runs.values():
+        require(run.token_file.is_file(), f"'{run.tokens}' holds no token: give folders such as "
+                "img/inet/0283_tiger_cat/demo after `python run.py ... --train True`")
+        require(not card or run.metrics_file.is_file(), f"'{run.images}' holds no evaluation, which --card shows: "
+                "run the command that trained it with `--evaluate True`")
+    return list(runs.values())
+
+
 def read_path(text: str) -> Path:
     """A path of a command line, its ~ and $VARIABLES filled in."""
     return Path(expand_path(text, "the path"))

@@ -11,15 +11,16 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from evaluation.accuracy import load_metrics, pool_accuracy
-from evaluation.files import RunFiles, find_run
+from evaluation.files import RunFiles, check_exported
 from evaluation.images import ARMS
 from evaluation.pictures import draw_sheet
 from evaluation.report import list_shown
 from method.class_token import ClassToken, load_token, save_token
-from models.classifiers import REGISTRY
+from models.hub import is_hub_id
+from models.labels import REGISTRY
 from prompt_datasets import TEMPLATES, class_name
 from tensor_files import write_tensors
-from utils import find_path, join_lines, read_yaml, require, to_printable, write_text
+from utils import join_lines, read_yaml, require, to_printable, write_text
 
 SHOWN = 5  # pictures per row of a class's sheet
 UNPUBLISHED = {"class_index", "output_path", "real_images", "device", "skip_exists", "train", "evaluate"}  # settings
@@ -44,8 +45,7 @@ def export_classes(paths: list[Path], out: Path, card: bool) -> list[str]:
     Raises:
         UserError: a folder that is no run's, without a token or the card's evaluation, or two tokens of one name.
     """
-    require(out.is_dir() or not out.exists(), f"'{out}' is a file: --to takes a folder")
-    classes = load_classes(paths, card)
+    classes = load_classes(check_exported(paths, out, card), card)
     check_targets(out, classes, card)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:
@@ -73,14 +73,10 @@ def check_targets(out: Path, classes: list[ExportedClass], card: bool):
                         "once, or take another folder")
 
 
-def load_classes(paths: list[Path], card: bool) -> list[ExportedClass]:
-    """What is to be exported, once all of it is sure to be there and no two tokens have one name."""
+def load_classes(runs: list[RunFiles], card: bool) -> list[ExportedClass]:
+    """What is to be exported, once no two tokens have one name."""
     classes = {}
-    for files in {run.images: run for run in map(find_run, paths)}.values():
-        require(files.token_file.is_file(), f"'{files.tokens}' holds no token: give folders such as "
-                "img/inet/0283_tiger_cat/demo after `python run.py ... --train True`")
-        require(not card or files.metrics_file.is_file(), f"'{files.images}' holds no evaluation, which --card shows: "
-                "run the command that trained it with `--evaluate True`")
+    for files in runs:
         token = load_token(files.token_file)
         name = name_token(token.placeholder, files.images.parent.name)
         same = classes.get(name.lower())  # some disks take both for one
@@ -155,11 +151,6 @@ def describe_training(files: RunFiles) -> str:
     settings = read_yaml(str(files.config_file), "lr: 0.001")
     return "".join(f"{key}: {' '.join(map(hide_folders, [value] if isinstance(value, str) else value))}\n"
                    for key, value in settings.items() if key not in UNPUBLISHED)
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether `name` can be a model of the Hub, which refuses any other base_model."""
-    return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII)) and not find_path(name)
 
 
 def hide_folders(text: str) -> str:

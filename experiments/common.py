@@ -28,10 +28,10 @@ from evaluation.tables import Table
 from method.class_token import load_token, names_file
 from method.losses import build_loss
 from method.trainer import TrainingSettings
-from models.classifiers import Classifier, load_classifier, load_labels, resolve_name
+from models.classifiers import Classifier, load_classifier, load_labels
 from models.generator import PRECISIONS, Generator, load_generator
+from models.labels import read_labels, resolve_name
 from models.sampling import SamplingSettings
-from models.zero_shot import read_labels
 from prompt_datasets import TEMPLATES, TargetClass, class_names, select_classes
 from runs.folders import RunFolder
 from runs.workers import Sweep, TrainingJob, choose_device, work_on_classes

@@ -22,6 +22,7 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.training_utils import EMAModel, compute_snr
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 from tqdm import tqdm
@@ -222,7 +223,14 @@ def build_generator():
             PNDMScheduler(**ARCHITECTURE["scheduler"], skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False),
             safety_checker=None, feature_extractor=None, requires_safety_checker=False)
         pipeline.save_pretrained(folder)
+        name_weights_as_published(folder / "text_encoder/model.safetensors")
         tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))  # vocab.json, merges.txt: as SD 1.4 has them
+
+
+def name_weights_as_published(file: Path):
+    """Rename a text encoder's weights as SD 1.4's file has them: every release of transformers reads these names."""
+    weights = {f"text_model.{key.removeprefix('text_model.')}": tensor for key, tensor in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
 
 
 def build_clip():

@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
 )
 from transformers import AutoConfig
 
+from models.hub import NO_SUCH_FOLDER, NOT_DOWNLOADED
 from utils import WITHOUT_GPU_OR_NETWORK, UserError, find_path, join_lines, require, to_printable
 
 NO_REMOTE_CODE = {"trust_remote_code": False}  # left open, transformers asks the user
@@ -69,7 +70,7 @@ def _explain_causes(source: str, causes: list[BaseException], instead: str) -> s
         return (f"it is a broken file, or not of the right kind: {first}" if find_path(source).is_file() else
                 f"the folder lacks a file or holds a broken one: {first}")
     if caused_by(HFValidationError):
-        return "no such folder, and no hub id either (the miniature's weights come from `make miniature`)"
+        return NO_SUCH_FOLDER
     if caused_by(GatedRepoError):
         reason = f"its owner asks for a login: accept the terms at huggingface.co/{source}, then run `hf auth login`;"
     elif caused_by(RepositoryNotFoundError):
@@ -80,7 +81,7 @@ def _explain_causes(source: str, causes: list[BaseException], instead: str) -> s
     elif answers:
         reason = f"the hub answered with status {answers[0]}; try again later,"
     elif unreachable or caused_by(LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, URLError):
-        reason = "it is not downloaded yet and the hub cannot be reached; connect once, or give the path of a copy;"
+        reason = NOT_DOWNLOADED
     else:
         reason = f"{first} (half downloaded, perhaps: remove it from ~/.cache/huggingface and connect);"
     return f"{reason} {instead}"
@@ -149,9 +150,10 @@ def check_weights(source: str, report: dict):
         "its config and its weights do not belong together"
     for what, keys in (("lacks", missing), ("holds in other shapes", mismatched)):
         require(not keys, f"the checkpoint {what} {list_first(keys)}: {cause}")
-    if report["unexpected_keys"]:
+    unknown = [key for key in report["unexpected_keys"] if not key.endswith("position_ids")]  # 0, 1, 2: no weights
+    if unknown:
         print(f"warning: '{source}' holds weights that its config does not know, which are not used: "
-              f"{list_first(report['unexpected_keys'])}", file=sys.stderr)
+              f"{list_first(unknown)}", file=sys.stderr)
 
 
 def list_first(keys) -> str:

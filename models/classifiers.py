@@ -1,13 +1,12 @@
 """Frozen differentiable classifiers: images [B, 3, H, W] in [0, 1] -> logits [B, C], and what the classes are called.
 
-    inet, inat, cub, miniature, miniature_evaluator    the registry below
+    inet, inat, cub, miniature, miniature_evaluator    labels.py's REGISTRY
     <hub id or folder>                                 any transformers image classifier
     mean:<hub id or folder>                            a ViT-MAE fine-tuning (mean of the patch tokens, see below)
     timm:<name>                                        any timm model; timm:local-dir:<folder> for one on disk
     zero-shot:<hub id or folder>                       CLIP or SigLIP over the words of a text file (zero_shot.py)
 """
 
-import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -18,18 +17,11 @@ from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, res
 from transformers import AutoConfig, AutoModelForImageClassification, ViTForImageClassification
 
 from models.checkpoints import NO_REMOTE_CODE, load_network, opening_checkpoint
+from models.labels import folder_name, labels_of_config, list_alternatives, read_labels, resolve_name
 from models.preprocessing import load_preprocessing
-from models.zero_shot import load_zero_shot, read_labels
+from models.zero_shot import load_zero_shot
 from prompt_datasets import class_number
-from utils import WITHOUT_GPU_OR_NETWORK, UserError, find_path, join_lines, require, suggest_word, to_printable
-
-REGISTRY = {
-    "inet": "google/vit-large-patch16-224",
-    "inat": "mean:vesteinn/vit-mae-inat21",
-    "cub": "mean:vesteinn/vit-mae-cub",
-    "miniature": "miniature/weights/classifier",
-    "miniature_evaluator": "miniature/weights/evaluator",
-}
+from utils import UserError, join_lines, require, to_printable
 
 
 class Classifier(NamedTuple):
@@ -57,7 +49,7 @@ def load_classifier(name: str, device: str, height: int = 64, width: int = 64,
         UserError: one line that says what is missing or what the checkpoint is not.
     """
     kind, source = resolve_name(name)
-    with opening_checkpoint(name, source, _list_alternatives(name)):
+    with opening_checkpoint(name, source, list_alternatives(name)):
         if kind == "zero-shot":
             loaded = load_zero_shot(source, read_labels(labels_file), device)
         else:
@@ -102,8 +94,8 @@ def load_labels(name: str, labels_file: str | None = None) -> list[str]:
         return read_labels(labels_file)
     if kind == "timm":
         return load_classifier(name, "cpu").labels
-    with opening_checkpoint(name, source, _list_alternatives(name)):
-        return _read_labels(AutoConfig.from_pretrained(source, **NO_REMOTE_CODE))
+    with opening_checkpoint(name, source, list_alternatives(name)):
+        return labels_of_config(AutoConfig.from_pretrained(source, **NO_REMOTE_CODE).id2label, source)
 
 
 def penultimate_features(classifier: Classifier, prepared: torch.Tensor) -> torch.Tensor:
@@ -123,33 +115,6 @@ def penultimate_features(classifier: Classifier, prepared: torch.Tensor) -> torc
     return features[0].flatten(1)
 
 
-def folder_name(name: str) -> str:
-    """A classifier's name as a folder: 'timm:resnet50' -> 'timm_resnet50', a path -> its last two parts."""
-    return re.sub(r"[^\w.-]+", "_", "/".join(name.rstrip("/").split("/")[-2:])).strip("._")[-80:] or "classifier"
-
-
-def _list_alternatives(name: str) -> str:
-    known = suggest_word(name, [*REGISTRY, "inception"])
-    return f"{known} or take one of {', '.join(REGISTRY)}, {WITHOUT_GPU_OR_NETWORK}".strip()
-
-
-def resolve_name(name: str) -> tuple[str, str]:
-    """A name as its kind ('timm', 'mean', 'zero-shot' or '') and the folder, hub id or timm name that it stands for."""
-    spec = REGISTRY.get(name, name)
-    kind = next((kind for kind in ("timm", "mean", "zero-shot") if spec.startswith(f"{kind}:")), "")
-    source = spec.removeprefix(f"{kind}:")
-    return kind, source if kind == "timm" else str(find_path(source) or source)
-
-
-def _read_labels(config) -> list[str]:
-    labels = {int(i): join_lines(to_printable(str(label))) for i, label in config.id2label.items()}
-    named = f"the config.json of '{config.name_or_path}' numbers its classes from 0 on (id2label), but"
-    require(labels, f"{named} names no classes")
-    missing = next((i for i in range(len(labels)) if i not in labels), None)
-    require(missing is None, f"{named} has no class {missing}, and {len(labels)} classes up to {max(labels)}")
-    return [labels[i] for i in range(len(labels))]
-
-
 def _mean_pooled_logits(model, pixel_values):
     """ViT-MAE's fine-tuning head: patch tokens' mean BEFORE the final layernorm, then that layernorm, then linear."""
     hidden = model.vit(pixel_values=pixel_values, output_hidden_states=True).hidden_states[-1]  # [B, 1 + patches, D]
@@ -165,7 +130,7 @@ def _load_transformers(source: str, device: str, mean_pooled: bool):
     def compute_logits(model, pixel_values):
         return model(pixel_values=pixel_values).logits
 
-    return (_read_labels(model.config), model, load_preprocessing(source),
+    return (labels_of_config(model.config.id2label, source), model, load_preprocessing(source),
             _mean_pooled_logits if mean_pooled else compute_logits)
 
 

@@ -12,7 +12,8 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, Featu
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
 from models.checkpoints import opening_checkpoint
-from models.classifiers import Classifier, load_classifier, penultimate_features, resolve_name
+from models.classifiers import Classifier, load_classifier, penultimate_features
+from models.labels import resolve_name
 from utils import list_checkpoint_files, require, stamp_file
 
 INCEPTION, INCEPTION_SIDE = "InceptionV3", 299

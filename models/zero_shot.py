@@ -9,31 +9,10 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from models.checkpoints import NO_REMOTE_CODE, load_network
 from models.preprocessing import load_preprocessing
-from prompt_datasets import class_name
-from utils import UserError, join_lines, read_text, require
+from utils import UserError, require
 
 TEMPLATES = ("a photo of a {}.", "a photo of the {}.", "a photo of one {}.", "a good photo of a {}.",
              "a good photo of the {}.", "a close-up photo of a {}.", "a bright photo of a {}.")
-
-
-def read_labels(path: str | None) -> list[str]:
-    """The labels of a text file, one per line; blank lines do not count.
-
-    Raises:
-        UserError: no file, no text, fewer than two labels, or one twice (in upper or lower case).
-    """
-    require(path, "a zero-shot classifier needs --labels names.txt, a text file with one label per line")
-    labels, lines = [], {}
-    for number, line in enumerate(read_text(str(path)).split("\n"), 1):
-        if label := join_lines(line):
-            require(label.isprintable(), f"'{path}' line {number} has unprintable characters")
-            first = lines.setdefault(label.casefold(), number)
-            require(first == number, f"'{path}' line {number}: '{label}' is on line {first} already")
-            require(class_name(label), f"'{path}' line {number}: '{label}' has no name before its comma")
-            labels.append(label)
-    require(len(labels) > 1, f"'{path}' holds {len(labels) or 'no'} label{'s' * (not labels)}: a classifier needs two "
-                             "or more, one per line")
-    return labels
 
 
 def load_zero_shot(source: str, labels: list[str], device: str, templates: tuple[str, ...] = TEMPLATES):

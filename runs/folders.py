@@ -15,8 +15,7 @@ from evaluation.images import RECORD, choose_frames
 from method.class_token import ClassToken, load_token, names_file, save_token
 from method.trainer import TrainedToken
 from models.batch_size import peak_memory_gb
-from models.classifiers import folder_name
-from models.zero_shot import read_labels
+from models.labels import folder_name, read_labels
 from prompt_datasets import TargetClass
 from tensor_files import write_tensors
 from utils import UserError, is_same_source, read_yaml, require, to_words, write_json, write_text, write_yaml

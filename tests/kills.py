@@ -26,6 +26,8 @@ import torch
 from tqdm import trange
 
 import run
+import runs.evaluation  # noqa: F401
+import runs.session  # noqa: F401
 from command_line import parse_settings
 from evaluation.read_image import read_image
 from models.classifiers import load_labels

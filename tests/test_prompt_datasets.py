@@ -28,7 +28,8 @@ def test_class_name(label, name):
 
 @pytest.mark.parametrize("selection, chosen", [
     ("3", [2]), ("1-3", [0, 1, 2]), ("1,5,3", [0, 4, 2]), ("1-2, 2-3", [0, 1, 2]), ("all", [0, 1, 2, 3, 4]),
-    ("tiger cat", [2]), ("Crane, Machine", [1]), ("7/8: odd", [4])])
+    ("tiger cat", [2]), ("Crane, Machine", [1]), ("7/8: odd", [4]),
+    ("crane machine", [1]), ("Tiger_cat", [2]), ("horizontal bar high bar", [3]), ("7 8 odd", [4])])
 def test_selection(selection, chosen):
     assert [target.index for target in select_classes(selection, LABELS, NAMES)] == chosen
 

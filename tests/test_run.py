@@ -13,7 +13,8 @@ import yaml
 
 from config import RunConfig
 from method.class_token import load_token, save_token
-from run import Run, main
+from run import main
+from runs.session import Session
 from tests.conftest import save_classifier
 from utils import ROOT, write_json
 
@@ -69,8 +70,8 @@ def test_unknown_key_in_a_file(capsys, tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
-def test_without_cuda_the_error_names_the_way_out(capsys):
-    line = error_of(capsys, "--class_index", "283", "--train", "True")
+def test_without_cuda_the_error_names_the_way_out(capsys, tiny_config):
+    line = error_of(capsys, *flags(tiny_config, "--class_index", "3", "--train", "True", "--device", "cuda"))
     assert "no CUDA GPU" in line and "--config configs/miniature.yml" in line
 
 
@@ -185,9 +186,9 @@ def test_the_same_command_again_repeats_nothing(tiny_config, tmp_path, capsys):
     """Neither a file of a token nor a picture changes, no model of the generator is loaded, the results are shown."""
     tiny_config.class_index, tiny_config.evaluate, tiny_config.num_train_epochs = "2-3", True, 2
     tiny_config.output_path = str(tmp_path)
-    Run(tiny_config).run_sweep()
+    Session(tiny_config).run_sweep()
     before, first = file_times(tmp_path), capsys.readouterr().out
-    again = Run(tiny_config)
+    again = Session(tiny_config)
     again.run_sweep()
     out = capsys.readouterr().out
     assert file_times(tmp_path) == before and len(before) > 20

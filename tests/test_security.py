@@ -20,7 +20,8 @@ from transformers import ViTForImageClassification
 from config import RunConfig
 from evaluation import report
 from method.class_token import load_token, save_token
-from models.classifiers import folder_name, load_classifier, load_labels
+from models.classifiers import load_classifier, load_labels
+from models.labels import folder_name
 from prompt_datasets import class_folder, class_name
 from run import main
 from tests.conftest import LABELS, save_classifier

@@ -154,7 +154,7 @@ def test_the_random_control_has_the_norms_of_the_token():
 def test_the_film_of_a_picture_starts_untrained(tiny_config, tmp_path):
     """With fresh noise no training picture comes back: one seed is drawn by the vectors of the updates."""
     argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--evaluate", "True", "--num_train_epochs", "3",
-                 "--lr", "0.5", "--fresh_noise", "True", "--train_timesteps", "999", "600", "--controls", "True")
+                 "--lr", "5", "--fresh_noise", "True", "--train_timesteps", "999", "600", "--controls", "True")
     assert main(argv) == 0
     folder = next((tmp_path / "img").rglob("eval"))
     assert json.loads((folder / "metrics.json").read_text())["film"] == [f"updates/00{i}" for i in range(3)]

@@ -11,7 +11,7 @@ import torch
 import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from timm.data import create_transform, resolve_model_data_config
+from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
 from transformers import (
     AutoImageProcessor,
     ConvNextImageProcessor,
@@ -24,14 +24,8 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from models.classifiers import (
-    check_classifier,
-    folder_name,
-    load_classifier,
-    load_labels,
-    penultimate_features,
-    resolve_name,
-)
+from models.classifiers import check_classifier, load_classifier, load_labels, penultimate_features
+from models.labels import IMAGENET_LABELS, find_labels, folder_name, resolve_name
 from tests.conftest import LABELS, save_classifier
 from utils import UserError, list_checkpoint_files
 
@@ -277,7 +271,7 @@ def test_labels_with_a_gap(tiny_classifier, tmp_path, numbers, right):
     shutil.copytree(tiny_classifier, tmp_path / "vit")
     file = tmp_path / "vit" / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "id2label": {i: f"label {i}" for i in numbers}}))
-    with pytest.raises(UserError, match=f"{tmp_path}/vit.*id2label.*{right}"):
+    with pytest.raises(UserError, match=f"{tmp_path}/vit.*{right}"):
         load_labels(str(tmp_path / "vit"))
 
 
@@ -318,3 +312,18 @@ def test_memory_that_runs_out_is_no_misfit(tiny_classifier):
 
     with pytest.raises(torch.OutOfMemoryError):
         check_classifier(load_classifier(tiny_classifier, "cpu")._replace(compute_logits=run_out), "vit", 64, 64)
+
+
+def test_imagenets_labels_are_those_of_timm():
+    info = ImageNetInfo("imagenet-1k")
+    assert IMAGENET_LABELS.read_text(encoding="utf-8").splitlines() == [info.index_to_description(i)
+                                                                        for i in range(1000)]
+
+
+@pytest.mark.parametrize("name", ["miniature", "miniature_evaluator"])
+def test_labels_from_files_are_those_of_the_loaded_model(name):
+    assert find_labels(name) == load_labels(name) == load_classifier(name, "cpu").labels
+
+
+def test_labels_that_only_loading_tells(tmp_path):
+    assert find_labels("timm:resnet50") == find_labels("nobody/nothing") == find_labels(str(tmp_path)) == []

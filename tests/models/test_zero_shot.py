@@ -28,10 +28,13 @@ from transformers import (
 
 from command_line import parse_settings
 from miniature import world
-from models.classifiers import folder_name, load_classifier, load_labels, penultimate_features, resolve_name
+from models.classifiers import load_classifier, load_labels, penultimate_features
 from models.extractors import load_extractor
-from models.zero_shot import TEMPLATES, load_zero_shot, read_labels
-from run import Run, main
+from models.labels import folder_name, read_labels, resolve_name
+from models.zero_shot import TEMPLATES, load_zero_shot
+from run import main
+from runs.evaluation import Evaluation
+from runs.session import Session
 from tests.conftest import LABELS, save_tokenizer
 from tests.test_run import error_of, flags
 from utils import UserError
@@ -245,10 +248,10 @@ def test_other_labels_under_one_exp_id(capsys, zero_shot_flags, tmp_path):
 
 def test_content_of_the_labels_decides_an_evaluation(tiny_config, checkpoints, names):
     tiny_config.classifier, tiny_config.labels = f"zero-shot:{checkpoints['clip']}", str(names)
-    before = Run(tiny_config).digest_evaluation([])
-    assert Run(tiny_config).digest_evaluation([]) == before
+    before = Evaluation(Session(tiny_config)).digest_evaluation([])
+    assert Evaluation(Session(tiny_config)).digest_evaluation([]) == before
     names.write_text(names.read_text().replace("7/8: odd", "odd"))
-    assert Run(tiny_config).digest_evaluation([]) != before
+    assert Evaluation(Session(tiny_config)).digest_evaluation([]) != before
 
 
 def test_labels_where_they_belong(capsys, tiny_config, zero_shot_flags, checkpoints, names):

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 
 import run
+import runs.evaluation  # noqa: F401  # as run.py does later: they take seconds
+import runs.session  # noqa: F401
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__])

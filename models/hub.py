@@ -1,0 +1,63 @@
+"""Checkpoints of the Hugging Face hub: what of them is on this disk, and whether the hub answers.
+
+Imports nothing slow: what cannot be had is said before torch is imported.
+"""
+
+import re
+import ssl
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from utils import find_path
+
+NOT_DOWNLOADED = "it is not downloaded yet and the hub cannot be reached; connect once, or give the path of a copy;"
+NO_SUCH_FOLDER = "no such folder, and no hub id either (the miniature's weights come from `make miniature`)"
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether `source` can be a repository of the hub, and is not a path that exists."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source, re.ASCII) is not None and not find_path(source)
+
+
+def explain_missing(source: str) -> str:
+    """Why a checkpoint that is neither on this disk nor on a hub that answers cannot be opened."""
+    return NOT_DOWNLOADED if is_hub_id(source) else NO_SUCH_FOLDER
+
+
+def find_cached_file(hub_id: str, file: str) -> Path | None:
+    """Where a file of a hub repository lies on this disk; None where it was never downloaded.
+
+    Imports huggingface_hub, which reads then, once and for all, whether it is to work offline.
+    """
+    if not is_hub_id(hub_id):
+        return None
+    from huggingface_hub import try_to_load_from_cache  # here: it takes 0.3 s
+
+    found = try_to_load_from_cache(hub_id, file)
+    return Path(found) if isinstance(found, str) else None
+
+
+def answers_within(address: str, seconds: float) -> bool:
+    """Whether a server answers at a web address, whatever it says, in so many seconds."""
+    answered = threading.Event()
+
+    def ask_server():
+        request = urllib.request.Request(address, method="HEAD")
+        try:
+            urllib.request.urlopen(request, timeout=seconds).close()
+        except urllib.error.HTTPError:
+            pass  # a refusal is an answer
+        except urllib.error.URLError as error:
+            if not isinstance(error.reason, ssl.SSLError):  # other clients may know its certificate
+                return
+        except OSError:
+            return
+        answered.set()
+
+    # looking up a name has no limit of its own, hence the thread
+    thread = threading.Thread(target=ask_server, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answered.is_set()

@@ -1,0 +1,119 @@
+"""What classifiers and their classes are called, read from files alone. Imports nothing slow.
+
+So a misspelt class is answered before torch is imported, which takes seconds.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from models.hub import find_cached_file
+from prompt_datasets import class_name
+from utils import WITHOUT_GPU_OR_NETWORK, find_path, join_lines, read_text, require, suggest_word, to_printable
+
+REGISTRY = {
+    "inet": "google/vit-large-patch16-224",
+    "inat": "mean:vesteinn/vit-mae-inat21",
+    "cub": "mean:vesteinn/vit-mae-cub",
+    "miniature": "miniature/weights/classifier",
+    "miniature_evaluator": "miniature/weights/evaluator",
+}
+KINDS = ("timm", "mean", "zero-shot")
+IMAGENET_LABELS = Path(__file__).with_name("imagenet_labels.txt")
+
+
+def resolve_name(name: str) -> tuple[str, str]:
+    """A name as its kind ('timm', 'mean', 'zero-shot' or '') and the source that it stands for.
+
+    The source is a folder, a hub id or timm's own name.
+    """
+    spec = REGISTRY.get(name, name)
+    prefix, colon, rest = spec.partition(":")
+    kind, source = (prefix, rest) if colon and prefix in KINDS else ("", spec)
+    if kind == "timm":
+        return kind, source
+    return kind, str(find_path(source) or source)
+
+
+def list_alternatives(name: str) -> str:
+    """What to give instead of a classifier that cannot be opened."""
+    known = suggest_word(name, [*REGISTRY, "inception"])
+    return f"{known} or take one of {', '.join(REGISTRY)}, {WITHOUT_GPU_OR_NETWORK}".strip()
+
+
+def folder_name(name: str) -> str:
+    """A classifier's name as a folder: 'timm:resnet50' -> 'timm_resnet50', a path -> its last two parts."""
+    last_parts = "/".join(name.rstrip("/").split("/")[-2:])
+    return re.sub(r"[^\w.-]+", "_", last_parts).strip("._")[-80:] or "classifier"
+
+
+def find_labels(name: str, labels_file: str | None = None) -> list[str]:
+    """The labels of the classifier `name`, where a folder tells them without loading it; else an empty list.
+
+    `labels_file` is that of zero-shot classifiers. ImageNet's labels come with this package.
+
+    Raises:
+        UserError: labels that are not numbered from 0 on, or a broken `labels_file`.
+    """
+    kind, source = resolve_name(name)
+    folder = find_path(source)
+    if kind == "zero-shot":
+        return read_labels(labels_file)
+    if kind != "timm" and folder:
+        return read_config_labels(folder / "config.json", source)
+    return IMAGENET_LABELS.read_text(encoding="utf-8").splitlines() if name == "inet" else []
+
+
+def find_downloaded_labels(name: str) -> list[str]:
+    """The labels of a classifier that was downloaded from the hub, as `find_labels` gives those of a folder."""
+    kind, source = resolve_name(name)
+    file = find_cached_file(source, "config.json") if kind in ("", "mean") else None
+    return read_config_labels(file, source) if file else []
+
+
+def read_config_labels(file: Path, source: str) -> list[str]:
+    """The labels of a transformers config.json; none where it is missing or broken, of which loading it tells more."""
+    try:
+        config = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return []
+    id2label = config.get("id2label") if isinstance(config, dict) else None
+    if not isinstance(id2label, dict) or not id2label or not all(i.isdecimal() for i in id2label):
+        return []
+    return labels_of_config(id2label, source)
+
+
+def labels_of_config(id2label: dict, source: str) -> list[str]:
+    """The labels of a transformers config in the order of their classes, each on one line.
+
+    Raises:
+        UserError: classes that are not numbered from 0 on.
+    """
+    labels = {int(i): join_lines(to_printable(str(label))) for i, label in id2label.items()}
+    missing = next((i for i in range(len(labels)) if i not in labels), None)
+    require(labels, f"the config.json of '{source}' names no classes (id2label)")
+    require(missing is None, f"the config.json of '{source}' numbers its classes from 0 on (id2label), but has no "
+                             f"class {missing}, and {len(labels)} classes up to {max(labels)}")
+    return [labels[i] for i in range(len(labels))]
+
+
+def read_labels(path: str | None) -> list[str]:
+    """The labels of a text file, one per line; blank lines do not count.
+
+    Raises:
+        UserError: no file, no text, fewer than two labels, or one twice (in upper or lower case).
+    """
+    require(path, "a zero-shot classifier needs --labels names.txt, a text file with one label per line")
+    labels, lines = [], {}
+    for number, line in enumerate(read_text(str(path)).split("\n"), 1):
+        label = join_lines(line)
+        if not label:
+            continue
+        require(label.isprintable(), f"'{path}' line {number} has unprintable characters")
+        first = lines.setdefault(label.casefold(), number)
+        require(first == number, f"'{path}' line {number}: '{label}' is on line {first} already")
+        require(class_name(label), f"'{path}' line {number}: '{label}' has no name before its comma")
+        labels.append(label)
+    require(len(labels) > 1, f"'{path}' holds {len(labels) or 'no'} label{'s' * (not labels)}: a classifier needs two "
+                             "or more, one per line")
+    return labels

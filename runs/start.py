@@ -1,0 +1,54 @@
+"""What a command settles before torch is imported: whether the checkpoints that it names can be had."""
+
+import os
+
+from config import RunConfig
+from models.hub import answers_within, explain_missing, find_cached_file
+from models.labels import list_alternatives, resolve_name
+from utils import WITHOUT_GPU_OR_NETWORK, UserError, find_path
+
+HUB_SECONDS = 3.0  # without an answer for so long, the hub cannot be reached
+OFFLINE = "HF_HUB_OFFLINE"  # where it is set, no library asks the hub
+
+
+def check_checkpoints(config: RunConfig):
+    """Where the hub does not answer, tell so to all libraries, which would ask it again and again.
+
+    Raises:
+        UserError: a checkpoint that is neither on this disk nor to be downloaded.
+    """
+    wanted = list_hub_checkpoints(config)
+    if not wanted or hub_answers():
+        return
+    os.environ[OFFLINE] = "1"
+    for name, source, file, instead in wanted:
+        if find_cached_file(source, file) is None:
+            called = f"'{name}'" if name == source else f"'{name}' ({source})"
+            raise UserError(f"cannot open {called}: {explain_missing(source)} {instead}")
+
+
+def list_hub_checkpoints(config: RunConfig) -> list[tuple[str, str, str, str]]:
+    """(name, hub id, a file that every copy has, what to give instead) of what is no path on this disk."""
+    found = []
+    draws = config.train or config.evaluate or config.estimate
+    if draws and not find_path(config.model):
+        found.append((config.model, config.model, "model_index.json", WITHOUT_GPU_OR_NETWORK))
+    classifiers = [config.classifier]
+    if config.evaluate and config.evaluator:
+        classifiers.append(config.evaluator)
+    if config.evaluate and config.real_images and not config.features.startswith("inception"):
+        classifiers.append(config.features)
+    for name in classifiers:
+        kind, source = resolve_name(name)
+        if kind == "timm" and not source.startswith("hf-hub:"):
+            continue  # timm knows where its own models are
+        source = source.removeprefix("hf-hub:")
+        if not find_path(source):
+            found.append((name, source, "config.json", list_alternatives(name)))
+    return found
+
+
+def hub_answers() -> bool:
+    if os.environ.get(OFFLINE, "").upper() in ("1", "ON", "YES", "TRUE"):
+        return False
+    return answers_within(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), HUB_SECONDS)
