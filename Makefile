@@ -1,4 +1,4 @@
-# Each target does the whole set-up on a fresh machine that has only python3 (3.10 to 3.13) and make.
+# Each target does the whole set-up on a fresh machine that has only python3 (3.10 or newer) and make.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -44,7 +44,7 @@ figures: $(VENV)/ready  ## docs/world.png
 	$(RUN) -m miniature.build --stages world
 
 $(VENV)/ready: requirements.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else "Python 3.10 to 3.13 is needed, this is %d.%d: make PYTHON=python3.11 demo" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 10) else "Python 3.10 or newer is needed, this is %d.%d: make PYTHON=python3.11 demo" % v)'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
 	$(RUN) -m pip install --quiet -r requirements.txt

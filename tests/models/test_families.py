@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 import run
+import runs.session
 from method.class_token import load_token, save_token
 from method.trainer import Trainer
 from method.training import Batch, token_gradient
@@ -105,7 +106,7 @@ def test_an_update_a_kill_an_evaluation(folders, tiny_config, tmp_path, monkeypa
         save_state(trainer)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "load_generator", load_and_keep)
+    monkeypatch.setattr(runs.session, "load_generator", load_and_keep)
     tiny_config.model = folders[name]
     argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--evaluate", "True", "--num_train_epochs", "2",
                  "--target_accuracy", "1", "--num_inference_steps", str(settings.num_inference_steps),
