@@ -98,7 +98,8 @@ def read_command(argv: list[str], description: str | None = None) -> tuple[RunCo
     Imports nothing slow, so that a mistake is answered at once. Raises UserError.
     """
     words = list(takewhile(lambda word: not word.startswith("-"), argv))
-    require(not words, f"a class is given by --class_index: {complete_command(['--class_index', ' '.join(words)])}")
+    named = ["--class_index", " ".join(words), *argv[len(words):]]
+    require(not words, f"a class is given by --class_index: {complete_command(named)}")
     config, list_classes = parse_settings(argv, description)
     if list_classes:
         config.check_labels()
@@ -107,7 +108,8 @@ def read_command(argv: list[str], description: str | None = None) -> tuple[RunCo
     config.validate_settings()
     check_classes(config, find_labels(config.classifier, config.labels))
     require(config.estimate or config.train or config.evaluate,
-            f"nothing to do; this learns a token and judges it: {complete_command(argv)}")
+            f"nothing to do; this {'judges the token' if config.token else 'learns a token and judges it'}: "
+            + complete_command(argv, learns=not config.token))
     return config, False
 
 
@@ -117,9 +119,10 @@ def check_classes(config: RunConfig, labels: list[str]):
         select_classes(config.class_index, labels, class_names(labels, config.class_names))
 
 
-def complete_command(argv: list[str]) -> str:
-    """The command of `argv`, asking for both training and evaluation, as a shell takes it."""
-    return shlex.join(["python", "run.py", *argv, "--train", "True", "--evaluate", "True"])
+def complete_command(argv: list[str], learns: bool = True) -> str:
+    """The command of `argv`, asking for an evaluation and, where it `learns`, for training; as a shell takes it."""
+    training = ["--train", "True"] if learns else []
+    return shlex.join(["python", "run.py", *argv, *training, "--evaluate", "True"])
 
 
 def parse_settings(argv: list[str], description: str | None = None) -> tuple[RunConfig, bool]:

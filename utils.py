@@ -18,6 +18,9 @@ from pathlib import Path
 import yaml
 from PIL import Image
 
+# before torch is imported: threads that wait sleep instead of spinning, which on a busy CPU takes many times as long
+# (docs/speed.md)
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # or transformers asks owners of .bin files to convert
 
 ROOT = Path(__file__).parent

@@ -2,4 +2,6 @@
 
 import os
 
+import utils  # noqa: F401  # before torch is imported: it says how torch's threads wait
+
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # ask the driver's library instead

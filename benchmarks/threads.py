@@ -1,15 +1,17 @@
-"""One CPU thread against all of them, on a machine that does nothing else and on a busy one.
+"""How torch's CPU threads should wait: on a machine that does nothing else, and on a busy one.
 
-    python -m benchmarks.threads            about six minutes on two cores; 8 GB of memory
+    python -m benchmarks.threads            about seventeen minutes on two cores; 8 GB of memory
 
-Each figure is measured in a process of its own, the busy ones beside a process per core that only counts. An update is
-the miniature's, with its own networks at other sizes too; 512 x 512 is one call of Stable Diffusion 1.4's UNet with
-random weights.
+One thread, all of them as OpenMP leaves them (they spin for a while), and all of them as we set them (they sleep:
+OMP_WAIT_POLICY=PASSIVE, in utils.py). Each figure is measured in processes of its own, beside one process per core
+that only counts where the machine is busy. An update is the miniature's, with its own networks at 256 x 256 too;
+512 x 512 is one call of Stable Diffusion 1.4's UNet with random weights.
 """
 
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -24,8 +26,14 @@ from command_line import parse_settings
 from evaluation.tables import Table
 from experiments.common import run_script
 
-IMAGES = {64: 16, 128: 4, 256: 1}  # of an update, by the side of a picture
+IMAGES = {64: 16, 256: 1}  # of an update, by the side of a picture
 LARGE = 512
+ROUNDS = 3
+WAYS = {
+    "one thread": {"OMP_NUM_THREADS": "1"},
+    "all, spinning": {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "300000"},  # libgomp's own default
+    "all, sleeping": {"OMP_WAIT_POLICY": "PASSIVE"},
+}
 COUNTING = [sys.executable, "-c", "while True: pass"]
 
 
@@ -48,16 +56,24 @@ def measure_large_unet() -> float:
     return time.perf_counter() - start
 
 
-def measure_apart(side: int, threads: int, is_busy: bool) -> float:
-    """The seconds of `side` in a new process on so many threads, beside one busy process per core or none."""
+def measure_apart(side: int, settings: dict[str, str]) -> float:
+    """The seconds of `side` in a new process with these variables of OpenMP alone."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    done = subprocess.run([sys.executable, "-m", "benchmarks.threads", "--side", str(side)], check=True,
+                          env={**environment, **settings}, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure_row(side: int, is_busy: bool) -> list[float]:
+    """The median seconds of `side` in each of WAYS, taken in turns."""
     others = [subprocess.Popen(COUNTING) for _ in range(os.cpu_count() if is_busy else 0)]
     try:
-        done = subprocess.run([sys.executable, "-m", "benchmarks.threads", "--side", str(side)], check=True,
-                              env={**os.environ, "OMP_NUM_THREADS": str(threads)}, capture_output=True, text=True)
+        rounds = [[measure_apart(side, settings) for settings in WAYS.values()]
+                  for _ in range(1 if side == LARGE else ROUNDS)]
     finally:
         for process in others:
             process.kill()
-    return json.loads(done.stdout.splitlines()[-1])
+    return [statistics.median(seconds) for seconds in zip(*rounds, strict=True)]
 
 
 def main():
@@ -67,14 +83,13 @@ def main():
     if side:
         print(measure_large_unet() if side == LARGE else measure_update(side))
         return
-    cores = os.cpu_count()
-    table = Table(["picture", "machine", "one thread, s", f"{cores} threads, s", "one / all"], [])
+    table = Table([f"seconds, {os.cpu_count()} cores", *WAYS], [])
     for side in (*IMAGES, LARGE):
         for is_busy in (False, True):
-            one, every = (measure_apart(side, threads, is_busy) for threads in (1, cores))
-            table.rows.append([f"{side} x {side}", "busy" if is_busy else "idle", f"{one:.2f}", f"{every:.2f}",
-                               f"{one / every:.2f}"])
-            print(table.to_text().splitlines()[-1], flush=True)
+            seconds = measure_row(side, is_busy)
+            row = [f"{side} x {side}, {'busy' if is_busy else 'idle'}", *(f"{one:.2f}" for one in seconds)]
+            print(*row, file=sys.stderr, flush=True)
+            table.rows.append(row)
     print(table.to_markdown())
 
 

@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 from transformers import AutoConfig
 
 from models.hub import NO_SUCH_FOLDER, NOT_DOWNLOADED
-from utils import WITHOUT_GPU_OR_NETWORK, UserError, find_path, join_lines, require, to_printable
+from utils import WITHOUT_GPU_OR_NETWORK, UserError, find_path, join_lines, require, show_step, to_printable
 
 NO_REMOTE_CODE = {"trust_remote_code": False}  # left open, transformers asks the user
 REPORTED = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # what did not arrive is told, not raised
@@ -36,7 +36,7 @@ def opening_checkpoint(name: str, source: str | None = None, instead: str = WITH
     """
     logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), show_step(f"opening {to_printable(name)}"):
             warnings.simplefilter("ignore")
             yield
     except (UserError, torch.OutOfMemoryError):

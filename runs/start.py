@@ -1,14 +1,24 @@
 """What a command settles before torch is imported: whether the checkpoints that it names can be had."""
 
 import os
+from typing import NamedTuple
 
 from config import RunConfig
 from models.hub import answers_within, explain_missing, find_cached_file
 from models.labels import list_alternatives, resolve_name
-from utils import WITHOUT_GPU_OR_NETWORK, UserError, find_path
+from utils import WITHOUT_GPU_OR_NETWORK, find_path, require
 
 HUB_SECONDS = 3.0  # without an answer for so long, the hub cannot be reached
 OFFLINE = "HF_HUB_OFFLINE"  # where it is set, no library asks the hub
+
+
+class HubCheckpoint(NamedTuple):
+    """A setting's value and the hub id that it stands for."""
+
+    name: str
+    source: str
+    file: str  # one that every copy has
+    instead: str  # what to give where it cannot be had
 
 
 def check_checkpoints(config: RunConfig):
@@ -21,18 +31,19 @@ def check_checkpoints(config: RunConfig):
     if not wanted or hub_answers():
         return
     os.environ[OFFLINE] = "1"
-    for name, source, file, instead in wanted:
-        if find_cached_file(source, file) is None:
-            called = f"'{name}'" if name == source else f"'{name}' ({source})"
-            raise UserError(f"cannot open {called}: {explain_missing(source)} {instead}")
+    for checkpoint in wanted:
+        name, source = checkpoint.name, checkpoint.source
+        called = f"'{name}'" if name == source else f"'{name}' ({source})"
+        require(find_cached_file(source, checkpoint.file),
+                f"cannot open {called}: {explain_missing(source)} {checkpoint.instead}")
 
 
-def list_hub_checkpoints(config: RunConfig) -> list[tuple[str, str, str, str]]:
-    """(name, hub id, a file that every copy has, what to give instead) of what is no path on this disk."""
+def list_hub_checkpoints(config: RunConfig) -> list[HubCheckpoint]:
+    """The checkpoints that this command opens and that are no path on this disk."""
     found = []
     draws = config.train or config.evaluate or config.estimate
     if draws and not find_path(config.model):
-        found.append((config.model, config.model, "model_index.json", WITHOUT_GPU_OR_NETWORK))
+        found.append(HubCheckpoint(config.model, config.model, "model_index.json", WITHOUT_GPU_OR_NETWORK))
     classifiers = [config.classifier]
     if config.evaluate and config.evaluator:
         classifiers.append(config.evaluator)
@@ -44,7 +55,7 @@ def list_hub_checkpoints(config: RunConfig) -> list[tuple[str, str, str, str]]:
             continue  # timm knows where its own models are
         source = source.removeprefix("hf-hub:")
         if not find_path(source):
-            found.append((name, source, "config.json", list_alternatives(name)))
+            found.append(HubCheckpoint(name, source, "config.json", list_alternatives(name)))
     return found
 
 

@@ -66,6 +66,8 @@ def test_yaml_words_are_read_as_typed(tmp_path):
 @pytest.mark.parametrize("argv, right", [
     (["--train"], "which class?"),
     (["--class_index", "3"], "python run.py --class_index 3 --train True --evaluate True"),
+    (["--class_index", "3", "--token", "x.pt"], "run.py --class_index 3 --token x.pt --evaluate True"),
+    (["tiger", "cat", "--exp_id", "x"], "python run.py --class_index 'tiger cat' --exp_id x --train True --eval"),
     (["tiger cat"], "python run.py --class_index 'tiger cat' --train True --evaluate True"),
     (["--lr"], "expected one argument"),
     (["--class_index=3", "--train=True", "--lr=-1e-3"], "lr must be greater than 0, 1,000 at most, not -0.001"),

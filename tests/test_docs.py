@@ -73,14 +73,33 @@ def test_the_workflow_and_hooks_are_yaml():
         assert yaml.safe_load(read_page(name))
 
 
-def test_the_notebook_is_clean():
-    """No outputs of errors, no paths of a machine, every cell is Python."""
+@pytest.fixture(scope="module")
+def notebook_cells():
     nbformat = pytest.importorskip("nbformat")
     book = nbformat.read(ROOT / "notebooks/class_tokens.ipynb", 4)
-    for cell in book.cells:
-        if cell.cell_type == "code":
-            ast.parse(cell.source)
-            assert not [output for output in cell.outputs if output.output_type == "error" or "/home" in str(output)]
+    return [cell for cell in book.cells if cell.cell_type == "code"]
+
+
+def test_the_notebook_is_clean(notebook_cells):
+    """No outputs of errors, no paths of a machine, every cell is Python."""
+    for cell in notebook_cells:
+        ast.parse(cell.source)
+        for output in cell.outputs:
+            assert output.output_type != "error" and output.get("name") != "stderr" and "/home" not in str(output)
+
+
+@pytest.mark.parametrize("repository, said", [
+    ("", "No checkout is here: put the address of the repository into REPOSITORY."),
+    ("https://github.com/owner/name/",
+     "https://colab.research.google.com/github/owner/name/blob/main/notebooks/class_tokens.ipynb")])
+def test_the_notebook_opened_by_itself(notebook_cells, tmp_path, repository, said):
+    """It says what is missing, in one line; its badge opens it wherever its repository is."""
+    code = notebook_cells[0].source.replace('REPOSITORY = ""', f'REPOSITORY = "{repository}"')
+    code = code.replace("from IPython.display import Markdown, display", "Markdown, display = str, print")
+    code = code.replace('"git", "clone", REPOSITORY, "class-tokens"', '"false"')  # no network here
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and said in done.stdout + done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("argv, code, words", [

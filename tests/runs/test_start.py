@@ -59,6 +59,15 @@ def test_plots_and_distances_are_imported_by_evaluations_alone():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("module", ["run", "export", "app", "experiments.common", "benchmarks.cost"])
+def test_how_threads_wait_is_settled_before_torch_is_imported(module):
+    """OpenMP reads it when its library is loaded."""
+    done = subprocess.run([sys.executable, "-X", "importtime", "-c", f"import {module}, runs.session"], cwd=ROOT,
+                          capture_output=True, text=True)
+    imported = [line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")]
+    assert imported.index("utils") < imported.index("torch")
+
+
 @pytest.fixture
 def silent_server():
     """The address of a server that takes connections and says nothing."""
@@ -115,13 +124,14 @@ def test_what_was_downloaded_is_used_without_the_hub(silent_server, tiny_config,
 
 
 def test_a_listing_opens_the_classifier_alone():
-    assert [name for name, *_ in list_hub_checkpoints(RunConfig(classifier="a/vit"))] == ["a/vit"]
+    checkpoint, = list_hub_checkpoints(RunConfig(classifier="a/vit"))
+    assert checkpoint.name == "a/vit"
 
 
 def test_only_what_a_command_opens_is_looked_for(tiny_config):
     def list_names(**changes):
         settings = {"model": tiny_config.model, "classifier": tiny_config.classifier, "train": True, **changes}
-        return [source for _, source, _, _ in list_hub_checkpoints(RunConfig(**settings))]
+        return [checkpoint.source for checkpoint in list_hub_checkpoints(RunConfig(**settings))]
 
     assert list_names() == list_names(evaluator="a/judge") == []
     assert list_names(evaluator="a/judge", evaluate=True) == ["a/judge"]
