@@ -107,9 +107,9 @@ def read_command(argv: list[str], description: str | None = None) -> tuple[RunCo
     config.eval_prompts = read_eval_prompts(config.eval_prompts)
     config.validate_settings()
     check_classes(config, find_labels(config.classifier, config.labels))
-    require(config.estimate or config.train or config.evaluate,
-            f"nothing to do; this {'judges the token' if config.token else 'learns a token and judges it'}: "
-            + complete_command(argv, learns=not config.token))
+    command = complete_command(argv, learns=not config.token)
+    does = "judges the token" if config.token else "learns a token and judges it"
+    require(config.estimate or config.train or config.evaluate, f"nothing to do; this {does}: {command}")
     return config, False
 
 

@@ -150,7 +150,7 @@ def check_weights(source: str, report: dict):
         "its config and its weights do not belong together"
     for what, keys in (("lacks", missing), ("holds in other shapes", mismatched)):
         require(not keys, f"the checkpoint {what} {list_first(keys)}: {cause}")
-    unknown = [key for key in report["unexpected_keys"] if not key.endswith("position_ids")]  # 0, 1, 2: no weights
+    unknown = [key for key in report["unexpected_keys"] if not key.endswith("position_ids")]  # a count, no weights
     if unknown:
         print(f"warning: '{source}' holds weights that its config does not know, which are not used: "
               f"{list_first(unknown)}", file=sys.stderr)

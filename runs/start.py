@@ -17,7 +17,7 @@ class HubCheckpoint(NamedTuple):
 
     name: str
     source: str
-    file: str  # one that every copy has
+    file: str | None  # one that every copy has; None where only timm knows the hub id
     instead: str  # what to give where it cannot be had
 
 
@@ -34,7 +34,7 @@ def check_checkpoints(config: RunConfig):
     for checkpoint in wanted:
         name, source = checkpoint.name, checkpoint.source
         called = f"'{name}'" if name == source else f"'{name}' ({source})"
-        require(find_cached_file(source, checkpoint.file),
+        require(checkpoint.file is None or find_cached_file(source, checkpoint.file),
                 f"cannot open {called}: {explain_missing(source)} {checkpoint.instead}")
 
 
@@ -51,11 +51,12 @@ def list_hub_checkpoints(config: RunConfig) -> list[HubCheckpoint]:
         classifiers.append(config.features)
     for name in classifiers:
         kind, source = resolve_name(name)
-        if kind == "timm" and not source.startswith("hf-hub:"):
-            continue  # timm knows where its own models are
+        if source.startswith("local-dir:"):
+            continue
+        file = None if kind == "timm" and not source.startswith("hf-hub:") else "config.json"
         source = source.removeprefix("hf-hub:")
-        if not find_path(source):
-            found.append(HubCheckpoint(name, source, "config.json", list_alternatives(name)))
+        if file is None or not find_path(source):
+            found.append(HubCheckpoint(name, source, file, list_alternatives(name)))
     return found
 
 

@@ -13,12 +13,13 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageFilter
+from safetensors.torch import load_file
 from torchvision.transforms.functional import to_tensor
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, CLIPTextModel
 
 from method.class_token import save_token
 from miniature import world
-from miniature.build import WEIGHTS, train_modules
+from miniature.build import WEIGHTS, name_weights_as_published, train_modules
 from miniature.quality import compare_with_bars, hash_weights, measure_quality, read_sampling
 from miniature.workers import share_jobs
 from models.generator import load_generator
@@ -26,6 +27,19 @@ from models.sampling import seeded_generators
 from run import main
 
 needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch 2.9 has the optimiser")
+
+
+def test_the_text_encoder_is_stored_under_the_published_names(tmp_path):
+    """Releases of transformers differ in the names that they save; all of them read SD 1.4's."""
+    shipped = "miniature/weights/generator/text_encoder"
+    names = set(load_file(f"{shipped}/model.safetensors"))
+    assert all(name.startswith("text_model.") for name in names)
+    encoder = CLIPTextModel.from_pretrained(shipped)
+    encoder.save_pretrained(tmp_path)
+    name_weights_as_published(tmp_path / "model.safetensors")
+    assert set(load_file(tmp_path / "model.safetensors")) == names
+    again = CLIPTextModel.from_pretrained(tmp_path)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in encoder.state_dict().items())
 
 
 def test_labels_are_ambiguous_nouns_with_two_senses():

@@ -100,6 +100,16 @@ def test_a_hub_that_says_nothing_is_asked_once(silent_server, tmp_path):
     assert time.monotonic() - before < 10  # 3.4 s where nothing else runs
 
 
+def test_timm_does_not_ask_a_silent_hub_again(silent_server, tiny_config, tmp_path):
+    environment = {**os.environ, "HF_ENDPOINT": silent_server, "HF_HOME": str(tmp_path)}
+    environment.pop(OFFLINE)
+    argv = flags(tiny_config, "--classifier", "timm:resnet18", "--class_index", "283", "--train", "True")
+    before = time.monotonic()
+    done = subprocess.run([sys.executable, "run.py", *argv], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "the hub cannot be reached" in done.stderr
+    assert time.monotonic() - before < 30  # with timm's import; retries take 41 s
+
+
 def test_what_was_downloaded_is_used_without_the_hub(silent_server, tiny_config, tmp_path):
     """A whole run from the hub's cache; no library waits for the hub that does not answer."""
     for hub_id, source in (("some/generator", tiny_config.model), ("some/classifier", tiny_config.classifier)):
@@ -137,7 +147,8 @@ def test_only_what_a_command_opens_is_looked_for(tiny_config):
     assert list_names(evaluator="a/judge", evaluate=True) == ["a/judge"]
     assert list_names(evaluate=True, features="a/features") == []
     assert list_names(evaluate=True, features="a/features", real_images="photos") == ["a/features"]
-    assert list_names(classifier="timm:resnet50") == []
+    assert list_names(classifier="timm:resnet50") == ["resnet50"]
+    assert list_names(classifier="timm:local-dir:resnet50") == []
     assert list_names(classifier="timm:hf-hub:a/vit") == list_names(classifier="mean:a/vit") == ["a/vit"]
     assert list_names(model="a/model", classifier="inet") == ["a/model", "google/vit-large-patch16-224"]
 
