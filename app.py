@@ -22,7 +22,7 @@ from command_line import parse_settings
 from evaluation.pictures import encode_address
 from evaluation.report import plot_curves
 from method.class_token import ClassToken, load_token
-from prompt_datasets import TEMPLATES, TargetClass
+from prompt_datasets import TEMPLATES, TargetClass, distinguish_labels
 from runs.workers import choose_device
 from studio import (
     Picture,
@@ -66,15 +66,22 @@ def use_gpu(function: Callable) -> Callable:
     return importlib.import_module("spaces").GPU(duration=120)(function)
 
 
-def show_rows(rows: list[tuple[str, list[Picture]]], target: TargetClass, seeds: list[int]) -> str:
-    """HTML of the same seeds in several ways, and how many of each the judge takes for the class."""
+def show_rows(rows: list[tuple[str, list[Picture]]], target: TargetClass, seeds: list[int], labels: list[str]) -> str:
+    """HTML of the same seeds in several ways, and how many of each the judge takes for the class.
+
+    `labels` are those of the judge.
+    """
+    shown = distinguish_labels(labels)
     described = []
     for name, pictures in rows:
-        right = sum(picture.seen_as[0][0] == target.label for picture in pictures)
-        described.append((name, f"{right} of {len(pictures)} are {target.label}, says the judge",
-                          [{"address": encode_image(picture.image), "seen_as": picture.seen_as, "seed": f"seed {seed}"}
-                           for picture, seed in zip(pictures, seeds, strict=True)]))
-    return TEMPLATES_OF_PAGE.get_template("pictures.html").render(rows=described, target=target.label)
+        right = sum(picture.seen_as[0][0] == target.index for picture in pictures)
+        figures = []
+        for picture, seed in zip(pictures, seeds, strict=True):
+            bars = [(shown[index], share, index == target.index) for index, share in picture.seen_as]
+            figures.append({"address": encode_image(picture.image), "bars": bars, "seed": f"seed {seed}"})
+        note = f"{right} of {len(pictures)} are {shown[target.index]}, according to the judge"
+        described.append((name, note, figures))
+    return TEMPLATES_OF_PAGE.get_template("pictures.html").render(rows=described)
 
 
 def encode_image(image: Image.Image) -> str:
@@ -88,7 +95,8 @@ def encode_image(image: Image.Image) -> str:
 
 def compare_pictures(studio: Studio, target: TargetClass, token: ClassToken, template: str, seeds: list[int]) -> str:
     return show_rows([("Without the token", draw_pictures(studio, target, template, None, seeds)),
-                      ("With the token", draw_pictures(studio, target, template, token, seeds))], target, seeds)
+                      ("With the token", draw_pictures(studio, target, template, token, seeds))], target, seeds,
+                     studio.judge.labels)
 
 
 def offer_token(studio: Studio, target: TargetClass, token: ClassToken, folder: Path) -> tuple[dict, str]:
@@ -122,10 +130,10 @@ def learn_live(studio: Studio, number: int, words: str = "") -> Iterator[tuple]:
             line = progress.line
             text = (f"**Update {line['update'] + 1}**, of {studio.config.num_train_epochs} at most: the classifier "
                     f"takes {line['accuracy']:.0%} of {studio.config.epoch_size} new pictures for {target.label}.")
-            shown = [{"address": encode_image(Image.open(file)), "seen_as": [], "seed": ""}
+            shown = [{"address": encode_image(Image.open(file)), "bars": [], "seed": ""}
                      for file in progress.pictures[:SHOWN]]
             rows = [("The newest pictures", "drawn with the word as it is now", shown)]
-            pictures = TEMPLATES_OF_PAGE.get_template("pictures.html").render(rows=rows, target=target.label)
+            pictures = TEMPLATES_OF_PAGE.get_template("pictures.html").render(rows=rows)
             curve = plot_curves(progress.history_file)
             button, usage = offer_token(studio, target, progress.token, folder)
             yield text, pictures, curve, "", button, ""
@@ -148,8 +156,10 @@ def finish_learning(studio: Studio, number: int, file: str | None, words: str = 
                compare_pictures(studio, target, load_token(Path(file)), TEMPLATES[0], choose_seeds(0, SHOWN)))
 
 
-def list_choices(targets: list[TargetClass]) -> list[tuple[str, int]]:
-    return [(target.label, target.number) for target in targets]
+def list_choices(targets: list[TargetClass], labels: list[str]) -> list[tuple[str, int]]:
+    """The classes of a menu and their numbers; `labels` are those of all classes."""
+    shown = distinguish_labels(labels)
+    return [(shown[target.index], target.number) for target in targets]
 
 
 def build_page(studio: Studio) -> gr.Blocks:
@@ -170,7 +180,7 @@ def build_look_tab(page: gr.Blocks, studio: Studio, models: dict):
         gr.Markdown("No token is there yet: learn one on the other tab, or by `python run.py --train True`.")
         return
     with gr.Row():
-        number = gr.Dropdown(list_choices(ready), value=ready[0].number, label="Class")
+        number = gr.Dropdown(list_choices(ready, studio.guide.labels), value=ready[0].number, label="Class")
         template = gr.Textbox(TEMPLATES[0], label="Prompt", info="{} is where the class goes", max_length=300)
         seed = gr.Number(0, label="First seed", precision=0, minimum=0)
     with gr.Row():
@@ -190,7 +200,7 @@ def build_learn_tab(studio: Studio, models: dict):
     is_open = config.classifier.startswith("zero-shot:")
     words = gr.Textbox("\n".join(studio.guide.labels), lines=4, max_lines=12, max_length=5000, visible=is_open,
                        label="Words to tell apart, one per line", info="what is before a comma goes into the prompt")
-    number = gr.Dropdown(list_choices(studio.targets), value=1, label="Learn a word for")
+    number = gr.Dropdown(list_choices(studio.targets, studio.guide.labels), value=1, label="Learn a word for")
     with gr.Row():
         start, stop = gr.Button("Start", variant="primary"), gr.Button("Stop", variant="stop")
     status = gr.Markdown("Press Start: every update draws pictures, has the classifier judge them, and changes the "

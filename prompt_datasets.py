@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -83,6 +84,16 @@ def class_number(index: int) -> int:
 def number_labels(labels: list[str]) -> str:
     """A line per class with its number."""
     return "\n".join(f"{class_number(i):5d}  {label}" for i, label in enumerate(labels))
+
+
+def distinguish_labels(labels: list[str]) -> list[str]:
+    """What a page shows of each class: its label, with its number where others have the same label."""
+    counts = Counter(labels)
+    shown = []
+    for i, label in enumerate(labels):
+        is_unique = counts[label] == 1
+        shown.append(label if is_unique else class_title(class_number(i), label))
+    return shown
 
 
 def class_folder(number: int, name: str) -> str:

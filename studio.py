@@ -38,10 +38,10 @@ class Studio(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A picture and what the judge takes it for: its most probable labels, best first."""
+    """A picture and what the judge takes it for: its most probable classes (from 0), best first."""
 
     image: Image.Image
-    seen_as: list[tuple[str, float]]
+    seen_as: list[tuple[int, float]]
 
 
 class Progress(NamedTuple):
@@ -107,10 +107,11 @@ def draw_pictures(studio: Studio, target: TargetClass, template: str, token: Cla
     sampling = SamplingSettings(**studio.config.sampling_settings())
     images = generator.decode(generator.sample(cond.repeat_interleave(len(seeds), 0), seeds, sampling))
     probabilities = studio.judge(images).softmax(1).cpu()
-    best = [row.topk(min(3, len(row))) for row in probabilities]
-    return [Picture(Image.fromarray(pixels), [(studio.judge.labels[i], p) for i, p in zip(
-        top.indices.tolist(), top.values.tolist(), strict=True)]) for pixels, top in zip(
-            to_pixels(images), best, strict=True)]
+    best = probabilities.topk(min(3, probabilities.shape[1]))
+    pictures = []
+    for pixels, classes, shares in zip(to_pixels(images), best.indices.tolist(), best.values.tolist(), strict=True):
+        pictures.append(Picture(Image.fromarray(pixels), list(zip(classes, shares, strict=True))))
+    return pictures
 
 
 def learn_word(studio: Studio, target: TargetClass, folder: Path) -> Iterator[Progress]:

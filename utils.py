@@ -173,8 +173,13 @@ def stamp_file(file: Path) -> list:
 def list_checkpoint_files(source: str) -> dict[str, list[int]]:
     """{file: [size, time of change]} of a local checkpoint, to notice that it was replaced; {} for a hub id."""
     folder = find_path(source.removeprefix("local-dir:"))
-    files = sorted(path for path in folder.rglob("*") if path.suffix in CHECKPOINT_SUFFIXES) if folder else []
-    return {path.relative_to(folder).as_posix(): stamp_file(path)[1:] for path in files}
+    stamps = {}
+    for parent, _, names in os.walk(folder, followlinks=True) if folder else ():  # parts may be links to other disks
+        for name in names:
+            path = Path(parent, name)
+            if path.suffix in CHECKPOINT_SUFFIXES:
+                stamps[path.relative_to(folder).as_posix()] = stamp_file(path)[1:]
+    return dict(sorted(stamps.items()))
 
 
 def import_function(reference: str, setting: str):

@@ -40,6 +40,16 @@ def find_run(path: Path) -> RunFiles:
     return RunFiles(Path(*parts[:-4], "img", *parts[-3:]))
 
 
+def locate_run(path: Path) -> RunFiles:
+    """The files of a run by the folder of its pictures, which links may lead to or through.
+
+    Tokens lie beside the pictures, as the path is written or as it is on disk, whichever holds them.
+    """
+    written = RunFiles(Path(os.path.abspath(path)))
+    on_disk = RunFiles(path.resolve())
+    return on_disk if on_disk.tokens.exists() and not written.tokens.exists() else written
+
+
 def check_exported(paths: list[Path], out: Path, card: bool) -> list[RunFiles]:
     """The files of every run folder, each once; imports nothing slow, so that a mistake is answered at once.
 

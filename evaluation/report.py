@@ -23,7 +23,7 @@ from matplotlib.ticker import MaxNLocator
 from evaluation.accuracy import accuracy_table, contexts_table, list_differences, load_metrics, pool_accuracy
 from evaluation.attention import WORDS
 from evaluation.fidelity import fidelity_table
-from evaluation.files import RunFiles, read_path
+from evaluation.files import RunFiles, locate_run, read_path
 from evaluation.images import ORACLE, choose_evenly
 from evaluation.pictures import caption_image, draw_sheet, encode_address, inline_image, save_animation, shrink_image
 from method.class_token import load_token
@@ -105,6 +105,12 @@ def describe_settings(files: RunFiles, metrics: dict) -> str:
     return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 
+def list_missing(files: RunFiles) -> list[str]:
+    """What of a run the page cannot show, since its files are not beside the pictures."""
+    shown = {files.history_file: "curves", files.config_file: "training settings", files.token_file: "the token"}
+    return [f"{what} ({file})" for file, what in shown.items() if not file.exists()]
+
+
 def load_comparable_metrics(runs: list[RunFiles]) -> list[dict]:
     """The metrics of several classes; a UserError where they cannot stand in one table."""
     for run in runs:
@@ -128,7 +134,8 @@ def write_report(runs: list[RunFiles], out: Path):
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
                               lstrip_blocks=True)
     environment.globals |= {function.__name__: function for function in (
-        animate_updates, class_title, describe_settings, inline_image, list_shown, plot_curves, pool_accuracy)}
+        animate_updates, class_title, describe_settings, inline_image, list_missing, list_shown, plot_curves,
+        pool_accuracy)}
     write_text(out, environment.get_template("report.html").render(
         date=datetime.date.today().isoformat(), metrics=metrics, tables=tables, briefly=len(runs) > MANY,
         held_out=all(found["held_out"] for found in metrics), classes=list(zip(runs, metrics, strict=True))))
@@ -141,7 +148,7 @@ def main(argv: list[str]) -> int:
 
     def make_report():
         arguments = parser.parse_args(argv)
-        write_report([RunFiles(run.resolve()) for run in arguments.runs], arguments.out)
+        write_report([locate_run(run) for run in arguments.runs], arguments.out)
         print(f"report: {arguments.out}")
 
     return exit_code(make_report)

@@ -31,6 +31,37 @@ def test_reports_of_other_evaluations(capsys, tiny_config, tmp_path):
     assert report.main([str(tmp_path)]) == 2 and "holds no evaluation" in capsys.readouterr().err
 
 
+def test_pictures_behind_a_link_have_all_of_their_page(capsys, tiny_config, tmp_path, monkeypatch):
+    """img/ on another disk; the run's folder through a link from elsewhere; a run without its tokens says so."""
+    argv = flags(tiny_config, "--train", "True", "--evaluate", "True", "--num_train_epochs", "1", "--class_index", "3")
+    assert main(argv) == 0
+    disk = tmp_path / "large/disk"
+    disk.parent.mkdir()
+    (tmp_path / "img").rename(disk)
+    (tmp_path / "img").symlink_to(disk)
+    run, = (tmp_path / "img").glob("*/*/demo")
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "pipeline_token")
+    shortcut = tmp_path / "elsewhere/shortcut"
+    page = tmp_path / "page.html"
+
+    def read_page(folder: Path) -> str:
+        assert report.main([str(folder), "--out", str(page)]) == 0
+        return page.read_text()
+
+    for written in (run, run / ".." / "demo"):
+        html = read_page(written)
+        assert "<h3>Training</h3>" in html and "num_train_epochs" in html and "Not found" not in html
+    monkeypatch.chdir(run.parent)  # now the system knows no link
+    assert "Not found, and so not shown: curves (" in read_page(Path("demo"))
+    (tmp_path / "img").unlink()
+    disk.rename(tmp_path / "img")
+    shortcut.symlink_to(run)
+    assert "<h3>Training</h3>" in read_page(shortcut)
+    (tmp_path / "pipeline_token").rename(tmp_path / "away")
+    html = read_page(run)
+    assert all(words in html for words in ("Not found, and so not shown: curves (", "training settings (", "the token"))
+
+
 def test_what_is_drawn_again_is_no_longer_told_of(tiny_config, tmp_path, real_images, capsys):
     """Distances show only beside the pictures that they are of; redrawing removes pages and numbers of the old ones."""
     (real_images / "0001_crane").mkdir()
