@@ -35,7 +35,8 @@ from studio import (
     save_download,
     use_words,
 )
-from utils import ROOT, UserError, exit_code
+from terminal import exit_code
+from utils import ROOT, UserError
 
 SHOWN = 6  # pictures per row
 INTRO = """# Class tokens

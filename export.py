@@ -8,7 +8,7 @@ import sys
 
 from command_line import OneLineParser
 from evaluation.files import check_exported, read_path
-from utils import exit_code
+from terminal import exit_code
 
 
 def main(argv: list[str]) -> int:

@@ -7,24 +7,15 @@
 
 import contextlib
 import os
-import signal
 import sys
 
 from command_line import check_classes, read_command
 from config import RunConfig
 from models.labels import find_downloaded_labels, find_labels
 from prompt_datasets import number_labels
+from runs.signals import end_on_signals
 from runs.start import check_checkpoints
-from utils import choose_progress, exit_code, show_step
-
-
-def end_process(number: int, _frame=None):
-    """End at once, with one line: every file is whole or not there."""
-    try:
-        os.write(2, f"\nstopped by {signal.Signals(number).name}: the same command resumes, or starts over where "
-                    "--skip_exists is False\n".encode())
-    finally:  # also where nobody reads
-        os._exit(128 + number)
+from terminal import choose_progress, exit_code, show_step
 
 
 def main(argv: list[str]) -> int:
@@ -62,7 +53,7 @@ def load_labels(config: RunConfig) -> list[str]:
 
 
 if __name__ == "__main__":
-    for _number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(_number, end_process)
+    if "IPython" not in sys.modules:  # a notebook's %run: its kernel is not ours to end
+        end_on_signals()
     choose_progress(quiet="--quiet" in sys.argv)
     sys.exit(main(sys.argv[1:]))

@@ -1,18 +1,15 @@
-"""Errors of one line, files that are never half written. Imports nothing slow: settings are checked with it."""
+"""One-line errors and atomic file writes. Imports nothing slow: settings are checked with it."""
 
 import difflib
 import errno
 import importlib
-import io
 import json
 import os
 import re
-import sys
 import threading
-import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Iterable
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
@@ -49,8 +46,19 @@ def suggest_word(word: str, known: Iterable[str]) -> str:
 
 
 def to_printable(text: str) -> str:
-    """Untrusted text without the characters that move a terminal's cursor or end a line."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
+    """Untrusted text without the characters that move a terminal's cursor or end a line.
+
+    A byte of a file's name that is not UTF-8, which Python keeps as a surrogate, is shown as \\xe9.
+    """
+    shown = []
+    for letter in text:
+        if letter.isprintable():
+            shown.append(letter)
+        elif "\udc80" <= letter <= "\udcff":
+            shown.append(f"\\x{ord(letter) - 0xdc00:02x}")
+        else:
+            shown.append(" ")
+    return "".join(shown)
 
 
 def join_lines(text) -> str:
@@ -70,72 +78,6 @@ def error_message(error: Exception) -> str:
         return to_printable(str(error))
     full = "; free some space: the files on disk are whole, and the command can be given again"
     return to_printable(f"'{error.filename}': {error.strerror}{full if error.errno in DISK_FULL else ''}")
-
-
-class OptionalOutput(io.FileIO):
-    """What a program prints; once its reader has gone, nothing."""
-
-    def write(self, data) -> int:
-        with suppress(BrokenPipeError):
-            return super().write(data)
-        return len(data)
-
-
-class LinesOutput(io.TextIOWrapper):
-    """A log instead of a terminal: a progress bar's states are lines, not overwritten."""
-
-    def write(self, text: str) -> int:
-        lines = [line.rstrip() for line in text.replace("\x1b[A", "").splitlines()]
-        super().write("".join(f"{line}\n" for line in lines if line))
-        return len(text)
-
-
-def choose_progress(quiet: bool):
-    """Bars on a terminal, in a log a line per minute, nothing where quiet. Call before tqdm is imported.
-
-    Of a launcher's processes one shows progress.
-    """
-    if quiet or os.environ.get("LOCAL_RANK", "0") != "0":
-        os.environ["TQDM_DISABLE"] = "1"
-    elif sys.stderr is None or not sys.stderr.isatty():
-        os.environ.update(TQDM_DELAY="60", TQDM_MININTERVAL="60", TQDM_MAXINTERVAL="60", TQDM_NCOLS="100")
-
-
-def show_step(text: str):
-    """While it is entered, a line on a terminal that says what takes seconds; a log needs none."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        return nullcontext()
-    from tqdm import tqdm  # here: it reads what `choose_progress` sets when it is imported
-
-    return tqdm(desc=text, bar_format="{desc} ...", leave=False)
-
-
-def guard_output():
-    """Let neither a closed stream, a reader that has gone nor letters that an encoding lacks end the program."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)  # None: closed
-        if stream is getattr(sys, f"__{name}__"):  # no test's
-            file = OptionalOutput(stream.fileno() if stream else os.devnull, "w", closefd=not stream)
-            kind = LinesOutput if name == "stderr" and not file.isatty() else io.TextIOWrapper
-            setattr(sys, name, kind(io.BufferedWriter(file), stream.encoding if stream else "utf-8",
-                                    "backslashreplace", line_buffering=True))
-
-
-def exit_code(work: Callable[[], None], debug: bool = False) -> int:
-    """Do an entry point's work: 0, or 2 and one line for a user error; `debug` shows where it came from."""
-    guard_output()
-    try:
-        work()
-    except (UserError, OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
-            raise
-        if debug:
-            traceback.print_exc()
-        from tqdm import tqdm  # here: it reads what `choose_progress` sets when it is imported
-
-        tqdm.write(f"error: {error_message(error)}", file=sys.stderr)
-        return 2
-    return 0
 
 
 def expand_path(text: str, setting: str) -> str:
@@ -286,8 +228,9 @@ def replace_file(path: Path):
 
 
 def write_text(path: Path, text: str):
+    """Write UTF-8; bytes of a file's name that are not UTF-8 become \\udce9, which JSON reads back as they were."""
     with replace_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value):

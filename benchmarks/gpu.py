@@ -20,7 +20,8 @@ from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
-from utils import choose_progress, join_lines, read_json, require, write_json, write_text
+from terminal import choose_progress
+from utils import join_lines, read_json, require, write_json, write_text
 
 choose_progress(quiet=True)
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from evaluation.read_image import SUFFIXES, check_images
 from prompt_datasets import TargetClass
-from utils import FUNCTION, UserError, find_path, import_function, require, save_image, suggest_word
+from utils import FUNCTION, UserError, find_path, import_function, require, save_image, suggest_word, to_printable
 
 
 def find_real_images(source: str, classes: list[TargetClass], runs: dict[TargetClass, Path],
@@ -82,12 +82,19 @@ def list_class_files(root: Path, target: TargetClass, allowed: list[str]) -> tup
 
 def warn_of_skipped(faults: dict[Path, str], others: list[Path], pictures: int):
     """Name and count in one line the pictures that cannot be read, and the files whose suffix is no picture's."""
-    parts = [f"{len(faults)} of {pictures} real pictures, which cannot be read: "
-             + ", ".join(f"{str(file)!r} ({fault})" for file, fault in [*faults.items()][:5])] if faults else []
-    parts += [f"{len(others)} that are no pictures by their suffix: "
-              + ", ".join(repr(str(file)) for file in others[:5])] if others else []
+    parts = []
+    if faults:
+        named = [f"{quote_path(file)} ({fault})" for file, fault in list(faults.items())[:5]]
+        parts.append(f"{len(faults)} of {pictures} real pictures, which cannot be read: {', '.join(named)}")
+    if others:
+        named = [quote_path(file) for file in others[:5]]
+        parts.append(f"{len(others)} that are no pictures by their suffix: {', '.join(named)}")
     if parts:
         print("warning: skipped " + "; and ".join(parts), file=sys.stderr)
+
+
+def quote_path(path: Path) -> str:
+    return f"'{to_printable(str(path))}'"
 
 
 def draw_missing_images(source: str, target: TargetClass, files: list[Path]) -> list[Path]:

@@ -29,7 +29,8 @@ from evaluation.pictures import caption_image, draw_sheet, encode_address, inlin
 from method.class_token import load_token
 from method.trainer import HISTORY_KEYS
 from prompt_datasets import class_title
-from utils import exit_code, read_json, read_json_lines, read_yaml, require, save_image, write_text
+from terminal import exit_code
+from utils import read_json, read_json_lines, read_yaml, require, save_image, write_text
 
 SHOWN = 10  # pictures per row
 MANY = 50  # classes beyond which a page shows less of each: ImageNet's thousand come to about 60 MB

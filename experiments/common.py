@@ -35,7 +35,8 @@ from models.sampling import SamplingSettings
 from prompt_datasets import TEMPLATES, TargetClass, class_names, select_classes
 from runs.folders import RunFolder
 from runs.workers import Sweep, TrainingJob, choose_device, work_on_classes
-from utils import ROOT, exit_code, list_checkpoint_files, read_json, require, stamp_file, write_json, write_text
+from terminal import exit_code
+from utils import ROOT, list_checkpoint_files, read_json, require, stamp_file, write_json, write_text
 
 Sets = dict[TargetClass, list[Path]]  # pictures by class
 Vectors = dict[TargetClass, torch.Tensor | None]  # [K, D] by class, None without a token

@@ -1,12 +1,17 @@
 """How many images fit into memory at once, and what to say where none does."""
 
-import resource
+import math
 import sys
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from utils import require
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None  # type: ignore[assignment]
 
 WITHOUT_GRAPH = 4  # times as many images fit into memory where no graph is kept
 NO_MEMORY = ("not enough memory for one image at a time: try --gradient_checkpointing True, --mixed_precision fp16 or "
@@ -53,8 +58,13 @@ def fit_batch_size(function, batch_size: int | None, start: int):
 
 
 def peak_memory_gb(device: str) -> float:
-    """The most that this process has used so far: of the GPU where it computes on one, else of memory."""
+    """The most that this process has used so far: of the GPU where it computes on one, else of memory.
+
+    Not a number on Windows, which keeps no such figure where Python could read it.
+    """
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device) / 1e9
+    if resource is None:
+        return math.nan
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e9

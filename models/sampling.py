@@ -49,6 +49,16 @@ def initial_noise(generators: list[torch.Generator], channels: int, scale_factor
     return randn_tensor(shape, generator=generators).to(device, dtype)
 
 
+def move_timesteps(timesteps: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The timesteps on another device; those in float64, which Apple's GPUs do not have, in float32.
+
+    The UNet reads them in float32 anyway.
+    """
+    if timesteps.dtype == torch.float64:
+        timesteps = timesteps.float()
+    return timesteps.to(device)
+
+
 def scheduler_class(name: str, model: str) -> type[diffusers.SchedulerMixin]:
     """The scheduler of diffusers that model_index.json names.
 

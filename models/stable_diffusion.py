@@ -10,6 +10,7 @@ from models.sampling import (
     check_trajectory,
     describe_mismatches,
     initial_noise,
+    move_timesteps,
     new_scheduler,
     seeded_generators,
     step_arguments,
@@ -74,7 +75,7 @@ class StableDiffusion:
         noise = self.initial_noise(generators, settings)
         latents = noise * scheduler.init_noise_sigma if start is None else \
             scheduler.add_noise(start, noise, scheduler.timesteps[:1])
-        timesteps = scheduler.timesteps.to(self.device)  # one copy for the UNet; the scheduler's stay on the CPU
+        timesteps = move_timesteps(scheduler.timesteps, self.device)  # for the UNet; the scheduler's stay on the CPU
         first_recorded = len(timesteps) - grad_steps if torch.is_grad_enabled() else len(timesteps)
         for i, t in enumerate(scheduler.timesteps):
             is_recorded = i >= first_recorded

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from evaluation.files import RunFiles
 from evaluation.images import RECORD, choose_frames
 from method.class_token import ClassToken, load_token, names_file, save_token
-from method.trainer import TrainedToken
+from method.trainer import TrainedToken, finite_or_none
 from models.batch_size import peak_memory_gb
 from models.labels import folder_name, read_labels
 from prompt_datasets import TargetClass
@@ -170,8 +170,9 @@ class RunFolder(RunFiles):
         for update in self.train_images.glob("[0-9]*") if kept is not None else ():
             if update.name not in kept:
                 shutil.rmtree(update)
+        peak = round(peak_memory_gb(str(trained.vectors.device)), 2)
         write_json(self.cost_file, {"updates": updates, "seconds": round(trained.seconds, 1),
-                                    "peak_memory_gb": round(peak_memory_gb(str(trained.vectors.device)), 2)})
+                                    "peak_memory_gb": finite_or_none(peak)})
         save_token(self.token_file, settings["placeholder_token"], trained.vectors, widths, {
             **self.describe_class(), "classifier": settings["classifier"], "base_model": settings["model"],
             **self.describe_seeds(settings["seed"]), "updates": updates, "loss": f"{trained.loss:.4f}",

@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LIVE = ("app.py", "studio.py", "command_line.py", "config.py", "prompt_datasets.py", "tensor_files.py", "utils.py",
-        "LICENSE", "page", "method", "models", "evaluation", "runs", "miniature", "configs", "pipeline_token")
+LIVE = ("app.py", "studio.py", "command_line.py", "config.py", "prompt_datasets.py", "tensor_files.py", "terminal.py",
+        "utils.py", "LICENSE", "page", "method", "models", "evaluation", "runs", "miniature", "configs",
+        "pipeline_token")
 STATIC = {"sdk: gradio": "sdk: static", "sdk_version: 6.31.0\n": "", "app_file: app.py\n": "app_file: index.html\n"}
 
 

@@ -5,9 +5,13 @@ import re
 import subprocess
 import sys
 
+import pytest
+from tqdm import tqdm
+
 from runs.workers import describe_rest
+from terminal import LinesOutput
 from tests.test_run import flags
-from utils import ROOT, LinesOutput
+from utils import ROOT
 
 SWEEP = ("--class_index", "2,3", "--train", "True", "--evaluate", "True")
 
@@ -46,7 +50,26 @@ def test_the_rest_is_estimated():
 def test_bars_in_a_log_are_lines():
     data = io.BytesIO()
     log = LinesOutput(io.BufferedWriter(data), "utf-8")
-    for text in ("\r  0%", "\r 50%   \n\x1b[A", "\r", "      ", "a warning", "\n", "two\nlines\n"):
+    for text in ("\r  0%", "\r 50%   \n\x1b[A", "\r      ", "\r", "a warning", "\n", "two\nlines\n", "the e", "nd"):
         log.write(text)
     log.flush()
-    assert data.getvalue().decode() == "  0%\n 50%\na warning\ntwo\nlines\n"
+    assert data.getvalue().decode() == "  0%\n 50%\na warning\ntwo\nlines\nthe end\n"
+
+
+def test_a_bar_s_state_is_in_the_log_at_once():
+    data = io.BytesIO()
+    log = LinesOutput(io.BufferedWriter(data), "utf-8", line_buffering=True)
+    with tqdm(total=2, file=log, mininterval=0, miniters=1, ascii=True) as bar:
+        bar.update()
+        assert " 50%|" in data.getvalue().decode().splitlines()[-1]
+
+
+@pytest.mark.parametrize("show", ["traceback.print_exc()", "raise"])
+def test_a_traceback_in_a_log_is_as_python_writes_it(show):
+    """Python writes it in pieces: each was a line of its own."""
+    code = f"import traceback\ntry:\n    [1, 2].index(\n        'three'.upper())\nexcept ValueError:\n    {show}\n"
+    plain = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr
+    guarded = subprocess.run([sys.executable, "-c", f"import terminal; terminal.guard_output()\n{code}"], cwd=ROOT,
+                             capture_output=True, text=True).stderr
+    assert [re.sub(r"line \d+", "line", line) for line in guarded.splitlines()] == \
+        [re.sub(r"line \d+", "line", line) for line in plain.splitlines()]

@@ -12,17 +12,18 @@ FILES = [path for path in subprocess.run(["git", "ls-files", "--cached", "--othe
          if not path.startswith("tests/") and (ROOT / path).exists()]
 TREES = {path: ast.parse((ROOT / path).read_text(encoding="utf-8")) for path in FILES}
 ROOMS = {"method", "models", "evaluation", "runs"}
-FILES_AT_TOP = {"utils", "tensor_files", "prompt_datasets"}
+FILES_AT_TOP = {"utils", "terminal", "tensor_files", "prompt_datasets"}
 MAY_IMPORT = {  # of our own packages
     "models": {"models", *FILES_AT_TOP}, "method": {"method", "models", *FILES_AT_TOP},
     "evaluation": {"evaluation", "method", "models", *FILES_AT_TOP},
     "runs": {"runs", "config", "evaluation", "method", "models", *FILES_AT_TOP},
-    "utils.py": set(), "tensor_files.py": {"utils"}, "prompt_datasets.py": {"utils"}, "config.py": {"utils"},
+    "utils.py": set(), "terminal.py": {"utils"}, "tensor_files.py": {"utils"}, "prompt_datasets.py": {"utils"},
+    "config.py": {"utils"},
     "command_line.py": {"config", "models", "prompt_datasets", "utils"}}
 OURS = {path.split("/")[0].removesuffix(".py") for path in FILES}
 ONE_WORD = {"main", "require", "encode", "sample", "decode", "draw", "setting"}
 DOCUMENTED = {"torch.utils._python_dispatch.TorchDispatchMode"}  # its place in torch's own guide to extending it
-OF_LIBRARIES = {"error", "write", "forward", "backward"}  # overridden: argparse, io and torch name them
+OF_LIBRARIES = {"error", "write", "flush", "forward", "backward"}  # overridden: argparse, io and torch name them
 
 
 def imported_modules(tree: ast.AST):

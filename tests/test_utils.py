@@ -1,5 +1,6 @@
 """Files that are whole or not there, and images that come back from them."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -10,7 +11,17 @@ import torch
 
 from evaluation.read_image import load_images, read_image
 from tensor_files import save_pixels, to_pixels
-from utils import ROOT, UserError, read_yaml, replace_file, suggest_word
+from utils import (
+    ROOT,
+    UserError,
+    list_checkpoint_files,
+    read_json,
+    read_yaml,
+    replace_file,
+    suggest_word,
+    to_printable,
+    write_json,
+)
 
 
 def test_replace_file_leaves_the_old_file_when_writing_fails(tmp_path):
@@ -81,8 +92,26 @@ def test_two_threads_may_write_one_file(tmp_path):
     ("PYTHONUNBUFFERED=1 PYTHONIOENCODING=latin-1 {} 2>&1 >&- | tail -1", "\\u9db4\n")])
 def test_no_output_ends_a_program(shell, printed):
     """A closed stream, a reader that has gone, an encoding without the letter: the program does its work."""
-    program = "import sys, utils; utils.exit_code(lambda: [print(chr(0x9db4), file=file) for file in (sys.stdout, " \
-              "sys.stderr)]); sys.exit(7)"
+    program = "import sys, terminal; terminal.exit_code(lambda: [print(chr(0x9db4), file=file) for file in " \
+              "(sys.stdout, sys.stderr)]); sys.exit(7)"
     done = subprocess.run(["bash", "-c", shell.format(f"{sys.executable} -c '{program}'")], capture_output=True,
                           text=True, cwd=ROOT)
     assert done.returncode == (0 if "tail" in shell else 7) and done.stdout == printed and "rror" not in done.stderr
+
+
+def test_a_checkpoint_s_parts_may_be_links(tmp_path):
+    """To another disk, say: they are told apart when they change."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk/model.safetensors").write_bytes(b"weights")
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline/unet").symlink_to(tmp_path / "disk")
+    assert list(list_checkpoint_files(str(tmp_path / "pipeline"))) == ["unet/model.safetensors"]
+
+
+def test_file_names_that_are_not_utf_8(tmp_path):
+    """Their bytes come back from JSON, and are readable on a terminal."""
+    name = os.fsdecode(b"caf\xe9.png")
+    write_json(tmp_path / "files.json", {name: "café"})
+    assert read_json(tmp_path / "files.json") == {name: "café"}
+    assert "café" in (tmp_path / "files.json").read_text()
+    assert to_printable(f"{name}\n\x1b") == "caf\\xe9.png  "

@@ -174,3 +174,17 @@ def test_a_folder_of_no_class(tmp_path, folder, hint):
     with pytest.raises(UserError) as raised:
         find_images(tmp_path)
     assert f"has folders that are no class: '{folder}'; {hint}" in str(raised.value)
+
+
+def test_file_names_that_are_not_utf_8(tiny_config, tmp_path, real_images, capsys):
+    """From an old disk: measured, remembered as readable, and named where they are not."""
+    for name in (b"caf\xe9.jpg", b"na\xefve.jpg"):
+        shutil.copy(real_images / "tiger cat/0.jpg", os.fsencode(real_images / "tiger cat") + b"/" + name)
+    with open(os.fsencode(real_images / "tiger cat") + b"/na\xefve.jpg", "wb") as file:
+        file.write(b"broken")
+    argv = flags(tiny_config, "--num_train_epochs", "1", "--test_size", "6", "--evaluate", "True", "--train", "True",
+                 "--class_index", "3", "--real_images", str(real_images), "--features", tiny_config.classifier)
+    for _ in range(2):
+        assert main(argv) == 0
+        assert "na\\xefve.jpg" in capsys.readouterr().err
+    assert next(tmp_path.rglob("summary_demo.json"))

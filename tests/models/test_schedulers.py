@@ -1,17 +1,19 @@
 """Every scheduler of diffusers, in many configurations: equal to its pipeline's pictures, or refused in one line."""
 
+import inspect
 import json
 
 import diffusers
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from models.generator import load_generator
 from models.loading import SCHEDULER_CHANGES
 from models.sampling import SCHEDULERS, scheduler_class
 from tests.conftest import SCHEDULER
 from tests.models.pipelines import PROMPTS, SEEDS, SETTINGS, as_pipeline, draw_by_ours, draw_by_pipeline
-from utils import UserError
+from utils import ROOT, UserError
 
 SPACINGS = [{"timestep_spacing": spacing} for spacing in ("leading", "linspace", "trailing")]
 KINDS = [{"prediction_type": kind} for kind in ("v_prediction", "sample")]
@@ -166,3 +168,23 @@ def test_explicit_timesteps_with_any_noise_schedule(generator):
     settings = SETTINGS._replace(timesteps=(999, 600))
     generator.check_sampling(settings, is_training=True)
     assert draw_by_ours(generator, settings).isfinite().all()
+
+
+class WithoutFloat64(TorchFunctionMode):
+    """As on Apple's GPUs: nothing that our code moves to the device of the networks is float64."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        given = [*args[1:], *(kwargs or {}).values()]
+        caller = inspect.currentframe().f_back.f_code.co_filename
+        is_moved = function is torch.Tensor.to and any(isinstance(value, torch.device) for value in given)
+        if is_moved and caller.startswith(str(ROOT / "models")):
+            assert args[0].dtype != torch.float64 or any(isinstance(value, torch.dtype) for value in given)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
+                                  "HeunDiscreteScheduler", "DPMSolverMultistepScheduler"])
+def test_no_timesteps_leave_in_float64(generator, name):
+    generator.scheduler = scheduler_class(name, "").from_config({**SCHEDULER, "use_karras_sigmas": True})
+    with WithoutFloat64():
+        assert generator.sample(generator.encode(PROMPTS), SEEDS, SETTINGS).isfinite().all()

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import resource
-import signal
 import sys
 import threading
 import time
@@ -14,6 +13,7 @@ import torch
 import run
 import runs.evaluation  # noqa: F401  # as run.py does later: they take seconds
 import runs.session  # noqa: F401
+from runs.signals import end_on_signals
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__])
@@ -27,8 +27,7 @@ def run_command(argv: list[str], folder: Path, largest_file: int | None, out, er
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
     os.chdir(folder)
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, run.end_process)
+    end_on_signals()
     if largest_file:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     code = run.main(argv)

@@ -112,6 +112,38 @@ def test_a_signal_while_the_libraries_load(argv, tmp_path, number, code):
     assert not read_contents(tmp_path)
 
 
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_inside_a_call_that_returns_late(number, code):
+    """Python runs its handlers between its own steps: one call of a library can keep them waiting for minutes."""
+    program = "import hashlib, runs.signals as s; s.end_on_signals(); print(flush=True); " \
+              "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    time.sleep(0.2)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=5)
+    assert process.returncode == code and err.strip() == stopped_line(number)
+
+
+def test_a_signal_for_a_child_does_not_end_its_parent():
+    """A library may fork workers and end them."""
+    program = "import multiprocessing as m, time, runs.signals as s; s.end_on_signals(); " \
+              "child = m.get_context('fork').Process(target=time.sleep, args=(60,)); child.start(); time.sleep(0.2); " \
+              "child.terminate(); child.join(); time.sleep(0.2); print(child.exitcode)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout.strip()) == (0, "143")
+
+
+def test_a_notebook_s_kernel_keeps_its_handlers():
+    """`%run run.py` runs it inside the kernel's process."""
+    program = "import runpy, signal, sys\nimport IPython\nsys.argv = ['run.py', '--help']\n" \
+              "try:\n    runpy.run_path('run.py', run_name='__main__')\nexcept SystemExit:\n    pass\n" \
+              "print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "True"
+
+
 @pytest.mark.parametrize("size", [1000, 6000])
 def test_a_full_disk_is_one_line(argv, undisturbed, tmp_path, size):
     """The system refuses to write files beyond a size, as it does on a full disk; the rest is as it was."""

@@ -1,5 +1,6 @@
 """What is answered before torch is imported: classes, listings, exports, and checkpoints that cannot be had."""
 
+import json
 import os
 import shutil
 import socket
@@ -50,6 +51,32 @@ def test_an_answer_that_needs_no_torch(argv, code, right):
     done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *argv], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == code and right in done.stdout + done.stderr
     assert code == 0 or len(done.stderr.strip().splitlines()) == 1
+
+
+WITHOUT_UNIX = """
+import builtins, runpy, sys
+real_import = builtins.__import__
+sys.argv = sys.argv[1:]
+
+def import_module(name, globals=None, *more, **named):
+    file = (globals or {}).get("__file__", "")
+    if name in ("fcntl", "resource", "termios", "pwd", "grp") and file.startswith(OURS) and "site-packages" not in file:
+        raise ModuleNotFoundError(f"No module named '{name}'")
+    return real_import(name, globals, *more, **named)
+
+builtins.__import__ = import_module
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_platform_without_unix_modules(tiny_config, tmp_path):
+    """Windows has neither fcntl nor resource: our own code imports neither at its top, and a class is learned."""
+    argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--evaluate", "True", "--num_train_epochs", "1")
+    code = WITHOUT_UNIX.replace("OURS", repr(str(ROOT)))
+    done = subprocess.run([sys.executable, "-c", code, "run.py", *argv], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    cost, = tmp_path.rglob("cost.json")
+    assert json.loads(cost.read_text())["peak_memory_gb"] is None
 
 
 def test_plots_and_distances_are_imported_by_evaluations_alone():

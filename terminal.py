@@ -1,0 +1,94 @@
+"""What a command prints: progress on a terminal and in a log, one line for an error, nothing that ends the program.
+
+Imports nothing slow.
+"""
+
+import io
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+
+from utils import UserError, error_message, is_out_of_memory
+
+
+class OptionalOutput(io.FileIO):
+    """What a program prints; once its reader has gone, nothing."""
+
+    def write(self, data) -> int:
+        with suppress(BrokenPipeError):
+            return super().write(data)
+        return len(data)
+
+
+class LinesOutput(io.TextIOWrapper):
+    """A log instead of a terminal: a progress bar's states are lines, not overwritten."""
+
+    unfinished = ""  # the line so far
+
+    def write(self, text: str) -> int:
+        """Write what is a whole line by now; a traceback arrives letter by letter."""
+        *lines, self.unfinished = re.split(r"[\r\n]", self.unfinished + text.replace("\x1b[A", ""))
+        for line in lines:
+            self.write_line(line)
+        return len(text)
+
+    def write_line(self, line: str):
+        if line.strip():
+            super().write(line.rstrip() + "\n")
+
+    def flush(self):
+        """Write the last line too: a progress bar flushes its states."""
+        line, self.unfinished = self.unfinished, ""
+        self.write_line(line)
+        super().flush()
+
+
+def choose_progress(quiet: bool):
+    """Bars on a terminal, in a log a line per minute, nothing where quiet. Call before tqdm is imported.
+
+    Of a launcher's processes one shows progress.
+    """
+    if quiet or os.environ.get("LOCAL_RANK", "0") != "0":
+        os.environ["TQDM_DISABLE"] = "1"
+    elif sys.stderr is None or not sys.stderr.isatty():
+        os.environ.update(TQDM_DELAY="60", TQDM_MININTERVAL="60", TQDM_MAXINTERVAL="60", TQDM_NCOLS="100")
+
+
+def show_step(text: str):
+    """While it is entered, a line on a terminal that says what takes seconds; a log needs none."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        return nullcontext()
+    from tqdm import tqdm  # here: it reads what `choose_progress` sets when it is imported
+
+    return tqdm(desc=text, bar_format="{desc} ...", leave=False)
+
+
+def guard_output():
+    """Let neither a closed stream, a reader that has gone nor letters that an encoding lacks end the program."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)  # None: closed
+        if stream is getattr(sys, f"__{name}__"):  # no test's
+            file = OptionalOutput(stream.fileno() if stream else os.devnull, "w", closefd=not stream)
+            kind = LinesOutput if name == "stderr" and not file.isatty() else io.TextIOWrapper
+            setattr(sys, name, kind(io.BufferedWriter(file), stream.encoding if stream else "utf-8",
+                                    "backslashreplace", line_buffering=True))
+
+
+def exit_code(work: Callable[[], None], debug: bool = False) -> int:
+    """Do an entry point's work: 0, or 2 and one line for a user error; `debug` shows where it came from."""
+    guard_output()
+    try:
+        work()
+    except (UserError, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+            raise
+        if debug:
+            traceback.print_exc()
+        from tqdm import tqdm  # here: it reads what `choose_progress` sets when it is imported
+
+        tqdm.write(f"error: {error_message(error)}", file=sys.stderr)
+        return 2
+    return 0
