@@ -1,5 +1,6 @@
 """What the token looks at: cross-attention maps, averaged over steps, heads and layers (DAAM, Tang et al. 2023)."""
 
+import math
 from pathlib import Path
 
 import matplotlib
@@ -14,7 +15,7 @@ from method.class_token import start_vectors
 from models.generator import Generator
 from models.placeholder import tokenize_prompts
 from models.sampling import SamplingSettings
-from utils import save_image
+from utils import require, save_image
 
 SHOWN = 4  # seeds whose maps a page shows
 WORDS = ("token", "noun")  # whose maps these are
@@ -32,11 +33,20 @@ class AttentionRecorder:
         query, key = (attn.head_to_batch_dim(part) for part in (
             attn.to_q(hidden_states[-1:]), attn.to_k(encoder_hidden_states[-1:])))  # the last one has the prompt
         scores = attn.get_attention_scores(query, key).float().mean(0)  # [positions, L], over heads
-        factor = (len(scores) / (self.size[0] * self.size[1]))**0.5
-        grid = [round(factor * side) for side in self.size]
+        grid = find_grid(len(scores), self.size)
         maps = torch.stack([scores[:, places].mean(1).view(grid) for places in self.words])
         self.maps.append(F.interpolate(maps[None], self.size, mode="bilinear")[0].cpu())
         return self.processor(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+
+
+def find_grid(positions: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of a layer with so many positions in a UNet that halves latents of `size`, rounding up."""
+    height, width = size
+    while height * width > positions:
+        height, width = math.ceil(height / 2), math.ceil(width / 2)
+    require(height * width == positions, f"attention_maps: {positions} positions of this UNet are no part of its "
+                                         f"latents of {size[0]} x {size[1]}: leave --attention_maps out")
+    return height, width
 
 
 @torch.no_grad()

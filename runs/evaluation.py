@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from config import names_deciding
 from evaluation.accuracy import describe_gain, judge_class, load_metrics
@@ -25,11 +25,13 @@ from models.extractors import Extractor, describe_features, load_extractor
 from models.labels import resolve_name
 from prompt_datasets import TargetClass, select_classes
 from runs.folders import RunFolder
+from runs.locks import describe_silence, try_lock
 from tensor_files import read_tensors
-from utils import UserError, list_checkpoint_files, to_printable
+from utils import UserError, list_checkpoint_files, require, to_printable
 
 # settings worth a warning where the token's training had others
 WARNED = ["model", "guidance_scale", "guidance_rescale", "height", "width", "labels"]
+SUMMARY_PATIENCE = 3600.0  # seconds: features of thousands of pictures come between two signs of life
 
 
 class Evaluation:
@@ -136,8 +138,14 @@ class Evaluation:
         config, summary = self.config, done[0].summary_file
         real = [draw_missing_images(config.real_images, folder.target, self.real[folder.target]) for folder in done]
         features = describe_features(config.features, config.fid_mode)
-        try:
-            with FileLock(summary.with_name(f".{summary.stem}.lock"), blocking=False):
-                write_summary(done, real, self.get_extractor, features)
-        except Timeout:
+        lock = FileLock(summary.with_name(f".{summary.stem}.lock"))
+        if not try_lock(lock):
+            files = [summary, *done[0].cache.glob("*")]
+            silence = describe_silence(Path(lock.lock_file), files, SUMMARY_PATIENCE)
+            require(not silence, f"the summary is not written, since another process holds it: {silence}")
             print(f"another process is writing {summary}")
+            return
+        try:
+            write_summary(done, real, self.get_extractor, features)
+        finally:
+            lock.release()

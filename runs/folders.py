@@ -8,7 +8,7 @@ from pathlib import Path
 import diffusers
 import torch
 import transformers
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from evaluation.files import RunFiles
 from evaluation.images import RECORD, choose_frames
@@ -17,6 +17,7 @@ from method.trainer import TrainedToken, finite_or_none
 from models.batch_size import peak_memory_gb
 from models.labels import folder_name, read_labels
 from prompt_datasets import TargetClass
+from runs.locks import describe_silence, find_patience, try_lock
 from tensor_files import write_tensors
 from utils import UserError, is_same_source, read_yaml, require, to_words, write_json, write_text, write_yaml
 
@@ -35,15 +36,13 @@ class RunFolder(RunFiles):
         self.notes: list[str] = []  # what this process did: printed in one line, once the class is finished
 
     def try_lock(self) -> bool:
-        """Claim the class, unless another process holds it; the system drops the lock of a process that dies."""
-        path = Path(self.lock.lock_file)
-        require(not path.is_symlink(), f"'{path}' is a link, and no lock: remove it")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self.lock.acquire(blocking=False)
-        except Timeout:
-            return False
-        return True
+        """Claim the class, unless another process holds it."""
+        return try_lock(self.lock)
+
+    def describe_silence(self) -> str:
+        """What to say of the class's lock where its holder seems dead; else an empty string."""
+        files = [path for folder in (self.tokens, self.images) for path in folder.rglob("*")]
+        return describe_silence(Path(self.lock.lock_file), files, find_patience(self))
 
     def results_of_images(self) -> list[Path]:
         """What tells of evaluation pictures, and is wrong once they are drawn again."""

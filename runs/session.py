@@ -19,9 +19,10 @@ from models.sampling import SamplingSettings
 from prompt_datasets import TEMPLATES, class_name, class_names, oracle_words, select_classes
 from runs.estimate import EstimateSettings, estimate_run
 from runs.folders import RunFolder, check_held_out, describe_paths, list_titles
+from runs.locks import warn_without_locks
 from runs.tracking import RunTrackers
 from runs.workers import Sweep, TrainingJob, choose_device, work_on_classes
-from utils import require
+from utils import UserError, require
 
 UNNAMED = r"LABEL_\d+|class \d+"  # labels that transformers and we make up
 
@@ -57,15 +58,18 @@ class Session:
     def run_sweep(self):
         """Train and evaluate the classes that no other process takes; who finishes the last writes the summary."""
         config = self.config
+        warn_without_locks(config.output_path)
         self.check_settings()
         sweep = Sweep(list(self.folders.values()), self.is_finished, start_over=not config.skip_exists)
         self.prepare_models(sweep)
         errors = work_on_classes(sweep, self.training_job() if config.train else None, self.evaluate_class)
-        self.tell_results(sweep)
+        silent = self.tell_results(sweep)
         if errors and len(self.targets) == 1:
             raise errors[0]
         require(not errors, f"{len(errors)} of {len(self.targets)} classes failed (see the messages above): "
                             + list_titles(sweep.failed))
+        if silent:
+            raise UserError(describe_silent(silent))
 
     def prepare_models(self, sweep: Sweep):
         """Load what this command needs, and try it, before anything is written."""
@@ -98,20 +102,27 @@ class Session:
         if self.config.evaluate:
             self.get_evaluation().evaluate_class(folder)
 
-    def tell_results(self, sweep: Sweep):
-        """Print where the results are, and the summary once no other process works on these classes."""
+    def tell_results(self, sweep: Sweep) -> dict[RunFolder, str]:
+        """Print where the results are, and the summary once no other process works on these classes.
+
+        Returns the classes whose holder seems dead, and what to say of their locks.
+        """
         evaluates = self.config.evaluate
         left = sweep.left_to_others()
-        if left:
-            print(f"not finished here, since other processes hold them: {list_titles(left)}")
+        silences = {folder: folder.describe_silence() for folder in left}
+        silent = {folder: text for folder, text in silences.items() if text}
+        alive = [folder for folder in left if folder not in silent]
+        if alive:
+            print(f"not finished here, since other processes hold them: {list_titles(alive)}")
         done = [folder for folder in sweep.folders if folder in sweep.finished]
         if not done:
-            return
+            return silent
         if evaluates and not left:
             self.get_evaluation().summarise_classes(done)
         print("token: " + describe_paths(done, "token_file"))
         if evaluates:
             print("pictures: " + describe_paths(done, "grid_file"))
+        return silent
 
     def check_settings(self):
         """Find out before any long work, and before anything is written, what cannot work."""
@@ -189,6 +200,13 @@ class Session:
         settings = TrainingSettings(**config.pick_settings(TrainingSettings._fields))
         return TrainingJob(self.get_generator, self.get_loss, settings, self.training_sampling, asdict(config),
                            names_deciding("token"), config.classes_at_once, config.batch_size, self.trackers)
+
+
+def describe_silent(silences: dict[RunFolder, str]) -> str:
+    """What to do about classes whose holders seem dead, by what is to be said of their locks."""
+    first, *others = silences
+    more = f" (so are {list_titles(others)})" if others else ""
+    return f"class {first.target.title} is not finished{more}, and its lock {silences[first]}"
 
 
 def estimate_training(config: RunConfig) -> str:

@@ -3,6 +3,7 @@
 import itertools
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -17,7 +18,16 @@ from models.generator import Generator
 from models.sampling import SamplingSettings
 from runs.folders import RunFolder
 from runs.tracking import RunTrackers
-from utils import WITHOUT_GPU_OR_NETWORK, UserError, error_message, require, write_text
+from utils import (
+    DISK_FULL,
+    WITHOUT_GPU_OR_NETWORK,
+    UserError,
+    error_message,
+    is_out_of_memory,
+    join_lines,
+    require,
+    write_text,
+)
 
 
 def choose_device(device: str, mixed_precision: str, local_rank: int) -> str:
@@ -85,10 +95,11 @@ class Sweep:
             yield folder
 
     def release_class(self, folder: RunFolder, error: Exception | None = None):
-        """The class is done with, finished or failed."""
+        """The class is done with, finished or failed; error.txt says why, of an unforeseen error all of it."""
         if error:
             self.failed.append(folder)
-            write_text(folder.error_file, f"{error}\n")
+            is_foreseen = isinstance(error, (UserError, OSError))
+            write_text(folder.error_file, f"{error}\n" if is_foreseen else "".join(traceback.format_exception(error)))
         else:
             self.finished.add(folder)
             folder.error_file.unlink(missing_ok=True)
@@ -118,47 +129,90 @@ class TrainingJob(NamedTuple):
 
 
 def work_on_classes(sweep: Sweep, job: TrainingJob | None, evaluate_class: Callable[[RunFolder], None]):
-    """Train (with a `job`) and evaluate every class that this process can claim; the errors of those that failed."""
+    """Train (with a `job`) and evaluate every class that this process can claim; the errors of those that failed.
+
+    Whatever one class fails of does not end the others; a full disk or memory ends all of them.
+    """
     errors, to_do, started = [], sweep.left_to_others(), time.monotonic()
 
-    def finish_class(folder: RunFolder, error: UserError | None):
+    def finish_class(folder: RunFolder, error: Exception | None):
         try:
             if error:
                 raise error
             evaluate_class(folder)
-        except UserError as failure:
-            errors.append(error := failure)
+        except Exception as failure:
+            if is_of_machine(failure):
+                raise
+            error = failure
+            errors.append(as_user_error(error, folder))
         sweep.release_class(folder, error)
         if len(sweep.folders) > 1:
             left = len(sweep.list_untouched(to_do))
             rest = describe_rest(len(to_do), left, time.monotonic() - started)
-            print_class(folder, f" failed: {error_message(error)}; {rest}" if error else
+            print_class(folder, f" failed: {error_message(errors[-1])}; {rest}" if error else
                         f": {'; '.join([*folder.notes, rest])}", error)
         elif not error:
             print_class(folder, f": {'; '.join(folder.notes)}")
 
     try:
-        folder_of = {folder.target: folder for folder in sweep.folders}
         # models are loaded only where a class is to be trained; asked again at the end: others may have died meanwhile
         while first := next(trainers := start_trainers(sweep, job, finish_class), None):
-            for trainer, end in train_tokens(job.get_generator(), job.get_loss(), itertools.chain([first], trainers),
-                                             job.classes_at_once, job.sampling, job.batch_size):
-                folder = folder_of[trainer.target]
-                if job.trackers:
-                    job.trackers.log_update(folder, trainer, is_end=end is not None)
-                if isinstance(end, UserError):
-                    folder.state_file.unlink(missing_ok=True)  # it diverged: other settings may be tried
-                    finish_class(folder, end)
-                elif end:
-                    folder.save_training(end, job.get_generator().token_widths, job.record)
-                    finish_class(folder, None)
+            train_classes(sweep, job, itertools.chain([first], trainers), finish_class)
     finally:  # also where the disk is full
         for folder in sweep.folders:
             folder.lock.release()
     return errors
 
 
-def print_class(folder: RunFolder, text: str, error: UserError | None = None):
+def train_classes(sweep: Sweep, job: TrainingJob, trainers: Iterator[Trainer],
+                  finish_class: Callable[[RunFolder, Exception | None], None]):
+    """Train and finish the classes of `trainers`; an unforeseen error fails those that were just training."""
+    folder_of = {folder.target: folder for folder in sweep.folders}
+    running: set[RunFolder] = set()
+
+    def note_started() -> Iterator[Trainer]:
+        for trainer in trainers:
+            running.add(folder_of[trainer.target])
+            yield trainer
+
+    try:
+        for trainer, end in train_tokens(job.get_generator(), job.get_loss(), note_started(), job.classes_at_once,
+                                         job.sampling, job.batch_size):
+            folder = folder_of[trainer.target]
+            if job.trackers:
+                job.trackers.log_update(folder, trainer, is_end=end is not None)
+            if end is None:
+                continue
+            if isinstance(end, UserError):
+                folder.state_file.unlink(missing_ok=True)  # it diverged: other settings may be tried
+                finish_class(folder, end)
+            else:
+                folder.save_training(end, job.get_generator().token_widths, job.record)
+                finish_class(folder, None)
+            running.remove(folder)
+    except Exception as failure:
+        if is_of_machine(failure):
+            raise
+        for folder in running:
+            finish_class(folder, failure)
+
+
+def is_of_machine(error: Exception) -> bool:
+    """Whether no other class would fare better: the disk or the memory is full."""
+    return is_out_of_memory(error) or isinstance(error, OSError) and error.errno in DISK_FULL
+
+
+def as_user_error(error: Exception, folder: RunFolder) -> Exception:
+    """An error that has its line, as it is; an unforeseen one as a line that says where its traceback is."""
+    if isinstance(error, (UserError, OSError)):
+        return error
+    found = UserError(f"{type(error).__name__}: {join_lines(error)[:200]} (the traceback is in "
+                      f"'{folder.error_file}', and --debug shows it)")
+    found.__cause__ = error
+    return found
+
+
+def print_class(folder: RunFolder, text: str, error: Exception | None = None):
     """Print a class's line; `tqdm.write` would draw every bar again below it, which in a log is a line each."""
     write = tqdm.write if sys.stderr.isatty() else print
     write(f"class {folder.target.title}{text}", file=sys.stderr if error else sys.stdout)
@@ -171,7 +225,7 @@ def describe_rest(total: int, left: int, seconds: float) -> str:
 
 
 def start_trainers(sweep: Sweep, job: TrainingJob | None,
-                   finish_class: Callable[[RunFolder, UserError | None], None]) -> Iterator[Trainer]:
+                   finish_class: Callable[[RunFolder, Exception | None], None]) -> Iterator[Trainer]:
     """The trainer of every class that this process claims; what has its token, or cannot start, is finished here."""
     for folder in sweep.claim_classes():
         start_over = sweep.is_to_start_over(folder)
@@ -190,7 +244,7 @@ def start_trainers(sweep: Sweep, job: TrainingJob | None,
                 folder.notes.append("trained already")
                 finish_class(folder, None)
                 continue
-        except UserError as error:  # a broken state
+        except Exception as error:  # a broken state, say
             finish_class(folder, error)
             continue
         yield trainer

@@ -4,10 +4,11 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.attention import map_attention, overlay_map, place_words
+from evaluation.attention import find_grid, map_attention, overlay_map, place_words
 from evaluation.images import Arm, encode_arm
 from models.generator import load_generator
 from models.sampling import SamplingSettings
+from utils import UserError
 
 SAMPLING = SamplingSettings(64, 64, 3.0, 4)
 
@@ -67,6 +68,19 @@ def test_the_words_are_found_in_the_prompt(generator, count):
 def test_maps_of_pictures_that_are_not_square(generator):
     maps = map_attention(generator, make_arm(generator), "jaguar", 0, SAMPLING._replace(height=64, width=96))
     assert maps.shape == (2, 8, 12) and maps.sum((1, 2)).tolist() == pytest.approx([1, 1])
+
+
+def test_maps_of_sides_that_the_unet_halves_unevenly(generator):
+    """17 x 36 latents have layers of 9 x 18, which their number of positions alone does not tell."""
+    maps = map_attention(generator, make_arm(generator), "jaguar", 0, SAMPLING._replace(height=136, width=288))
+    assert maps.shape == (2, 17, 36) and maps.sum((1, 2)).tolist() == pytest.approx([1, 1])
+
+
+def test_the_grids_of_layers_are_those_of_the_unet():
+    assert [find_grid(count, (17, 36)) for count in (612, 162, 45, 15)] == [(17, 36), (9, 18), (5, 9), (3, 5)]
+    assert [find_grid(count, (90, 160)) for count in (14400, 3600, 920)] == [(90, 160), (45, 80), (23, 40)]
+    with pytest.raises(UserError, match="attention_maps: 100 positions"):
+        find_grid(100, (17, 36))
 
 
 def test_the_overlay_is_brightest_where_the_map_is(generator):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from command_line import parse_settings
 from config import RunConfig
 from method.class_token import load_token, save_token
 from method.losses import cross_entropy
@@ -36,10 +37,11 @@ def tokens(folder):
     return {path.parent.parent.name: load_token(path).vectors for path in folder.rglob("learned_embeds.safetensors")}
 
 
-def sweep_over(tmp_path, start_over=False, is_finished=lambda folder: folder.token_file.exists()) -> Sweep:
+def sweep_over(tmp_path, start_over=False, is_finished=lambda folder: folder.token_file.exists(),
+               classifier="vit") -> Sweep:
     """What a process that starts now sees of three classes."""
     targets = [target_class(i, class_name(LABELS[i]), LABELS[i]) for i in range(3)]
-    return Sweep([RunFolder(str(tmp_path), "vit", target, "demo") for target in targets], is_finished, start_over)
+    return Sweep([RunFolder(str(tmp_path), classifier, target, "demo") for target in targets], is_finished, start_over)
 
 
 def finish_class(sweep: Sweep, folder: RunFolder):
@@ -190,6 +192,54 @@ def test_a_half_trained_token_that_is_broken_fails_alone(job, tmp_path):
     assert tokens(tmp_path).keys() == {"0001_crane"}
 
 
+def fail_of(number: int):
+    """An evaluation with a mistake in it, which one class hits."""
+    def evaluate_class(folder):
+        if folder.target.number == number:
+            raise ZeroDivisionError("division by zero")
+
+    return evaluate_class
+
+
+def test_an_unforeseen_error_of_one_class_ends_no_sweep(job, tmp_path, capsys):
+    sweep = sweep_over(tmp_path)
+    errors = work_on_classes(sweep, job, fail_of(1))
+    assert [type(error) for error in errors] == [UserError, UserError]  # class 2 diverged
+    failed = sweep.folders[0]
+    text = failed.error_file.read_text()
+    assert text.startswith("Traceback (most recent call last)") and "in evaluate_class" in text
+    assert text.endswith("ZeroDivisionError: division by zero\n")
+    line, = (line for line in capsys.readouterr().err.splitlines() if "class 1 (crane, bird) failed" in line)
+    assert "failed: ZeroDivisionError: division by zero" in line and str(failed.error_file) in line
+    assert tokens(tmp_path).keys() == {"0001_crane", "0003_tiger_cat"} and not sweep.left_to_others()
+
+
+def test_an_unforeseen_error_of_an_update_fails_the_classes_that_were_in_it(job, tmp_path):
+    """Two learn together; the third is trained all the same."""
+    classify, seen = job.get_loss(), []
+
+    def break_once(images, targets, vectors):
+        seen.append(targets)
+        if len(seen) == 1:
+            raise ZeroDivisionError("division by zero")
+        return classify(images, targets % 2 * 0, vectors)
+
+    errors = work_on_classes(sweep_over(tmp_path), job._replace(get_loss=lambda: break_once), lambda folder: None)
+    assert len(errors) == 2 and all("ZeroDivisionError" in str(error) for error in errors)
+    assert tokens(tmp_path).keys() == {"0003_tiger_cat"}
+    assert all(folder.try_lock() for folder in sweep_over(tmp_path).folders)
+
+
+def test_an_unforeseen_error_of_the_only_class_is_a_line(tiny_config, capsys, monkeypatch):
+    monkeypatch.setattr("runs.evaluation.judge_class", lambda *_, **__: 1 // 0)
+    argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--evaluate", "True", "--num_train_epochs", "1")
+    assert main([*argv]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: ZeroDivisionError: ") and "error.txt" in line
+    assert main([*argv, "--debug"]) == 2
+    assert "in evaluate_class" in capsys.readouterr().err
+
+
 def test_no_lock_stays_where_an_error_ends_a_sweep(job, tmp_path):
     """As on a full disk; a program that calls this may try again."""
     def raise_error(folder):
@@ -321,3 +371,18 @@ def test_gpus_that_are_not_there(two_gpus, device, local_rank, reason):
 def two_gpus(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+
+
+def test_a_slurm_script_passes_its_arguments_on(tmp_path):
+    """The last of two values counts, so a command's own replace the script's."""
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/activate").touch()
+    (tmp_path / "srun").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "srun").chmod(0o755)
+    done = subprocess.run(["bash", str(ROOT / "docs/sweep.slurm"), "--class_index", "tiger cat", "--exp_id", "first"],
+                          cwd=tmp_path, env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+                          capture_output=True, text=True, check=True)
+    program, script, *argv = done.stdout.splitlines()
+    config, _ = parse_settings(argv)
+    assert (program, script) == ("python", "run.py")
+    assert (config.class_index, config.exp_id, config.classes_at_once) == ("tiger cat", "first", 8)
