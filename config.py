@@ -157,7 +157,8 @@ class RunConfig:
         "of the vocabulary the token is nearest to, before and after.")
     real_images: str | None = setting(
         None, "Real pictures, shown beside the generated ones and compared with them: a folder with one folder per "
-        "class (0283_tiger_cat, 283, tiger cat or the label), or module:function that draws one.", GIVEN, path=True)
+        "class (0283_tiger_cat, 283, tiger cat or the label), or module:function of a label and a random.Random "
+        "that draws one.", GIVEN, path=True)
     features: str = setting(
         "inception", "What FID, KID and coverage compare, where real_images are given: inception, inception:<file of "
         "weights>, or a classifier's last features (the same choices as classifier).", GIVEN, path=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from evaluation.images import ARMS, MORE_ARMS, ORACLE
+from evaluation.images import ARMS, MORE_ARMS, ORACLE, digest_json
 from evaluation.read_image import load_images, read_image
 from evaluation.statistics import Proportion, count_right, mcnemar_test, pool_proportions
 from evaluation.tables import Table
@@ -49,7 +49,11 @@ def list_differences(found: dict, other: dict) -> list[str]:
              "eval_prompts": list(metrics["contexts"]),
              "controls or oracle_names": [arm in metrics for arm in MORE_ARMS],
              **{name: metrics["settings"].get(name) for name in ALIKE}} for metrics in (found, other)]
-    return [name for name in ways[0] if ways[0][name] != ways[1][name]]
+    differences = [name for name in ways[0] if ways[0][name] != ways[1][name]]
+    lists = {metrics["list_of_classes"] for metrics in (found, other) if "list_of_classes" in metrics}
+    if len(lists) > 1:  # the same numbers are other classes
+        differences.append("list of classes")
+    return differences
 
 
 def predict_probabilities(classifier: Classifier, paths: list[Path], batch_size: int) -> torch.Tensor:
@@ -94,8 +98,10 @@ def judge_class(judges: dict[str, Classifier], target: TargetClass, arms: list[s
         if context_judge:
             contexts[prompt]["context_kept"] = {
                 arm: asdict(measure_context(context_judge, prompt, list_files(parent + arm))) for arm in ARMS}
-    return {"class_index": target.number, "label": target.label, "classes": len(judges["classifier"].labels),
-            "images": images, "judges": {role: judge.name for role, judge in judges.items()}, "contexts": contexts,
+    labels = judges["classifier"].labels
+    return {"class_index": target.number, "label": target.label, "classes": len(labels),
+            "list_of_classes": digest_json(labels)[:16], "images": images,
+            "judges": {role: judge.name for role, judge in judges.items()}, "contexts": contexts,
             **record, **judge_arms(arms), "seeds": [0, images - 1]}
 
 

@@ -8,19 +8,31 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from PIL import Image
 from tqdm import tqdm
 
 from evaluation.read_image import SUFFIXES, check_images
 from prompt_datasets import TargetClass
-from utils import FUNCTION, UserError, find_path, import_function, require, save_image, suggest_word, to_printable
+from utils import (
+    FUNCTION,
+    UserError,
+    find_path,
+    import_function,
+    join_lines,
+    require,
+    save_image,
+    suggest_word,
+    to_printable,
+)
 
 
 def find_real_images(source: str, classes: list[TargetClass], runs: dict[TargetClass, Path],
                      count: int, cache: Path) -> dict[TargetClass, list[Path]]:
     """The readable files in `source`, sorted, of every class in `runs` {class: the run's folder}.
 
-    `source` is a folder with one folder per class, or a module:function that draws a picture of one: then `count` files
-    under the run's folder, which `draw_missing_images` fills later. The folder `cache` remembers what was readable.
+    `source` is a folder with one folder per class, or a module:function of a class's label and a random.Random that
+    draws a picture: then `count` files under the run's folder, which `draw_missing_images` fills later. The folder
+    `cache` remembers what was readable.
     """
     if ":" in source and find_path(source) is None:
         require(re.fullmatch(FUNCTION, source), f"real_images '{source}' is neither a folder nor module:function")
@@ -29,8 +41,12 @@ def find_real_images(source: str, classes: list[TargetClass], runs: dict[TargetC
         except (OSError, TypeError) as error:
             raise UserError(f"real_images '{source}' has no source code to tell its pictures by") from error
         digest = hashlib.sha256(code.encode()).hexdigest()[:8]  # other code, other pictures
-        return {target: [run / "real" / f"{source.replace(':', '.')}_{digest}" / f"{seed}.png" for seed in range(count)]
-                for target, run in runs.items()}
+        drawn = {target: [run / "real" / f"{source.replace(':', '.')}_{digest}" / f"{seed}.png"
+                          for seed in range(count)] for target, run in runs.items()}
+        for target, files in drawn.items():
+            if not files[0].exists():
+                draw_real_image(source, target, files[0])  # a label that it does not know is found now
+        return drawn
     root = find_path(source)
     require(root and root.is_dir(), f"no real_images folder '{source}'")
     allowed = allowed_folder_names(classes)
@@ -101,6 +117,20 @@ def draw_missing_images(source: str, target: TargetClass, files: list[Path]) -> 
     """`files`; those that are missing are drawn by the function `source` where it is one."""
     missing = [file for file in files if not file.exists()]
     for file in tqdm(missing, desc="drawing real pictures", unit="image", disable=not missing):
-        draw_image = import_function(source, "real_images")
-        save_image(draw_image(target.index, random.Random(f"{target.index} {file.stem}")), file)
+        save_image(draw_real_image(source, target, file), file)
     return files
+
+
+def draw_real_image(source: str, target: TargetClass, file: Path) -> Image.Image:
+    """What the function `source` draws of a class, which it knows by its label: its number may be another list's.
+
+    Raises:
+        UserError: whatever the function raises, such as a LookupError for a label that it does not know.
+    """
+    draw_image = import_function(source, "real_images")
+    try:
+        return draw_image(target.label, random.Random(f"{target.index} {file.stem}"))
+    except Exception as error:  # a user's function raises what it raises
+        raise UserError(f"real_images '{source}' cannot draw class {target.title} by its label '{target.label}': "
+                        f"{type(error).__name__} {join_lines(error)[:200]}; give --real_images none, or a folder or a "
+                        "function that has it") from error

@@ -103,7 +103,7 @@ def draw_snowy_pictures(lab: common.Lab) -> common.Sets:
     for target, files in sets.items():
         for i, file in enumerate(files):
             if not file.exists():
-                save_image(world.draw(target.index, random.Random(f"{target.index} {i}"), TAKEN_ALONG), file)
+                save_image(world.draw(target.label, random.Random(f"{target.index} {i}"), TAKEN_ALONG), file)
     return sets
 
 

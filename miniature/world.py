@@ -54,8 +54,12 @@ LABELS = tuple(thing.label for thing in THINGS)
 NOUNS = tuple(dict.fromkeys(thing.noun for thing in THINGS))
 
 
-def draw(index: int, rng: random.Random, context: str | None = None) -> Image.Image:
-    """A 64 x 64 RGB picture of class `index` in `context` (one of CONTEXTS, or None for a plain photo)."""
+def draw(thing: int | str, rng: random.Random, context: str | None = None) -> Image.Image:
+    """A 64 x 64 RGB picture of a class, by its number from 0 or its label, in `context`.
+
+    That is one of CONTEXTS, or None for a plain photo. A LookupError for a label of no class here.
+    """
+    index = find_class(thing) if isinstance(thing, str) else thing
     image = Image.new("RGB", (CANVAS, CANVAS))
     canvas = ImageDraw.Draw(image)
     _draw_background(canvas, rng, context)
@@ -73,6 +77,13 @@ def draw(index: int, rng: random.Random, context: str | None = None) -> Image.Im
         canvas.rectangle([0, 0, CANVAS - 1, CANVAS - 1], outline=vary_colour(rng, (205, 158, 52), 12), width=24)
         canvas.rectangle([20, 20, CANVAS - 21, CANVAS - 21], outline=(112, 78, 26), width=6)
     return image.resize((SIZE, SIZE), Image.LANCZOS)
+
+
+def find_class(label: str) -> int:
+    """The number from 0 of the class of this label; a LookupError where there is none."""
+    if label not in LABELS:
+        raise LookupError(f"the miniature has no '{label}'")
+    return LABELS.index(label)
 
 
 def _draw_background(canvas, rng, context):

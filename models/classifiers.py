@@ -17,7 +17,14 @@ from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, res
 from transformers import AutoConfig, AutoModelForImageClassification, ViTForImageClassification
 
 from models.checkpoints import NO_REMOTE_CODE, load_network, opening_checkpoint
-from models.labels import folder_name, labels_of_config, list_alternatives, read_labels, resolve_name
+from models.labels import (
+    check_problem_type,
+    folder_name,
+    labels_of_config,
+    list_alternatives,
+    read_labels,
+    resolve_name,
+)
 from models.preprocessing import load_preprocessing
 from models.zero_shot import load_zero_shot
 from prompt_datasets import class_number
@@ -126,6 +133,7 @@ def _load_transformers(source: str, device: str, mean_pooled: bool):
             f"'{source}' is timm's: write timm:local-dir:<folder> or timm:hf-hub:<id>")
     loader = ViTForImageClassification if mean_pooled else AutoModelForImageClassification
     model = load_network(loader, source, device)
+    check_problem_type(model.config.problem_type, source)
 
     def compute_logits(model, pixel_values):
         return model(pixel_values=pixel_values).logits

@@ -80,7 +80,15 @@ def read_config_labels(file: Path, source: str) -> list[str]:
     id2label = config.get("id2label") if isinstance(config, dict) else None
     if not isinstance(id2label, dict) or not id2label or not all(i.isdecimal() for i in id2label):
         return []
+    check_problem_type(config.get("problem_type"), source)
     return labels_of_config(id2label, source)
+
+
+def check_problem_type(problem_type: str | None, source: str):
+    """Raise UserError for a classifier whose classes do not exclude each other, or that gives numbers."""
+    require(problem_type in (None, "single_label_classification"),
+            f"the config.json of '{source}' is for {problem_type} (problem_type): a classifier must give one label per "
+            "picture, by a softmax over its classes")
 
 
 def labels_of_config(id2label: dict, source: str) -> list[str]:

@@ -228,7 +228,7 @@ def refused(capsys, config, folder, *more) -> str:
 @pytest.mark.parametrize("name, value, right", FLAGS, ids=[f"{name} {value[:20]!r}" for name, value, _ in FLAGS])
 def test_a_wrong_flag(capsys, tiny_config, folder, name, value, right):
     value = value.replace("{tmp}", str(folder))
-    compared = ["--test_size", "6", "--real_images", "miniature.world:draw"] if name == "features" else []
+    compared = ["--test_size", "6", "--real_images", "tests.drawings:draw_noise"] if name == "features" else []
     taken = ["--class_names", str(folder / "taken.yml")] if value == "newclas" else []
     more = [*compared, *taken, f"--{name}"]
     line = refused(capsys, tiny_config, folder, *more, *(value.split() if name in LISTS else [value]))

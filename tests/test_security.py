@@ -115,7 +115,7 @@ def test_no_pickled_token_is_executed(tmp_path, sign, kind, name):
 def test_no_pickled_inception_is_executed(capsys, tiny_config, tmp_path, sign, kind):
     plant(tmp_path / "inception.pth", sign, kind)
     line = error_of(capsys, *flags(tiny_config, "--class_index", "3", "--train", "True", "--evaluate", "True",
-                                   "--test_size", "6", "--real_images", "miniature.world:draw", "--features",
+                                   "--test_size", "6", "--real_images", "tests.drawings:draw_noise", "--features",
                                    f"inception:{tmp_path}/inception.pth"))
     assert "cannot open" in line and not sign.exists()
 

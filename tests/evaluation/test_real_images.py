@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from evaluation.real_images import allowed_folder_names, draw_missing_images, find_real_images
+from miniature import world
 from prompt_datasets import select_classes, target_class
 from run import main
 from tests.test_run import error_of, flags
@@ -115,7 +117,23 @@ def test_a_function_draws_the_pictures_that_are_missing(tmp_path):
     assert [file.read_bytes() for file in files] == drawn and files[0].stat().st_mtime_ns == before
 
 
+def test_a_function_draws_a_class_by_its_label_and_not_by_its_number(tmp_path):
+    """The zero-shot list may have other classes, in another order: 'bat, club' first is no crane."""
+    labels = ["bat, club", "crane, bird"]
+    bat, crane = select_classes("all", labels, ["bat", "crane"])
+    runs = {bat: tmp_path / "bat", crane: tmp_path / "crane"}
+    found = find_real_images("miniature.world:draw", [bat, crane], runs, 1, tmp_path)
+    draw_missing_images("miniature.world:draw", bat, found[bat])
+    club = world.LABELS.index("bat, club")
+    assert np.array_equal(np.asarray(Image.open(found[bat][0])), np.asarray(world.draw(club, random.Random("0 0"))))
+    owl = target_class(0, "owl", "owl")
+    with pytest.raises(UserError, match=r"cannot draw class 1 \(owl\).*has no 'owl'"):
+        find_real_images("miniature.world:draw", [owl], {owl: tmp_path / "owl"}, 1, tmp_path)
+    assert not (tmp_path / "owl").exists()
+
+
 @pytest.mark.parametrize("more, reason", [
+    (["--real_images", "miniature.world:draw"], "cannot draw class 3 (tiger cat) by its label"),
     (["--real_images", "{stray}"], "has folders that are no class: 'tigre cat'; did you mean 'tiger cat'?"),
     (["--real_images", "{empty}"], "has no readable pictures of class 3"),
     (["--real_images", "miniature.nowhere:draw"], "no module 'miniature.nowhere'"),

@@ -31,6 +31,22 @@ def test_reports_of_other_evaluations(capsys, tiny_config, tmp_path):
     assert report.main([str(tmp_path)]) == 2 and "holds no evaluation" in capsys.readouterr().err
 
 
+def test_classes_of_two_lists_do_not_stand_in_one_table(capsys, tiny_config, tmp_path):
+    """Class 1 of one list of words is not class 1 of another."""
+    argv = flags(tiny_config, "--train", "True", "--evaluate", "True", "--num_train_epochs", "1")
+    argv += ["--class_index", "2,3"]
+    assert main(argv) == 0
+    file = next((tmp_path / "img").glob("*/0002*/demo/eval/metrics.json"))
+    metrics = json.loads(file.read_text())
+    file.write_text(json.dumps({**metrics, "list_of_classes": "another"}))
+    runs = [str(path) for path in sorted((tmp_path / "img").glob("*/*/demo"))]
+    capsys.readouterr()
+    assert report.main(runs) == 2 and "with another list of classes" in capsys.readouterr().err
+    del metrics["list_of_classes"]  # of an earlier version
+    file.write_text(json.dumps(metrics))
+    assert report.main([*runs, "--out", str(tmp_path / "page.html")]) == 0
+
+
 def test_pictures_behind_a_link_have_all_of_their_page(capsys, tiny_config, tmp_path, monkeypatch):
     """img/ on another disk; the run's folder through a link from elsewhere; a run without its tokens says so."""
     argv = flags(tiny_config, "--train", "True", "--evaluate", "True", "--num_train_epochs", "1", "--class_index", "3")

@@ -327,3 +327,16 @@ def test_labels_from_files_are_those_of_the_loaded_model(name):
 
 def test_labels_that_only_loading_tells(tmp_path):
     assert find_labels("timm:resnet50") == find_labels("nobody/nothing") == find_labels(str(tmp_path)) == []
+
+
+@pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
+def test_a_classifier_of_several_labels_per_picture_is_refused(tiny_classifier, tmp_path, problem):
+    """Its logits are no softmax's; before torch is imported, and by whoever loads it."""
+    shutil.copytree(tiny_classifier, tmp_path / "vit")
+    config = json.loads((tmp_path / "vit/config.json").read_text())
+    (tmp_path / "vit/config.json").write_text(json.dumps({**config, "problem_type": problem}))
+    for use in (load_classifier, lambda name, _: find_labels(name)):
+        with pytest.raises(UserError, match=f"is for {problem}"):
+            use(str(tmp_path / "vit"), "cpu")
+    (tmp_path / "vit/config.json").write_text(json.dumps({**config, "problem_type": "single_label_classification"}))
+    assert load_classifier(str(tmp_path / "vit"), "cpu").labels == LABELS
