@@ -19,6 +19,7 @@ from models.generator import PRECISIONS, Generator, load_generator
 from models.sampling import SamplingSettings
 from prompt_datasets import TargetClass, class_names, select_classes
 from runs.folders import RunFolder
+from runs.start import pin_checkpoints
 from tensor_files import to_pixels
 from utils import ROOT, UserError, require, write_text
 
@@ -60,6 +61,7 @@ def open_studio(config: RunConfig) -> Studio:
     Raises:
         UserError: a model that cannot be loaded.
     """
+    config = pin_checkpoints(config)
     size = config.height, config.width
     generator = load_generator(config.model, config.device, PRECISIONS[config.mixed_precision])
     generator.set_placeholder(config.placeholder_token)

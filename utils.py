@@ -100,10 +100,24 @@ def find_path(name: str) -> Path | None:
     return None
 
 
+def split_revision(source: str) -> tuple[str, str | None]:
+    """'someone/model@v2' -> ('someone/model', 'v2'); a path that exists, or an id alone, has no revision."""
+    place, at, revision = source.rpartition("@")
+    if not at or find_path(source):
+        return source, None
+    return place, revision
+
+
 def is_same_source(name: str, other: str) -> bool:
-    """Whether two names stand for one checkpoint: the same hub id, or two paths of one folder."""
-    paths = [find_path(name), find_path(other)]
-    return name == other or all(paths) and paths[0].resolve() == paths[1].resolve()
+    """Whether two names stand for one checkpoint: the same hub id, or two paths of one folder.
+
+    Of two revisions of a hub id one may be unknown, and then it is taken for the other.
+    """
+    (place, revision), (other_place, other_revision) = split_revision(name), split_revision(other)
+    if revision and other_revision and revision != other_revision:
+        return False
+    paths = [find_path(place), find_path(other_place)]
+    return place == other_place or all(paths) and paths[0].resolve() == paths[1].resolve()
 
 
 def stamp_file(file: Path) -> list:

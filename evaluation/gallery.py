@@ -20,7 +20,7 @@ from models.hub import is_hub_id
 from models.labels import REGISTRY
 from prompt_datasets import TEMPLATES, class_name
 from tensor_files import write_tensors
-from utils import join_lines, read_yaml, require, to_printable, write_text
+from utils import join_lines, read_yaml, require, split_revision, to_printable, write_text
 
 SHOWN = 5  # pictures per row of a class's sheet
 UNPUBLISHED = {"class_index", "output_path", "real_images", "device", "skip_exists", "train", "evaluate"}  # settings
@@ -135,12 +135,12 @@ def describe_class(found: ExportedClass) -> dict:
     word = f"<{found.name.lower()}>"  # diffusers finds only the first vector of a word with capitals
     return {"name": found.name, "noun": noun, "label": metrics["label"], "number": metrics["class_index"],
             "prompt": TEMPLATES[0].format(f"{word} {noun}"), "paired": len(found.token.widths) > 1,
-            "base_model": hide_folders(header.get("base_model") or metrics["settings"].get("model") or "unknown"),
-            "drawn_with": hide_folders(metrics["settings"].get("model") or ""),
+            "base_model": describe_source(header.get("base_model") or metrics["settings"].get("model") or "unknown"),
+            "drawn_with": describe_source(metrics["settings"].get("model") or ""),
             "vectors": len(found.token.vectors), "updates": header.get("updates"), "images": metrics["images"],
             "held_out": metrics["held_out"],
             "settings": describe_training(found.files),
-            "judged": [(guide if role == "classifier" else role, hide_folders(REGISTRY.get(name, name)),
+            "judged": [(guide if role == "classifier" else role, describe_source(name),
                         *(pool_accuracy([metrics], arm, role) for arm in ARMS)) for role, name in judges.items()]}
 
 
@@ -151,6 +151,12 @@ def describe_training(files: RunFiles) -> str:
     settings = read_yaml(str(files.config_file), "lr: 0.001")
     return "".join(f"{key}: {' '.join(map(hide_folders, [value] if isinstance(value, str) else value))}\n"
                    for key, value in settings.items() if key not in UNPUBLISHED)
+
+
+def describe_source(name: str) -> str:
+    """A checkpoint as a card's reader finds it: its hub id without the revision, or its folder's own name."""
+    place, _ = split_revision(name)
+    return hide_folders(REGISTRY.get(place, place))
 
 
 def hide_folders(text: str) -> str:

@@ -34,6 +34,7 @@ from models.labels import read_labels, resolve_name
 from models.sampling import SamplingSettings
 from prompt_datasets import TEMPLATES, TargetClass, class_names, select_classes
 from runs.folders import RunFolder
+from runs.start import pin_checkpoints
 from runs.workers import Sweep, TrainingJob, choose_device, work_on_classes
 from terminal import exit_code
 from utils import ROOT, list_checkpoint_files, read_json, require, stamp_file, write_json, write_text
@@ -112,6 +113,7 @@ def open_lab(options: argparse.Namespace, **changes) -> Lab:
     config = replace(config, **{"class_index": options.class_index, "train": True, "output_path": str(work), **changes,
                                 **(QUICK if options.quick else {})})
     config.validate_settings()
+    config = pin_checkpoints(config)
     images, seed = given.get("images", 0), config.seed
     require(images <= seed, f"--images {images} would judge seeds that training uses, from {seed} on: give fewer")
     choose_device(config.device, config.mixed_precision, local_rank=-1)

@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
 )
 from transformers import AutoConfig
 
-from models.hub import NO_SUCH_FOLDER, NOT_DOWNLOADED
+from models.hub import NO_SUCH_FOLDER, NOT_DOWNLOADED, locate_source
 from terminal import show_step
 from utils import WITHOUT_GPU_OR_NETWORK, UserError, find_path, join_lines, require, to_printable
 
@@ -92,11 +92,12 @@ def build_network(cls, source: str, dtype: torch.dtype = torch.float32, **where)
     """A network of diffusers or transformers from its config alone, on the meta device: shapes and no values."""
     with torch.device("meta"):
         if hasattr(cls, "load_config"):  # diffusers
-            network = cls.from_config(cls.load_config(source, **where))
+            network = cls.from_config(cls.load_config(**locate_source(source), **where))
         elif hasattr(cls, "config_class"):
-            network = cls(cls.config_class.from_pretrained(source, **where))
+            network = cls(cls.config_class.from_pretrained(**locate_source(source), **where))
         else:  # an Auto class of transformers
-            network = cls.from_config(AutoConfig.from_pretrained(source, **NO_REMOTE_CODE), **NO_REMOTE_CODE)
+            config = AutoConfig.from_pretrained(**locate_source(source), **NO_REMOTE_CODE)
+            network = cls.from_config(config, **NO_REMOTE_CODE)
     return network.to(dtype)
 
 
@@ -108,7 +109,8 @@ def load_network(cls, source: str, device: str):
     """
     if device == "meta":
         return build_network(cls, source)
-    network, report = cls.from_pretrained(source, dtype=torch.float32, **REPORTED, **NO_REMOTE_CODE)
+    network, report = cls.from_pretrained(**locate_source(source), dtype=torch.float32, **REPORTED,
+                                          **NO_REMOTE_CODE)
     check_weights(source, report)
     return network
 
@@ -128,7 +130,8 @@ def load_part(cls, source: str, part: str, device: str, dtype: torch.dtype):
     errors = []
     for variant in variants:
         try:
-            network, report = cls.from_pretrained(source, subfolder=part, variant=variant, **REPORTED, **named)
+            network, report = cls.from_pretrained(**locate_source(source), subfolder=part, variant=variant, **REPORTED,
+                                                  **named)
         except (OSError, ValueError) as error:
             errors.append(error)
             continue

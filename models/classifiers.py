@@ -7,6 +7,7 @@
     zero-shot:<hub id or folder>                       CLIP or SigLIP over the words of a text file (zero_shot.py)
 """
 
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, res
 from transformers import AutoConfig, AutoModelForImageClassification, ViTForImageClassification
 
 from models.checkpoints import NO_REMOTE_CODE, load_network, opening_checkpoint
+from models.hub import find_commit, is_hub_id, locate_source
 from models.labels import (
     check_problem_type,
     folder_name,
@@ -28,7 +30,7 @@ from models.labels import (
 from models.preprocessing import load_preprocessing
 from models.zero_shot import load_zero_shot
 from prompt_datasets import class_number
-from utils import UserError, join_lines, require, to_printable
+from utils import UserError, join_lines, require, split_revision, to_printable
 
 
 class Classifier(NamedTuple):
@@ -102,7 +104,7 @@ def load_labels(name: str, labels_file: str | None = None) -> list[str]:
     if kind == "timm":
         return load_classifier(name, "cpu").labels
     with opening_checkpoint(name, source, list_alternatives(name)):
-        return labels_of_config(AutoConfig.from_pretrained(source, **NO_REMOTE_CODE).id2label, source)
+        return labels_of_config(AutoConfig.from_pretrained(**locate_source(source), **NO_REMOTE_CODE).id2label, source)
 
 
 def penultimate_features(classifier: Classifier, prepared: torch.Tensor) -> torch.Tensor:
@@ -129,7 +131,7 @@ def _mean_pooled_logits(model, pixel_values):
 
 
 def _load_transformers(source: str, device: str, mean_pooled: bool):
-    require(AutoConfig.from_pretrained(source, **NO_REMOTE_CODE).model_type != "timm_wrapper",
+    require(AutoConfig.from_pretrained(**locate_source(source), **NO_REMOTE_CODE).model_type != "timm_wrapper",
             f"'{source}' is timm's: write timm:local-dir:<folder> or timm:hf-hub:<id>")
     loader = ViTForImageClassification if mean_pooled else AutoModelForImageClassification
     model = load_network(loader, source, device)
@@ -143,13 +145,52 @@ def _load_transformers(source: str, device: str, mean_pooled: bool):
 
 
 def _load_timm(name: str, device: str):
-    require(name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) or timm.is_model(name.split(".")[0]),
-            f"timm knows no classifier '{name}'; timm.list_models(pretrained=True) lists them")
+    name, revision = (name, None) if is_timm_address(name) else split_revision(name)
+    check_timm_name(name)
+    overlay = {"hf_hub_id": f"{find_timm_id(name)}@{revision}"} if revision else None
     with torch.device("meta") if device == "meta" else nullcontext():
-        model = timm.create_model(name, pretrained=device != "meta")
+        model = timm.create_model(name, pretrained=device != "meta", pretrained_cfg_overlay=overlay)
     transform = create_transform(**resolve_model_data_config(model))
     labels = [join_lines(to_printable(label)) for label in _timm_labels(model)]
     return labels, model, transform, lambda model, pixels: model(pixels)
+
+
+def is_timm_address(name: str) -> bool:
+    """Whether a name of timm says itself where the checkpoint lies, with a revision or without."""
+    return name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
+
+
+def check_timm_name(name: str):
+    """Raise UserError for a name of no model of timm."""
+    require(is_timm_address(name) or timm.is_model(name.split(".")[0]),
+            f"timm knows no classifier '{name}'; timm.list_models(pretrained=True) lists them")
+
+
+def find_timm_id(name: str) -> str:
+    """The hub id of the weights that timm takes for one of its names."""
+    config = timm.get_pretrained_cfg(name)
+    found = config.hf_hub_id or ""
+    return f"{found}{config.architecture}.{config.tag}" if found.endswith("/") else found
+
+
+def pin_checkpoint(name: str) -> str:
+    """A name as `load_classifier` or `load_generator` take it, with the commit that it stands for where it is a hub's.
+
+    What was learned and drawn with it is then of one commit, and another one is another setting.
+
+    Raises:
+        UserError: a repository that cannot be reached, or was never downloaded.
+    """
+    place, revision = split_revision(name)
+    kind, source = resolve_name(place)
+    with opening_checkpoint(name, source, list_alternatives(name)):
+        if kind == "timm" and not is_timm_address(source):
+            check_timm_name(source)
+            source = find_timm_id(source)
+        hub_id = re.sub("^hf[-_]hub:", "", source)
+        if not is_hub_id(hub_id):
+            return name
+        return f"{place}@{find_commit(f'{hub_id}@{revision}' if revision else hub_id)}"
 
 
 def _timm_labels(model) -> list[str]:

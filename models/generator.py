@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub.utils import enable_progress_bars
 
 from models.checkpoints import opening_checkpoint
+from models.hub import locate_source
 from models.loading import load_stable_diffusion
 from models.sampling import SamplingSettings
 from models.stable_diffusion_xl import load_stable_diffusion_xl
@@ -78,7 +79,7 @@ def load_generator(model: str, device: str, dtype: torch.dtype, gradient_checkpo
     """
     source = str(find_path(model) or model)
     with opening_checkpoint(model, source):
-        index = DiffusionPipeline.load_config(source)
+        index = DiffusionPipeline.load_config(**locate_source(source))
         name = index.get("_class_name")
         require(name in FAMILIES, f"'{model}' is for {name}; the generators that can be used are for "
                                   + ", ".join(FAMILIES))

@@ -3,6 +3,7 @@
 Imports nothing slow: what cannot be had is said before torch is imported.
 """
 
+import functools
 import re
 import ssl
 import threading
@@ -10,15 +11,52 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from utils import find_path
+from utils import find_path, require, split_revision
 
+COMMIT = "[0-9a-f]{40}"
+OF_EVERY_COPY = ("model_index.json", "config.json", "model.safetensors", "pytorch_model.bin")  # one of them
 NOT_DOWNLOADED = "it is not downloaded yet and the hub cannot be reached; connect once, or give the path of a copy;"
 NO_SUCH_FOLDER = "no such folder, and no hub id either (the miniature's weights come from `make miniature`)"
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether `source` can be a repository of the hub, and is not a path that exists."""
-    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source, re.ASCII) is not None and not find_path(source)
+    """Whether `source` can be a repository of the hub, perhaps with a revision, and is not a path that exists."""
+    place, _ = split_revision(source)
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", place, re.ASCII) is not None and not find_path(place)
+
+
+def locate_source(source: str) -> dict[str, str]:
+    """What every `from_pretrained` of diffusers and transformers takes to find a folder, or a hub id and its revision.
+
+    Raises:
+        UserError: a folder with a revision.
+    """
+    place, revision = split_revision(source)
+    if revision is None:
+        return {"pretrained_model_name_or_path": source}
+    require(not find_path(place), f"'{source}': '{place}' is a folder here, and only hub ids have revisions")
+    return {"pretrained_model_name_or_path": place, "revision": revision}
+
+
+@functools.cache
+def find_commit(hub_id: str) -> str | None:
+    """The commit that a hub id, perhaps with a revision, stands for now; the one on this disk where no hub answers.
+
+    Asked once per process, so that all parts of a checkpoint are of one commit.
+    """
+    place, revision = split_revision(hub_id)
+    if revision and re.fullmatch(COMMIT, revision):
+        return revision
+    from huggingface_hub import HfApi  # here: it takes 0.3 s
+
+    try:
+        return HfApi().model_info(place, revision=revision).sha
+    except Exception:  # the hub's library and the one below it raise their own kinds
+        for file in OF_EVERY_COPY:
+            cached = find_cached_file(hub_id, file)
+            if cached:
+                return cached.parent.name
+        raise
 
 
 def explain_missing(source: str) -> str:
@@ -35,7 +73,8 @@ def find_cached_file(hub_id: str, file: str) -> Path | None:
         return None
     from huggingface_hub import try_to_load_from_cache  # here: it takes 0.3 s
 
-    found = try_to_load_from_cache(hub_id, file)
+    place, revision = split_revision(hub_id)
+    found = try_to_load_from_cache(place, file, revision=revision)
     return Path(found) if isinstance(found, str) else None
 
 

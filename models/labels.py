@@ -9,7 +9,16 @@ from pathlib import Path
 
 from models.hub import find_cached_file
 from prompt_datasets import class_name
-from utils import WITHOUT_GPU_OR_NETWORK, find_path, join_lines, read_text, require, suggest_word, to_printable
+from utils import (
+    WITHOUT_GPU_OR_NETWORK,
+    find_path,
+    join_lines,
+    read_text,
+    require,
+    split_revision,
+    suggest_word,
+    to_printable,
+)
 
 REGISTRY = {
     "inet": "google/vit-large-patch16-224",
@@ -25,9 +34,12 @@ IMAGENET_LABELS = Path(__file__).with_name("imagenet_labels.txt")
 def resolve_name(name: str) -> tuple[str, str]:
     """A name as its kind ('timm', 'mean', 'zero-shot' or '') and the source that it stands for.
 
-    The source is a folder, a hub id or timm's own name.
+    The source is a folder, a hub id or timm's own name; the last two with the revision that the name ends in.
     """
-    spec = REGISTRY.get(name, name)
+    place, revision = split_revision(name)
+    spec = REGISTRY.get(place, place)
+    if revision is not None:
+        spec = f"{spec}@{revision}"
     prefix, colon, rest = spec.partition(":")
     kind, source = (prefix, rest) if colon and prefix in KINDS else ("", spec)
     if kind == "timm":
@@ -42,7 +54,11 @@ def list_alternatives(name: str) -> str:
 
 
 def folder_name(name: str) -> str:
-    """A classifier's name as a folder: 'timm:resnet50' -> 'timm_resnet50', a path -> its last two parts."""
+    """A classifier's name as a folder: 'timm:resnet50' -> 'timm_resnet50', a path -> its last two parts.
+
+    A revision is no part of it: runs of two revisions have other settings, and so another exp_id.
+    """
+    name, _ = split_revision(name)
     last_parts = "/".join(name.rstrip("/").split("/")[-2:])
     return re.sub(r"[^\w.-]+", "_", last_parts).strip("._")[-80:] or "classifier"
 
@@ -61,7 +77,8 @@ def find_labels(name: str, labels_file: str | None = None) -> list[str]:
         return read_labels(labels_file)
     if kind != "timm" and folder:
         return read_config_labels(folder / "config.json", source)
-    return IMAGENET_LABELS.read_text(encoding="utf-8").splitlines() if name == "inet" else []
+    is_imagenet = split_revision(name)[0] == "inet"
+    return IMAGENET_LABELS.read_text(encoding="utf-8").splitlines() if is_imagenet else []
 
 
 def find_downloaded_labels(name: str) -> list[str]:

@@ -5,6 +5,7 @@ import torch
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from models.checkpoints import load_part
+from models.hub import locate_source
 from models.placeholder import PromptEncoder
 from models.sampling import scheduler_class
 from models.stable_diffusion import StableDiffusion
@@ -42,7 +43,7 @@ def check_index(model: str, index: dict, more_parts: dict[str, tuple[str, ...]])
 def load_prompt_encoder(model: str, source: str, tokenizer: str, cls: type, text_encoder: str, device: str,
                         dtype: torch.dtype) -> PromptEncoder:
     """The tokenizer and the text encoder in these folders; a UserError where they do not belong together."""
-    encoder = PromptEncoder(CLIPTokenizer.from_pretrained(source, subfolder=tokenizer),
+    encoder = PromptEncoder(CLIPTokenizer.from_pretrained(**locate_source(source), subfolder=tokenizer),
                             load_part(cls, source, text_encoder, device, dtype))
     require(encoder.tokenizer.model_max_length <= encoder.text_encoder.config.max_position_embeddings,
             f"the {tokenizer}'s files of '{model}' are missing or another model's")
@@ -51,7 +52,8 @@ def load_prompt_encoder(model: str, source: str, tokenizer: str, cls: type, text
 
 def load_scheduler(model: str, source: str, index: dict, **changes):
     """The scheduler that model_index.json names, with `changes` to its config."""
-    scheduler = scheduler_class(index["scheduler"][1], model).from_pretrained(source, subfolder="scheduler")
+    kind = scheduler_class(index["scheduler"][1], model)
+    scheduler = kind.from_pretrained(**locate_source(source), subfolder="scheduler")
     return type(scheduler).from_config(scheduler.config, **changes)
 
 

@@ -7,6 +7,7 @@ import transformers
 from transformers import AutoImageProcessor
 
 from models.checkpoints import NO_REMOTE_CODE
+from models.hub import locate_source
 
 
 def load_preprocessing(source: str) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -24,7 +25,8 @@ def load_preprocessing(source: str) -> Callable[[torch.Tensor], torch.Tensor]:
 
 def _load_processor(source: str):
     """The image processor, also where transformers 4.25 to 4.3x wrote its old name: ViTFeatureExtractor."""
-    name = transformers.ImageProcessingMixin.get_image_processor_dict(source)[0].get("image_processor_type") or ""
+    config, _ = transformers.ImageProcessingMixin.get_image_processor_dict(**locate_source(source))
+    name = config.get("image_processor_type") or ""
     old, kind, _ = name.partition("FeatureExtractor")
     loader = getattr(transformers, f"{old}ImageProcessor", AutoImageProcessor) if kind else AutoImageProcessor
-    return loader.from_pretrained(source, **NO_REMOTE_CODE)
+    return loader.from_pretrained(**locate_source(source), **NO_REMOTE_CODE)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from models.checkpoints import NO_REMOTE_CODE, load_network
+from models.hub import locate_source
 from models.preprocessing import load_preprocessing
 from utils import UserError, require
 
@@ -21,7 +22,7 @@ def load_zero_shot(source: str, labels: list[str], device: str, templates: tuple
     Raises:
         UserError: another kind of model, a weight that is missing, or a label that is too long for the text model.
     """
-    kind = AutoConfig.from_pretrained(source, **NO_REMOTE_CODE).model_type
+    kind = AutoConfig.from_pretrained(**locate_source(source), **NO_REMOTE_CODE).model_type
     require(kind in ("clip", "siglip"), f"zero-shot reads models of type clip or siglip, and '{source}' is of type "
                                         f"'{kind}'")
     encoder = load_network(AutoModel, source, device)
@@ -41,7 +42,7 @@ def load_zero_shot(source: str, labels: list[str], device: str, templates: tuple
 
 def _load_tokenizer(source: str):
     try:
-        return AutoTokenizer.from_pretrained(source, **NO_REMOTE_CODE)
+        return AutoTokenizer.from_pretrained(**locate_source(source), **NO_REMOTE_CODE)
     except ImportError as error:
         raise UserError(f"the tokenizer of '{source}' needs other packages: pip install sentencepiece "
                         "protobuf") from error

@@ -27,10 +27,10 @@ from prompt_datasets import TargetClass, select_classes
 from runs.folders import RunFolder
 from runs.locks import describe_silence, try_lock
 from tensor_files import read_tensors
-from utils import UserError, list_checkpoint_files, require, to_printable
+from utils import UserError, is_same_source, list_checkpoint_files, require, split_revision, to_printable
 
 # settings worth a warning where the token's training had others
-WARNED = ["model", "guidance_scale", "guidance_rescale", "height", "width", "labels"]
+WARNED = ["model", "classifier", "guidance_scale", "guidance_rescale", "height", "width", "labels"]
 SUMMARY_PATIENCE = 3600.0  # seconds: features of thousands of pictures come between two signs of life
 
 
@@ -130,7 +130,8 @@ class Evaluation:
         changed = folder.changed_settings(asdict(config), warned)
         if changed:
             print(to_printable(f"warning: the token was trained with {'; '.join(changed)}"), file=sys.stderr)
-        if config.evaluator and load_token(folder.token_file).header.get("guided_by") == config.evaluator:
+        guide = load_token(folder.token_file).header.get("guided_by")
+        if config.evaluator and guide and is_same_source(guide, split_revision(config.evaluator)[0]):
             print("warning: the evaluator guided this token, which flatters it", file=sys.stderr)
 
     def summarise_classes(self, done: list[RunFolder]):

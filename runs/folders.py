@@ -19,7 +19,17 @@ from models.labels import folder_name, read_labels
 from prompt_datasets import TargetClass
 from runs.locks import describe_silence, find_patience, try_lock
 from tensor_files import write_tensors
-from utils import UserError, is_same_source, read_yaml, require, to_words, write_json, write_text, write_yaml
+from utils import (
+    UserError,
+    is_same_source,
+    read_yaml,
+    require,
+    split_revision,
+    to_words,
+    write_json,
+    write_text,
+    write_yaml,
+)
 
 SOURCES = ("model", "classifier", "class_names", "initializer_token")  # settings that may be paths
 
@@ -90,7 +100,7 @@ class RunFolder(RunFiles):
         changed = self.changed_settings(settings, names)
         what = "token" if self.token_file.exists() else "half-trained token"
         require(not changed, f"the {what} in '{self.tokens}' was trained with {'; '.join(changed)}: another setting is "
-                             "another run, so give a new --exp_id, or --skip_exists False to start over")
+                             "another run, so give a new --exp_id, the old setting, or --skip_exists False to start over")
 
     def check_token(self, classifier: str, test_size: int):
         """Raise UserError unless there is a token of this classifier that has not seen the evaluation's seeds."""
@@ -100,7 +110,8 @@ class RunFolder(RunFiles):
         except UserError as error:
             raise UserError(f"{error}; remove it and train again") from error
         guide = header.get("classifier", classifier)
-        require(is_same_source(guide, classifier), f"'{self.token_file}' was trained with the classifier '{guide}', "
+        place, _ = split_revision(classifier)  # of another revision: a warning, once it is evaluated
+        require(is_same_source(guide, place), f"'{self.token_file}' was trained with the classifier '{guide}', "
                                                    f"not '{classifier}': give that one, or another --exp_id")
         check_held_out(self.token_file, header, test_size)
 

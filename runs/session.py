@@ -20,6 +20,7 @@ from prompt_datasets import TEMPLATES, class_name, class_names, oracle_words, se
 from runs.estimate import EstimateSettings, estimate_run
 from runs.folders import RunFolder, check_held_out, describe_paths, list_titles
 from runs.locks import warn_without_locks
+from runs.start import pin_checkpoints
 from runs.tracking import RunTrackers
 from runs.workers import Sweep, TrainingJob, choose_device, work_on_classes
 from utils import UserError, require
@@ -31,7 +32,7 @@ class Session:
     """One command: its classes and folders, and its models, which are loaded when first needed."""
 
     def __init__(self, config: RunConfig):
-        self.config = config
+        self.config = config = pin_checkpoints(config)
         self.device = choose_device(config.device, config.mixed_precision, int(os.environ.get("LOCAL_RANK", "-1")))
         self.labels = load_labels(config.classifier, config.labels)
         self.names = class_names(self.labels, config.class_names)

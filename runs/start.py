@@ -1,6 +1,7 @@
 """What a command settles before torch is imported: whether the checkpoints that it names can be had."""
 
 import os
+from dataclasses import replace
 from typing import NamedTuple
 
 from config import RunConfig
@@ -58,6 +59,18 @@ def list_hub_checkpoints(config: RunConfig) -> list[HubCheckpoint]:
         if file is None or not find_path(source):
             found.append(HubCheckpoint(name, source, file, list_alternatives(name)))
     return found
+
+
+def pin_checkpoints(config: RunConfig) -> RunConfig:
+    """The settings with the commit of every hub checkpoint that the command opens, such as someone/model@1a2b..."""
+    from models.classifiers import pin_checkpoint  # here: it imports torch
+
+    pinned = {"model": pin_checkpoint(config.model), "classifier": pin_checkpoint(config.classifier)}
+    if config.evaluate and config.evaluator:
+        pinned["evaluator"] = pin_checkpoint(config.evaluator)
+    if config.evaluate and config.real_images and not config.features.startswith("inception"):
+        pinned["features"] = pin_checkpoint(config.features)
+    return replace(config, **pinned)
 
 
 def hub_answers() -> bool:

@@ -7,16 +7,22 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from config import RunConfig
-from models.hub import answers_within, find_cached_file
+from method.class_token import load_token
+from models.classifiers import pin_checkpoint
+from models.hub import answers_within, find_cached_file, find_commit, is_hub_id, locate_source
+from models.labels import folder_name, resolve_name
 from runs.start import OFFLINE, check_checkpoints, list_hub_checkpoints
 from tests.conftest import LABELS
 from tests.test_run import error_of, flags
-from utils import ROOT, UserError
+from utils import ROOT, UserError, is_same_source
 
+OLD, NEW = "1" * 40, "2" * 40  # commits
 MINIATURE = ["--config", "configs/miniature.yml"]
 ANSWERS = [  # a command, its exit code, and what it prints
     (["run.py", *MINIATURE, "--class_index", "mous", "--train", "True"], 2, "did you mean 'mouse'?"),
@@ -137,27 +143,104 @@ def test_timm_does_not_ask_a_silent_hub_again(silent_server, tiny_config, tmp_pa
     assert time.monotonic() - before < 30  # with timm's import; retries take 41 s
 
 
-def test_what_was_downloaded_is_used_without_the_hub(silent_server, tiny_config, tmp_path):
-    """A whole run from the hub's cache; no library waits for the hub that does not answer."""
+def cache_repository(hub: Path, hub_id: str, source: str, commit: str):
+    """What a download of a repository's `main` leaves on this disk."""
+    folder = hub / f"models--{hub_id.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True, exist_ok=True)
+    (folder / "refs/main").write_text(commit)
+    shutil.copytree(source, folder / "snapshots" / commit)
+
+
+@pytest.fixture
+def offline_run(silent_server, tiny_config, tmp_path):
+    """Runs run.py on checkpoints of a hub that does not answer, from the cache."""
     for hub_id, source in (("some/generator", tiny_config.model), ("some/classifier", tiny_config.classifier)):
-        folder = tmp_path / "hub" / f"models--{hub_id.replace('/', '--')}"
-        (folder / "refs").mkdir(parents=True)
-        (folder / "refs/main").write_text("1" * 40)
-        shutil.copytree(source, folder / "snapshots" / ("1" * 40))
+        cache_repository(tmp_path / "hub", hub_id, source, OLD)
     environment = {**os.environ, "HF_ENDPOINT": silent_server, "HF_HOME": str(tmp_path)}
     environment.pop(OFFLINE)
-    argv = flags(tiny_config, "--model", "some/generator", "--classifier", "some/classifier", "--class_index",
-                 "crane bird", "--train", "True", "--num_train_epochs", "1", "--output_path", str(tmp_path / "out"))
-    done = subprocess.run([sys.executable, "run.py", *argv], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+    def run_command(*more, program=("run.py",)):
+        argv = flags(tiny_config, "--model", "some/generator", "--classifier", "some/classifier", "--train", "True",
+                     "--evaluate", "True", "--num_train_epochs", "1", "--output_path", str(tmp_path / "out"), *more)
+        return subprocess.run([sys.executable, *program, *argv], cwd=ROOT, env=environment, capture_output=True,
+                              text=True)
+
+    return run_command
+
+
+def test_what_was_downloaded_is_used_without_the_hub(offline_run, tmp_path):
+    """A whole run from the hub's cache; no library waits for the hub that does not answer."""
+    done = offline_run("--class_index", "crane bird")
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.rglob("learned_embeds.safetensors"))
-    argv[argv.index("crane bird")] = "tigre cat"
-    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, "run.py", *argv], cwd=ROOT, env=environment,
-                          capture_output=True, text=True)
+    done = offline_run("--class_index", "tigre cat", program=("-c", WITHOUT_TORCH, "run.py"))
     assert done.returncode == 2 and "did you mean 'tiger cat'?" in done.stderr
-    listed = subprocess.run([sys.executable, "run.py", "--classifier", "some/classifier", "--list_classes"], cwd=ROOT,
-                            env=environment, capture_output=True, text=True)
+    listed = offline_run("--list_classes")
     assert listed.stdout.splitlines() == [f"{i:5d}  {label}" for i, label in enumerate(LABELS, 1)]
+
+
+def test_a_hub_id_that_moves_is_another_checkpoint(offline_run, tiny_config, tmp_path):
+    """A token of one commit is not drawn with another's weights and counted with the first's; a revision goes on."""
+    done = offline_run("--class_index", "3")
+    assert done.returncode == 0, done.stderr
+    config, = tmp_path.rglob("config.yml")
+    assert f"model: some/generator@{OLD}" in config.read_text() and f"some/classifier@{OLD}" in config.read_text()
+    assert load_token(config.with_name("learned_embeds.safetensors")).header["base_model"] == f"some/generator@{OLD}"
+    picture, = tmp_path.rglob("with/0.png")
+    drawn = picture.read_bytes()
+    cache_repository(tmp_path / "hub", "some/generator", other_weights(tiny_config.model, tmp_path), NEW)
+    larger = ("--class_index", "3", "--test_size", "3")
+    done = offline_run(*larger)
+    assert done.returncode == 2 and f"model some/generator@{OLD}, now some/generator@{NEW}" in done.stderr
+    assert picture.read_bytes() == drawn
+    done = offline_run(*larger, "--train", "False")
+    assert done.returncode == 0 and f"trained with model some/generator@{OLD}, now some/generator@{NEW}" in done.stderr
+    assert picture.read_bytes() != drawn
+    done = offline_run(*larger, "--model", f"some/generator@{OLD}")
+    assert done.returncode == 0 and "warning" not in done.stderr
+    assert picture.read_bytes() == drawn and picture.with_name("2.png").exists()
+
+
+def other_weights(source: str, folder: Path) -> str:
+    """A copy of a generator whose UNet has changed."""
+    shutil.copytree(source, folder / "other")
+    for file in (folder / "other/unet").glob("*.safetensors"):
+        save_file({key: value * 1.5 for key, value in load_file(file).items()}, file, metadata={"format": "pt"})
+    return str(folder / "other")
+
+
+def test_the_hub_tells_the_commit_of_a_revision():
+    server = "import http.server as h, json\nclass Hub(h.BaseHTTPRequestHandler):\n    def do_GET(self):\n" \
+             "        self.send_response(200); self.end_headers()\n" \
+             "        self.wfile.write(json.dumps({'id': 'some/model', 'sha': self.path}).encode())\n" \
+             "s = h.HTTPServer(('127.0.0.1', 0), Hub); print(s.server_port, flush=True); s.serve_forever()"
+    with subprocess.Popen([sys.executable, "-c", server], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                          text=True) as hub:
+        environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{int(hub.stdout.readline())}"}
+        environment.pop(OFFLINE)
+        code = "from models.hub import find_commit as f; print(f('some/model'), f('some/model@v2'))"
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+        hub.kill()
+    assert done.stdout.split() == ["/api/models/some/model", "/api/models/some/model/revision/v2"], done.stderr
+
+
+def test_a_hub_id_may_have_a_revision_everywhere(monkeypatch):
+    monkeypatch.setattr("models.classifiers.find_commit", lambda hub_id: f"commit-of-{hub_id}")
+    assert pin_checkpoint("some/model") == "some/model@commit-of-some/model"
+    assert pin_checkpoint("mean:some/vit@v2") == "mean:some/vit@commit-of-some/vit@v2"
+    assert pin_checkpoint("zero-shot:some/clip") == "zero-shot:some/clip@commit-of-some/clip"
+    assert pin_checkpoint("timm:hf-hub:some/vit@v1") == "timm:hf-hub:some/vit@commit-of-some/vit@v1"
+    assert pin_checkpoint("timm:resnet18") == "timm:resnet18@commit-of-timm/resnet18.a1_in1k"
+    assert pin_checkpoint("inet") == "inet@commit-of-google/vit-large-patch16-224"
+    for name in ("miniature", "miniature/weights/generator", "inception"):
+        assert pin_checkpoint(name) == name
+    assert resolve_name("inet@abc") == ("", "google/vit-large-patch16-224@abc")
+    assert folder_name("inet@abc") == "inet" and folder_name("mean:some/vit@abc") == "mean_some_vit"
+    assert find_commit(f"some/model@{OLD}") == OLD
+    assert [is_hub_id(name) for name in ("a/b@v1", "a/b", "miniature/weights@v1", "b@v1")] == [True, True, False, False]
+    assert is_same_source("a/b", f"a/b@{OLD}") and not is_same_source(f"a/b@{NEW}", f"a/b@{OLD}")
+    with pytest.raises(UserError, match="only hub ids have revisions"):
+        locate_source("miniature/weights@v1")
 
 
 def test_a_listing_opens_the_classifier_alone():
