@@ -1,6 +1,7 @@
 """The frozen text-to-image model: what every family can do, and how one is loaded."""
 
 import logging
+import random
 from typing import Protocol
 
 import torch
@@ -13,7 +14,7 @@ from models.hub import locate_source
 from models.loading import load_stable_diffusion
 from models.sampling import SamplingSettings
 from models.stable_diffusion_xl import load_stable_diffusion_xl
-from utils import find_path, require
+from utils import UserError, find_path, join_lines, require
 
 transformers.utils.logging.disable_progress_bar()  # weights load in a blink ...
 enable_progress_bars()  # ... but downloads do not
@@ -69,14 +70,31 @@ class Generator(Protocol):
         """Compile what runs in every step or with a graph."""
 
 
+def check_compiler(device: str):
+    """Compile a function of one line, never the same twice, since what was compiled before needs no compiler.
+
+    Raises:
+        UserError: this machine lacks what torch.compile needs.
+    """
+    factor = random.random()  # nosec B311
+    try:
+        torch.compile(lambda x: factor * x.sin())(torch.ones(8, device=device))
+    except Exception as error:  # torch raises the backend's own kinds
+        reason = join_lines(str(error).strip().split("\n")[0])[:200]
+        raise UserError(f"torch_compile: this machine cannot compile ({reason}): install a C++ compiler such as g++, "
+                        "and Triton for a GPU, or leave --torch_compile out") from error
+
+
 def load_generator(model: str, device: str, dtype: torch.dtype, gradient_checkpointing: bool = False,
                    compile_networks: bool = False) -> Generator:
     """The generator in a folder or hub repository of a diffusers pipeline, frozen; on "meta" its shapes, from configs.
 
     Raises:
-        UserError: one line that says what is missing (the download, the login, the network or a file), or that the
-            pipeline is of no family in FAMILIES.
+        UserError: one line that says what is missing (the download, the login, the network, a file or a compiler), or
+            that the pipeline is of no family in FAMILIES.
     """
+    if compile_networks:
+        check_compiler(device)
     source = str(find_path(model) or model)
     with opening_checkpoint(model, source):
         index = DiffusionPipeline.load_config(**locate_source(source))

@@ -100,7 +100,7 @@ class RunFolder(RunFiles):
         changed = self.changed_settings(settings, names)
         what = "token" if self.token_file.exists() else "half-trained token"
         require(not changed, f"the {what} in '{self.tokens}' was trained with {'; '.join(changed)}: another setting is "
-                             "another run, so give a new --exp_id, the old setting, or --skip_exists False to start over")
+                             "another run, so give a new --exp_id or the old setting; --skip_exists False starts over")
 
     def check_token(self, classifier: str, test_size: int):
         """Raise UserError unless there is a token of this classifier that has not seen the evaluation's seeds."""

@@ -1,79 +1,139 @@
-"""Curves and pictures of every class in TensorBoard, Weights & Biases or Trackio, by Accelerate's trackers."""
+"""Curves and pictures of every class in TensorBoard, Weights & Biases or Trackio, by their own Python interfaces.
 
-import importlib
+Each process writes the classes that it trains: no tracker joins a launcher's process group.
+"""
+
+import contextlib
+import contextvars
 import importlib.util
+import io
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-from accelerate import PartialState
-from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
+import yaml
 from PIL import Image
 
 from method.trainer import HISTORY_KEYS, Trainer
 from runs.folders import RunFolder
-from utils import require
+from utils import join_lines, require
 
-PACKAGES = ("tensorboard", "wandb", "trackio")
 PROJECT = "class-tokens"
 SHOWN = 8  # pictures per update
 
 
-class TensorBoardOfEveryProcess(TensorBoardTracker):
-    """Of a launcher's processes each writes the classes that it trains."""
+class TrackedRun(Protocol):
+    """One class in one tracker; made with its title (classifier/class/exp_id), the output folder and the settings."""
 
-    main_process_only = False
+    def log_update(self, values: dict[str, float], images: np.ndarray, step: int):
+        """One update's figures and its first pictures, uint8 [N, H, W, 3]."""
+
+    def finish_run(self):
+        """The class is trained, or failed."""
+
+
+class TensorBoardRun:
+    """Event files in <output>/tensorboard/<title>."""
+
+    def __init__(self, title: str, output: Path, settings: dict):
+        from torch.utils.tensorboard import SummaryWriter  # here: the package is optional
+
+        self.writer = SummaryWriter(str(output / "tensorboard" / title))
+        self.writer.add_text("settings", f"```\n{yaml.safe_dump(settings, sort_keys=False)}```")
+
+    def log_update(self, values: dict[str, float], images: np.ndarray, step: int):
+        for key, value in values.items():
+            self.writer.add_scalar(key, value, step)
+        self.writer.add_images("pictures", images, step, dataformats="NHWC")
+
+    def finish_run(self):
+        self.writer.close()
+
+
+class WandbRun:
+    """A run of the project, its local files in <output>/wandb."""
+
+    def __init__(self, title: str, output: Path, settings: dict):
+        import wandb
+
+        self.make_image = wandb.Image
+        self.run = wandb.init(project=PROJECT, name=title, config=settings, dir=str(output), reinit="create_new")
+
+    def log_update(self, values: dict[str, float], images: np.ndarray, step: int):
+        pictures = [self.make_image(pixels) for pixels in images]
+        self.run.log({**values, "pictures": pictures}, step=step)
+
+    def finish_run(self):
+        self.run.finish()
+
+
+class TrackioRun:
+    """A run of the project in Trackio's own folder."""
+
+    def __init__(self, title: str, output: Path, settings: dict):
+        import trackio
+
+        self.make_image = trackio.Image
+        # in a context of its own: trackio ends the run before, and other classes may be learning still
+        self.run = contextvars.Context().run(trackio.init, PROJECT, name=title, config=settings)
+
+    def log_update(self, values: dict[str, float], images: np.ndarray, step: int):
+        pictures = {f"picture {i}": self.make_image(pixels) for i, pixels in enumerate(images)}
+        self.run.log({**values, **pictures}, step=step)
+
+    def finish_run(self):
+        with contextlib.redirect_stdout(io.StringIO()):  # it asks to wait, for every class
+            self.run.finish()
+
+
+TRACKERS: dict[str, Callable[[str, Path, dict], TrackedRun]] = {
+    "tensorboard": TensorBoardRun, "wandb": WandbRun, "trackio": TrackioRun}
 
 
 class RunTrackers:
-    """The trackers of the classes that are being trained, one run each."""
+    """The trackers of the classes that are being trained, one run each; one that fails is left out from then on."""
 
     def __init__(self, report_to: str, output_path: str, settings: dict):
-        """`report_to` is one of PACKAGES, or 'all' for those that are installed.
+        """`report_to` is one of TRACKERS, or 'all' for those that are installed.
 
         Raises:
             UserError: a package that is missing.
         """
-        wanted = PACKAGES if report_to == "all" else (report_to,)
+        wanted = TRACKERS if report_to == "all" else (report_to,)
         self.names = [name for name in wanted if importlib.util.find_spec(name)]
         require(self.names, f"report_to '{report_to}' needs {' or '.join(wanted)}, which is not installed: pip install "
                             "-r requirements-trackers.txt")
-        self.folder, self.settings = Path(output_path, "tensorboard"), settings
-        self.running: dict[RunFolder, list[GeneralTracker]] = {}
-        PartialState()  # Accelerate's trackers want it
+        self.output, self.settings = Path(output_path), make_plain(settings)
+        self.running: dict[tuple[RunFolder, str], TrackedRun] = {}
 
     def log_update(self, folder: RunFolder, trainer: Trainer, is_end: bool):
         """Log the last update of a class: HISTORY_KEYS and its first pictures; with the last one the run ends."""
-        if folder not in self.running:
-            self.running[folder] = [self.start_tracker(name, folder) for name in self.names]
         line = trainer.history[-1]
-        files = sorted((trainer.image_folder / f"{line['update']:03d}").glob("*.png"))[:SHOWN]
+        step = line["update"]
+        values = {key: line[key] for key in HISTORY_KEYS[1:] if line[key] is not None}
+        files = sorted((trainer.image_folder / f"{step:03d}").glob("*.png"))[:SHOWN]
         images = np.stack([np.asarray(Image.open(file)) for file in files])
-        for tracker in self.running[folder]:
-            tracker.log({key: line[key] for key in HISTORY_KEYS[1:] if line[key] is not None}, step=line["update"])
-            log_images(tracker, images, line["update"])
-            if is_end:
-                tracker.finish()
-        if is_end:
-            del self.running[folder]
+        for name in list(self.names):
+            try:
+                run = self.running.get((folder, name)) or self.start_run(folder, name)
+                run.log_update(values, images, step)
+                if is_end:
+                    self.running.pop((folder, name)).finish_run()
+            except Exception as error:  # a tracker raises its own kinds, and is no reason to end a training
+                self.names.remove(name)
+                print(f"warning: report_to {name} fails and gets nothing from here on: {type(error).__name__} "
+                      f"{join_lines(error)[:200]}", file=sys.stderr)
 
-    def start_tracker(self, name: str, folder: RunFolder) -> GeneralTracker:
-        """One class's run, with its settings."""
+    def start_run(self, folder: RunFolder, name: str) -> TrackedRun:
         title = "/".join(folder.images.parts[-3:])  # classifier, class, exp_id
-        tracker = {"tensorboard": lambda: TensorBoardOfEveryProcess(title, self.folder),
-                   "wandb": lambda: WandBTracker(PROJECT, name=title, reinit="create_new"),
-                   "trackio": lambda: TrackioTracker(PROJECT, name=title)}[name]()
-        tracker.start()
-        tracker.store_init_configuration({key: value if isinstance(value, (bool, int, float, str)) else str(value)
-                                          for key, value in self.settings.items()})
-        return tracker
+        run = TRACKERS[name](title, self.output, self.settings)
+        self.running[folder, name] = run
+        return run
 
 
-def log_images(tracker: GeneralTracker, images: np.ndarray, step: int):
-    """Pictures uint8 [N, H, W, 3] of one update."""
-    if tracker.name == "trackio":
-        image = importlib.import_module("trackio").Image
-        tracker.log({"pictures": [image(pixels) for pixels in images]}, step=step)
-    elif tracker.name == "wandb":
-        tracker.log_images({"pictures": list(images)}, step=step)
-    else:
-        tracker.log_images({"pictures": images}, step=step, dataformats="NHWC")
+def make_plain(settings: dict) -> dict:
+    """Settings as every tracker takes them: lists and None as text."""
+    return {key: value if isinstance(value, (bool, int, float, str)) else str(value)
+            for key, value in settings.items()}

@@ -288,3 +288,14 @@ def test_classes_without_names_are_told(capsys, tiny_config, tmp_path):
     (tmp_path / "names.yml").write_text("2: tiger cat")
     assert main([*argv, "--class_names", str(tmp_path / "names.yml"), "--exp_id", "named"]) == 0
     assert "does not name" not in capsys.readouterr().err
+
+
+def test_a_machine_that_cannot_compile_is_one_line(tiny_config, tmp_path):
+    """Before anything is loaded; what an earlier run compiled is no proof."""
+    argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--torch_compile", "True")
+    environment = {name: value for name, value in os.environ.items() if name not in ("CXX", "CC")}
+    done = subprocess.run([sys.executable, "run.py", *argv], cwd=ROOT, env={**environment, "PATH": str(tmp_path)},
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "torch_compile: this machine cannot compile (" in done.stderr
+    assert not list(tmp_path.rglob("config.yml"))
