@@ -5,32 +5,22 @@ import inspect
 import random
 import re
 import sys
-from collections import Counter
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
+from evaluation.class_folders import name_folders
 from evaluation.read_image import SUFFIXES, check_images
 from prompt_datasets import TargetClass
-from utils import (
-    FUNCTION,
-    UserError,
-    find_path,
-    import_function,
-    join_lines,
-    require,
-    save_image,
-    suggest_word,
-    to_printable,
-)
+from utils import FUNCTION, UserError, find_path, import_function, join_lines, require, save_image, to_printable
 
 
 def find_real_images(source: str, classes: list[TargetClass], runs: dict[TargetClass, Path],
                      count: int, cache: Path) -> dict[TargetClass, list[Path]]:
     """The readable files in `source`, sorted, of every class in `runs` {class: the run's folder}.
 
-    `source` is a folder with one folder per class, or a module:function of a class's label and a random.Random that
+    `source` is a folder with one folder per class (class_folders.py), or a module:function of a class's label and a random.Random that
     draws a picture: then `count` files under the run's folder, which `draw_missing_images` fills later. The folder
     `cache` remembers what was readable.
     """
@@ -49,19 +39,7 @@ def find_real_images(source: str, classes: list[TargetClass], runs: dict[TargetC
         return drawn
     root = find_path(source)
     require(root and root.is_dir(), f"no real_images folder '{source}'")
-    allowed = allowed_folder_names(classes)
-    known = [name for spellings in allowed for name in spellings]
-    present = [folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
-    unknown = sorted(set(present) - set(known))
-    first = "".join(unknown[:1])
-    number = re.match("[0-9]*", first)[0]
-    meant = [target.folder for target in classes if number and target.number == int(number)]
-    if number:  # which resembles quite other numbers
-        hint = f"did you mean '{meant[0]}'?" if meant else f"the classes are numbered 1 to {len(classes)}"
-    else:
-        hint = suggest_word(first, known)
-    hint = hint or f"name them such as '{known[0]}', by the numbers and names of --list_classes"
-    require(not unknown, f"'{source}' has folders that are no class: {', '.join(map(repr, unknown[:5]))}; {hint}")
+    allowed = name_folders(root, classes)
     found, faults, others = {}, {}, []
     with tqdm(runs, desc="real pictures", unit="class", delay=2) as bar:  # closed before an error is printed
         for target in bar:
@@ -75,14 +53,6 @@ def find_real_images(source: str, classes: list[TargetClass], runs: dict[TargetC
                 + (f"there are none in '{folder.name}'" if folder else
                    "name their folder " + " or ".join(f"'{name}'" for name in allowed[target.index])))
     return {target: files for target, (_, files) in found.items()}
-
-
-def allowed_folder_names(classes: list[TargetClass]) -> list[list[str]]:
-    """What the folder of real pictures of every class may be called."""
-    spellings = [dict.fromkeys((str(target.number), target.name, target.label)) for target in classes]
-    owners = Counter(spelling for of_class in spellings for spelling in of_class)
-    return [[target.folder, *(spelling for spelling in of_class if owners[spelling] == 1)]
-            for target, of_class in zip(classes, spellings, strict=True)]
 
 
 def list_class_files(root: Path, target: TargetClass, allowed: list[str]) -> tuple[Path | None, list[Path], list[Path]]:

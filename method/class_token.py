@@ -13,6 +13,8 @@ from tensor_files import write_tensors
 from utils import TOKEN_SUFFIXES, UserError, find_path, join_lines, require
 
 PAIR = ("clip_l", "clip_g")  # SDXL's text encoders, in the order in which it joins their embeddings
+OTHER_NAMES = {"text_encoders_0": "clip_l", "text_encoders_1": "clip_g"}  # by diffusers' scripts for LoRAs
+DIFFUSERS_NAME = "learned_embeds"  # and learned_embeds_2, of the name that diffusers' scripts give
 LARGEST = 2**20  # numbers in a token; 77 vectors for SDXL have 157,696
 HEADS = {  # how files begin that are something else
     rb"version https://git-lfs": "it is a Git LFS pointer, and `git lfs pull` fetches the file itself",
@@ -45,7 +47,7 @@ def start_vectors(generator: Generator, initializer: str, num_vectors: int | Non
     if not names_file(initializer):
         return generator.initial_vectors(initializer, num_vectors)
     token = load_token(initializer)
-    check_widths(token, generator)
+    check_widths(token, generator, initializer)
     require(num_vectors in (None, len(token.vectors)), f"num_vectors is {num_vectors}, and '{initializer}' holds "
                                                        f"{len(token.vectors)} vectors: leave it out")
     return token.vectors.to(generator.device)
@@ -56,11 +58,14 @@ def names_file(initializer: str) -> bool:
     return initializer.endswith(TOKEN_SUFFIXES)
 
 
-def check_widths(token: ClassToken, generator: Generator):
-    """Raise UserError where the token's vectors are not of the width that the generator's text encoders read."""
-    require(token.widths == generator.token_widths,
-            f"the token's vectors have {' + '.join(map(str, token.widths))} numbers and this model's "
-            f"{' + '.join(map(str, generator.token_widths))}: it was trained for another --model")
+def check_widths(token: ClassToken, generator: Generator, file: str):
+    """Raise UserError where the vectors of the token in `file` are not what the generator's text encoders read."""
+    found, needed = token.widths, generator.token_widths
+    is_half = len(found) < len(needed) and found[0] in needed
+    cause = "it is one half of a token for two text encoders, and the other, such as 'learned_embeds_2.safetensors' " \
+            "beside 'learned_embeds.safetensors', is missing" if is_half else "it was trained for another --model"
+    require(found == needed, f"the vectors in '{file}' have {' + '.join(map(str, found))} numbers and this model's "
+                             f"{' + '.join(map(str, needed))}: {cause}")
 
 
 def split_vectors(vectors: torch.Tensor, widths: tuple[int, ...]) -> dict[str, torch.Tensor]:
@@ -84,18 +89,40 @@ def save_token(path: Path, placeholder: str, vectors: torch.Tensor, widths: tupl
 def load_token(path: Path | str) -> ClassToken:
     """The token in our file, or in one of textual inversion by diffusers, Automatic1111, kohya or the original code.
 
-    The placeholder is the tensor's name; where it has none, what the file says, or else the file's own name.
+    The placeholder is the tensor's name; where it has none, what the file says, or else the file's own name. Of the two
+    files that diffusers writes for SDXL either may be given.
 
     Raises:
         UserError: no such file, or what it holds instead of one token.
     """
     path = find_path(str(path)) or Path(path)
+    first, second = find_halves(path)
+    if path not in (first, second) or not (first.is_file() and second.is_file()):
+        return load_file(path)
+    halves = load_file(first), load_file(second)
+    widths = tuple(half.vectors.shape[1] for half in halves)
+    fits = halves[0].placeholder == halves[1].placeholder and len(halves[0].vectors) == len(halves[1].vectors)
+    if not fits or widths[0] == widths[1]:  # two tokens
+        return load_file(path)
+    return ClassToken(halves[0].placeholder, torch.cat([half.vectors for half in halves], 1), widths, halves[0].header)
+
+
+def find_halves(path: Path) -> tuple[Path, Path]:
+    """Where diffusers writes the vectors for the first and the second text encoder, if one of them is `path`."""
+    first = path.name.replace(f"{DIFFUSERS_NAME}_2", DIFFUSERS_NAME, 1)
+    second = first.replace(DIFFUSERS_NAME, f"{DIFFUSERS_NAME}_2", 1)
+    return path.with_name(first), path.with_name(second)
+
+
+def load_file(path: Path) -> ClassToken:
+    """The token in one file, as `load_token`."""
     content, header = read_content(path)
     wrong = f"'{path}' is not a token file: "
     require(not isinstance(content.get("state_dict"), dict), f"{wrong}it is a full checkpoint")
     for pattern, kind in KINDS.items():
         require(not any(re.search(pattern, str(key)) for key in content), f"{wrong}it is {kind}")
-    tensors = {key: value for key, value in content.items() if isinstance(key, str) and torch.is_tensor(value)}
+    tensors = {OTHER_NAMES.get(key, key): value for key, value in content.items()
+               if isinstance(key, str) and torch.is_tensor(value)}
     require(tensors, f"{wrong}it holds no tensor that is named by a placeholder")
     names, paired = ", ".join(tensors)[:100], set(tensors) == set(PAIR)
     require(names not in PAIR, f"{wrong}it holds {names} alone, and SDXL needs both {' and '.join(PAIR)}")

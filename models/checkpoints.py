@@ -1,6 +1,7 @@
 """Checkpoints that cannot be opened or downloaded: whatever the libraries raise, one line that says what to do."""
 
 import logging
+import pickle
 import sys
 import warnings
 from contextlib import contextmanager
@@ -66,6 +67,8 @@ def _explain_causes(source: str, causes: list[BaseException], instead: str) -> s
     unreachable = any(kind.__name__ == "TransportError" for cause in causes for kind in type(cause).__mro__)
     if caused_by(ImportError):
         return first
+    if caused_by(pickle.UnpicklingError):  # whose text advises to execute what the file holds
+        first = "a file of it holds code or objects besides tensors, which are not loaded"
     source = source.removeprefix("local-dir:")  # timm's
     if find_path(source):
         return (f"it is a broken file, or not of the right kind: {first}" if find_path(source).is_file() else

@@ -1,5 +1,6 @@
 """Features of pictures for FID and its like: InceptionV3's as published, or a classifier's own."""
 
+import zipfile
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -71,6 +72,14 @@ def classifier_extractor(classifier: Classifier, identity: list | None = None) -
         lambda prepared: penultimate_features(classifier, prepared.to(classifier.device)), None, identity))
 
 
+def is_torchscript(file: str) -> bool:
+    """Whether a file is a network that torch.jit saved."""
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
 def load_extractor(name: str, device: str, fid_mode: str, labels_file: str | None = None) -> Extractor:
     """'inception' (downloaded), 'inception:<file of weights>', or a classifier's penultimate features.
 
@@ -83,6 +92,8 @@ def load_extractor(name: str, device: str, fid_mode: str, labels_file: str | Non
     require(weights is None or Path(weights).is_file(), f"features '{name}': no file '{weights}'")
     with opening_checkpoint(name, weights, instead="or give --features inception:<file of weights> or a classifier"):
         if weights:  # the libraries unpickle freely, so they get no file that needs it
+            require(not is_torchscript(weights), f"'{weights}' is TorchScript, which is code, such as clean-fid's "
+                    f"file: give torch-fidelity's, {URL_INCEPTION_V3}, which holds the same weights")
             torch.load(weights, map_location="cpu", weights_only=True)
         else:
             torch.hub.load_state_dict_from_url(URL_INCEPTION_V3, map_location="cpu", check_hash=True, weights_only=True)

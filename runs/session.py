@@ -162,7 +162,7 @@ class Session:
                                    config.gradient_checkpointing, config.torch_compile)
         generator.set_placeholder(config.placeholder_token)
         if config.token:
-            check_widths(token := load_token(config.token), generator)
+            check_widths(token := load_token(config.token), generator, config.token)
             vectors = token.vectors.to(generator.device)
         else:
             vectors = start_vectors(generator, config.initializer_token, config.num_vectors)

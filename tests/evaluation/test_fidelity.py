@@ -186,3 +186,15 @@ def test_a_sample_is_noted(pixel_extractor, noise_files, tmp_path, monkeypatch):
     for key in ("sampled_for_kid_and_prdc", "fid_mode"):  # a summary of earlier code has none
         found.pop(key, found["with"].pop(key, None))
     assert "random samples" not in fidelity_table(found).note
+
+
+def test_a_torchscript_inception_is_told_by_its_name(tmp_path):
+    """clean-fid's own file: torch's advice, to drop weights_only, would run its code."""
+    class Network(torch.nn.Module):
+        def forward(self, images):
+            return images
+
+    torch.jit.save(torch.jit.script(Network()), tmp_path / "inception-2015-12-05.pt")
+    with pytest.raises(UserError, match="05.pt' is TorchScript.*weights-inception-2015-12-05-67") as raised:
+        load_extractor(f"inception:{tmp_path / 'inception-2015-12-05.pt'}", "cpu", "clean")
+    assert "weights_only" not in str(raised.value)

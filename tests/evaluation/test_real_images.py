@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.real_images import allowed_folder_names, draw_missing_images, find_real_images
+from evaluation.class_folders import allowed_folder_names, match_published_names, suggest_folder
+from evaluation.real_images import draw_missing_images, find_real_images
 from miniature import world
-from prompt_datasets import select_classes, target_class
+from models.labels import IMAGENET_LABELS
+from prompt_datasets import class_name, select_classes, target_class
 from run import main
 from tests.test_run import error_of, flags
 from utils import UserError
@@ -94,6 +96,35 @@ def test_numbers_as_labels_are_not_taken_for_positions():
     digits = [str(i) for i in range(10)]
     allowed = allowed_folder_names(select_classes("all", digits, digits))
     assert allowed[:2] == [["0001_0", "0"], ["0002_1"]] and allowed[9] == ["0010_9", "10"]
+
+
+def make_classes(*labels: str):
+    return select_classes("all", list(labels), [class_name(label) for label in labels])
+
+
+def test_folders_of_published_data_sets_are_read_by_their_names():
+    """Their numbers count other lists: iNaturalist's from 0, CUB's from 1, in the order of the data set."""
+    worms = make_classes("Lumbricus terrestris", "Sabella pavonina", "Sabella spallanzanii")
+    sabella = "00001_Animalia_Annelida_Polychaeta_Sabellida_Sabellidae_Sabella_pavonina"
+    earthworm = "00000_Animalia_Annelida_Clitellata_Haplotaxida_Lumbricidae_Lumbricus_terrestris"
+    assert match_published_names([sabella, earthworm], worms) == {sabella: 1, earthworm: 0}
+    birds = make_classes("002.Laysan_Albatross", "001.Black_footed_Albatross")
+    assert match_published_names(["001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Sooty_Albatross"],
+                                 birds) == {"001.Black_footed_Albatross": 1, "002.Laysan_Albatross": 0}
+    twins = make_classes("crane, bird", "crane, machine")
+    assert match_published_names(["001.crane", "002.crane_bird"], twins) == {"002.crane_bird": 0}
+    thousand = make_classes(*IMAGENET_LABELS.read_text().splitlines())
+    assert match_published_names(["n02123159", "n02012849", "n03126707"], thousand) == {
+        "n02123159": 282, "n02012849": 134, "n03126707": 517}
+    assert match_published_names(["n02123159"], worms) == {}
+
+
+@pytest.mark.parametrize("folder, hint", [
+    ("00002_Sabela_pavonina", "did you mean '0002_sabella_pavonina'?"), ("9", "the classes are numbered 1 to 3"),
+    ("00001_owl", ""), ("0001_owl", "did you mean '0001_lumbricus_terrestris'?"), ("Sabela pavonina", "")])
+def test_a_folder_s_name_tells_what_it_was_to_be(folder, hint):
+    classes = make_classes("Lumbricus terrestris", "Sabella pavonina", "Sabella spallanzanii")
+    assert suggest_folder(folder, classes) == hint
 
 
 def test_a_label_that_is_a_path_is_no_folder(tmp_path):

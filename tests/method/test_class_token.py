@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save, save_file
 from torch.nn import Parameter, ParameterDict
 
-from method.class_token import load_token, save_token
+from method.class_token import check_widths, load_token, save_token
 from utils import UserError
 
 ONE, TWO, WIDE = torch.randn(1, 32), torch.randn(2, 32), torch.randn(2, 48)
@@ -152,3 +152,42 @@ def test_words_that_sound_like_parts_of_a_model_come_back(tmp_path, placeholder)
 def test_a_lora_in_safetensors(tmp_path):
     save_file({"lora_te_text_model.lora_up.weight": ONE, "lora_te_text_model.alpha": torch.tensor(4.0)}, tmp_path / "x")
     assert_refused(tmp_path / "x", "it is a LoRA")
+
+
+@pytest.mark.parametrize("names", [("learned_embeds", "learned_embeds_2"),
+                                   ("learned_embeds-steps-500", "learned_embeds_2-steps-500")])
+@pytest.mark.parametrize("given", [0, 1])
+def test_the_two_files_of_diffusers_sdxl_script_are_one_token(tmp_path, names, given):
+    halves = torch.rand(2, 4), torch.rand(2, 6)
+    files = [tmp_path / f"{name}.safetensors" for name in names]
+    for file, half in zip(files, halves, strict=True):
+        save_file({"<cat>": half}, file)
+    token = load_token(files[given])
+    assert token.widths == (4, 6) and torch.equal(token.vectors, torch.cat(halves, 1)) and token.placeholder == "<cat>"
+    files[1 - given].unlink()
+    assert load_token(files[given]).widths == (halves[given].shape[1],)
+
+
+def test_two_tokens_beside_each_other_are_two(tmp_path):
+    """Of another word, or of the same width."""
+    for width, word in ((6, "<dog>"), (4, "<cat>")):
+        save_file({"<cat>": torch.rand(4)}, tmp_path / "learned_embeds.safetensors")
+        save_file({word: torch.rand(width)}, tmp_path / "learned_embeds_2.safetensors")
+        assert load_token(tmp_path / "learned_embeds.safetensors").widths == (4,)
+
+
+def test_the_names_of_diffusers_lora_scripts(tmp_path):
+    halves = torch.rand(1, 4), torch.rand(1, 6)
+    save_file({f"text_encoders_{i}": half for i, half in enumerate(halves)}, tmp_path / "cat.safetensors")
+    token = load_token(tmp_path / "cat.safetensors")
+    assert token.widths == (4, 6) and torch.equal(token.vectors, torch.cat(halves, 1)) and token.placeholder == "cat"
+
+
+def test_half_a_token_is_told_which_half_is_missing(tmp_path):
+    class TwoEncoders:
+        token_widths = (4, 6)
+
+    save_file({"<cat>": torch.rand(4)}, tmp_path / "learned_embeds.safetensors")
+    token = load_token(tmp_path / "learned_embeds.safetensors")
+    with pytest.raises(UserError, match="learned_embeds.safetensors' have 4 numbers.*learned_embeds_2.safetensors"):
+        check_widths(token, TwoEncoders(), str(tmp_path / "learned_embeds.safetensors"))

@@ -1,0 +1,106 @@
+"""Which folder of real pictures is which class: named as ours, or as in ImageNet, CUB and iNaturalist."""
+
+import difflib
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+
+from timm.data import ImageNetInfo
+
+from prompt_datasets import TargetClass, class_name, plain_words
+from utils import require, suggest_word, to_printable
+
+OUR_DIGITS = len("0283")  # of a class's number in its folder
+
+
+def name_folders(root: Path, classes: list[TargetClass]) -> list[list[str]]:
+    """What the folder of every class in `root` may be called, the names of published data sets that are there included.
+
+    Raises:
+        UserError: a folder that is no class.
+    """
+    allowed = allowed_folder_names(classes)
+    known = {name for spellings in allowed for name in spellings}
+    present = [folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
+    others = sorted(set(present) - known)
+    published = match_published_names(others, classes)
+    for name, index in published.items():
+        allowed[index].append(name)
+    unknown = [name for name in others if name not in published]
+    if unknown:
+        hint = suggest_folder(unknown[0], classes) or suggest_word(unknown[0], known) \
+            or f"name them such as '{classes[0].folder}', by the numbers and names of --list_classes"
+        shown = ", ".join(f"'{to_printable(name)}'" for name in unknown[:5])
+        require(False, f"'{root}' has folders that are no class: {shown}; {hint}")
+    return allowed
+
+
+def allowed_folder_names(classes: list[TargetClass]) -> list[list[str]]:
+    """What the folder of real pictures of every class may be called."""
+    spellings = [dict.fromkeys((str(target.number), target.name, target.label)) for target in classes]
+    owners = Counter(spelling for of_class in spellings for spelling in of_class)
+    return [[target.folder, *(spelling for spelling in of_class if owners[spelling] == 1)]
+            for target, of_class in zip(classes, spellings, strict=True)]
+
+
+def match_published_names(folders: list[str], classes: list[TargetClass]) -> dict[str, int]:
+    """{folder: class from 0} of those folders that are named as in a published data set, where just one class fits.
+
+    ImageNet's n02123159, CUB's 001.Black_footed_Albatross, iNaturalist's 00001_Animalia_..._Sabella_pavonina: their
+    numbers are other lists', so names decide.
+    """
+    owners = find_owners(classes)
+    synsets = number_synsets(classes)
+    matched = {}
+    for folder in folders:
+        if folder in synsets:
+            matched[folder] = synsets[folder]
+            continue
+        numbered = re.fullmatch(r"\d+[._](.+)", folder)
+        words = plain_words(numbered[1]).split() if numbered else []
+        for start in range(len(words)):  # iNaturalist's begin with kingdom, phylum, class, order and family
+            indices = owners.get(" ".join(words[start:]), set())
+            if len(indices) == 1:
+                matched[folder], = indices
+                break
+    return matched
+
+
+def find_owners(classes: list[TargetClass]) -> dict[str, set[int]]:
+    """{name or label in plain words: the classes, from 0, that are called so}."""
+    owners = defaultdict(set)
+    for target in classes:
+        for name in (target.name, class_name(target.label), target.label):
+            owners[plain_words(name)].add(target.index)
+    return owners
+
+
+def number_synsets(classes: list[TargetClass]) -> dict[str, int]:
+    """{WordNet id: class from 0} where the classes are ImageNet's thousand, else nothing."""
+    info = ImageNetInfo("imagenet-1k")
+    if len(classes) != info.num_classes():
+        return {}
+    for target in classes:
+        if plain_words(class_name(target.label)) != plain_words(class_name(info.index_to_description(target.index))):
+            return {}
+    return {info.index_to_label_name(target.index): target.index for target in classes}
+
+
+def suggest_folder(folder: str, classes: list[TargetClass]) -> str:
+    """A question that names the class folder whose name resembles this one's; by its number where it is all there is.
+
+    An empty string for a name without a number: what is suggested then is spelled in the same way.
+    """
+    number, words = re.fullmatch(r"(\d*)[._]?(.*)", folder, re.DOTALL).groups()
+    if not number:
+        return ""
+    by_name = {plain_words(target.name): target.folder for target in classes}
+    by_number = {target.number: target.folder for target in classes}
+    close = difflib.get_close_matches(plain_words(words), by_name, 1)
+    if close:
+        return f"did you mean '{by_name[close[0]]}'?"
+    if words and len(number) != OUR_DIGITS:  # numbered by another list
+        return ""
+    if int(number) not in by_number:
+        return f"the classes are numbered 1 to {len(classes)}"
+    return f"did you mean '{by_number[int(number)]}'?"
