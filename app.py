@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import io
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -100,61 +101,88 @@ def compare_pictures(studio: Studio, target: TargetClass, token: ClassToken, tem
                      studio.judge.labels)
 
 
+def make_folder() -> str:
+    """A folder for what one visitor makes; gradio removes it by `remove_folder` when the visitor has gone."""
+    return tempfile.mkdtemp(prefix="class-tokens-")
+
+
+def remove_folder(folder: str):
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def offer_token(studio: Studio, target: TargetClass, token: ClassToken, folder: Path) -> tuple[dict, str]:
     """The button that downloads the token, and what to type in which tool."""
     file = save_download(token, target, folder)
     usage = TEMPLATES_OF_PAGE.get_template("usage.html").render(
         name=file.stem, noun=target.name, model=studio.config.model, size=f"{file.stat().st_size / 1000:.1f}")
-    return gr.DownloadButton("Download the token", value=str(file), interactive=True), usage
+    return gr.update(value=str(file), interactive=True), usage
 
 
-def look_at_class(studio: Studio, number: int, template: str, seed: float | None) -> Iterator[tuple]:
-    """The same seeds without and with a ready token; the first seed; the token to take away."""
+def look_at_class(studio: Studio, number: int, template: str, seed: float | None, folder: str) -> Iterator[tuple]:
+    """The same seeds without and with a ready token; the first seed; the token to take away, in the visitor's folder.
+
+    A handler may run in a process of its own, where a GPU is lent: what it writes must outlive it.
+    """
     target = studio.targets[number - 1]
     token, seeds = load_ready_token(studio, target), choose_seeds(seed, SHOWN)
-    with tempfile.TemporaryDirectory() as folder:
-        yield compare_pictures(studio, target, token, template, seeds), seeds[0], *offer_token(
-            studio, target, token, Path(folder))
+    yield compare_pictures(studio, target, token, template, seeds), seeds[0], *offer_token(
+        studio, target, token, Path(folder))
 
 
-def learn_live(studio: Studio, number: int, words: str = "") -> Iterator[tuple]:
-    """After every update: what happened, its pictures, the curves, and the best token so far; then a comparison."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        if words.strip():
-            studio = use_words(studio, words, folder)
-            number = min(number, len(studio.targets))
-        target = studio.targets[number - 1]
-        hidden = gr.DownloadButton("Download the token", value=None, interactive=False)
-        yield f"Learning a word for **{target.title}** ...", "", "", "", hidden, ""
-        for progress in learn_word(studio, target, folder):
-            line = progress.line
-            text = (f"**Update {line['update'] + 1}**, of {studio.config.num_train_epochs} at most: the classifier "
-                    f"takes {line['accuracy']:.0%} of {studio.config.epoch_size} new pictures for {target.label}.")
-            shown = [{"address": encode_image(Image.open(file)), "bars": [], "seed": ""}
-                     for file in progress.pictures[:SHOWN]]
-            rows = [("The newest pictures", "drawn with the word as it is now", shown)]
-            pictures = TEMPLATES_OF_PAGE.get_template("pictures.html").render(rows=rows)
-            curve = plot_curves(progress.history_file)
-            button, usage = offer_token(studio, target, progress.token, folder)
-            yield text, pictures, curve, "", button, ""
-        yield (f"**Learned** after {line['update'] + 1} updates: {progress.end}. Below, seeds that it never saw.",
-               "", curve, compare_pictures(studio, target, progress.token, TEMPLATES[0],
-                                           choose_seeds(0, SHOWN)), button, usage)
+def learn_live(studio: Studio, number: int, folder: str, words: str = "") -> Iterator[tuple]:
+    """After every update: what happened, its pictures, the curves, and the best token so far; then a comparison.
+
+    Ends before the next update once `request_stop` was called with the visitor's `folder`.
+    """
+    home = Path(folder, "learning")
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir(parents=True)
+    if words.strip():
+        studio = use_words(studio, words, home)
+        number = min(number, len(studio.targets))
+    target = studio.targets[number - 1]
+    yield f"Learning a word for **{target.title}** ...", "", "", "", gr.update(value=None, interactive=False), ""
+    for progress in learn_word(studio, target, home):
+        line = progress.line
+        text = (f"**Update {line['update'] + 1}**, of {studio.config.num_train_epochs} at most: the classifier "
+                f"takes {line['accuracy']:.0%} of {studio.config.epoch_size} new pictures for {target.label}.")
+        shown = [{"address": encode_image(Image.open(file)), "bars": [], "seed": ""}
+                 for file in progress.pictures[:SHOWN]]
+        rows = [("The newest pictures", "drawn with the word as it is now", shown)]
+        pictures = TEMPLATES_OF_PAGE.get_template("pictures.html").render(rows=rows)
+        curve = plot_curves(progress.history_file)
+        button, usage = offer_token(studio, target, progress.token, home)
+        yield text, pictures, curve, "", button, ""
+        if stop_file(folder).exists():
+            return
+    yield (f"**Learned** after {line['update'] + 1} updates: {progress.end}. Below, seeds that it never saw.",
+           "", curve, compare_pictures(studio, target, progress.token, TEMPLATES[0],
+                                       choose_seeds(0, SHOWN)), button, usage)
 
 
-def finish_learning(studio: Studio, number: int, file: str | None, words: str = "") -> Iterator[tuple]:
+def stop_file(folder: str) -> Path:
+    """What tells a learning that it is to stop: a file, since it may run in another process."""
+    return Path(folder, "learning", "stop")
+
+
+def request_stop(folder: str):
+    """Have the learning in a visitor's folder end after its update."""
+    file = stop_file(folder)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+
+
+def finish_learning(studio: Studio, number: int, file: str | None, folder: str, words: str = "") -> Iterator[tuple]:
     """After a stop: the comparison with the best token so far."""
     if not file:
         yield "Stopped before the first update: there is no word yet.", gr.skip()
         return
-    with tempfile.TemporaryDirectory() as name:
-        if words.strip():
-            studio = use_words(studio, words, Path(name))
-            number = min(number, len(studio.targets))
-        target = studio.targets[number - 1]
-        yield ("**Stopped.** The best word so far is kept. Below, seeds that it never saw.",
-               compare_pictures(studio, target, load_token(Path(file)), TEMPLATES[0], choose_seeds(0, SHOWN)))
+    if words.strip():
+        studio = use_words(studio, words, Path(folder))
+        number = min(number, len(studio.targets))
+    target = studio.targets[number - 1]
+    yield ("**Stopped.** The best word so far is kept. Below, seeds that it never saw.",
+           compare_pictures(studio, target, load_token(Path(file)), TEMPLATES[0], choose_seeds(0, SHOWN)))
 
 
 def list_choices(targets: list[TargetClass], labels: list[str]) -> list[tuple[str, int]]:
@@ -168,14 +196,15 @@ def build_page(studio: Studio) -> gr.Blocks:
     models = {"concurrency_id": "models", "concurrency_limit": 1, "show_progress": "minimal"}
     with gr.Blocks(title="Class tokens", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gr.Markdown(INTRO)
+        folder = gr.State(make_folder, time_to_live=3600, delete_callback=remove_folder)
         with gr.Tab("Look"):
-            build_look_tab(page, studio, models)
+            build_look_tab(page, studio, folder, models)
         with gr.Tab("Learn a word live"):
-            build_learn_tab(studio, models)
+            build_learn_tab(studio, folder, models)
     return page
 
 
-def build_look_tab(page: gr.Blocks, studio: Studio, models: dict):
+def build_look_tab(page: gr.Blocks, studio: Studio, folder: gr.State, models: dict):
     ready = list(studio.tokens)
     if not ready:
         gr.Markdown("No token is there yet: learn one on the other tab, or by `python run.py --train True`.")
@@ -191,12 +220,13 @@ def build_look_tab(page: gr.Blocks, studio: Studio, models: dict):
     download, usage = gr.DownloadButton("Download the token", interactive=False), gr.HTML()
     handler = use_gpu(show_errors(functools.partial(look_at_class, studio)))
     outputs, models = [pictures, seed, download, usage], {**models, "show_progress_on": pictures}
+    given = [number, template, seed, folder]
     for event in (page.load, draw.click, template.submit, number.input):
-        event(handler, [number, template, seed], outputs, **models)
-    other.click(lambda: None, outputs=seed).then(handler, [number, template, seed], outputs, **models)
+        event(handler, given, outputs, **models)
+    other.click(lambda: None, outputs=seed).then(handler, given, outputs, **models)
 
 
-def build_learn_tab(studio: Studio, models: dict):
+def build_learn_tab(studio: Studio, folder: gr.State, models: dict):
     config = studio.config
     is_open = config.classifier.startswith("zero-shot:")
     words = gr.Textbox("\n".join(studio.guide.labels), lines=4, max_lines=12, max_length=5000, visible=is_open,
@@ -208,11 +238,12 @@ def build_learn_tab(studio: Studio, models: dict):
                          "word's numbers a little. The rest of the model stays as it is.")
     pictures, curve, result = gr.HTML(), gr.HTML(elem_classes="ct-curve"), gr.HTML()
     download, usage = gr.DownloadButton("Download the token", interactive=False), gr.HTML()
-    given = [number, words] if is_open else [number]
+    own_words = [words] if is_open else []
+    given = [number, folder, *own_words]
     learning = start.click(use_gpu(show_errors(functools.partial(learn_live, studio))), given,
                            [status, pictures, curve, result, download, usage], show_progress_on=status, **models)
-    after = [number, download, words] if is_open else [number, download]
-    stop.click(None, cancels=learning).then(
+    after = [number, download, folder, *own_words]
+    stop.click(request_stop, folder, queue=False, cancels=learning).then(
         use_gpu(show_errors(functools.partial(finish_learning, studio))), after, [status, result],
         show_progress_on=status, **models)
     if is_open:

@@ -20,9 +20,9 @@ def find_real_images(source: str, classes: list[TargetClass], runs: dict[TargetC
                      count: int, cache: Path) -> dict[TargetClass, list[Path]]:
     """The readable files in `source`, sorted, of every class in `runs` {class: the run's folder}.
 
-    `source` is a folder with one folder per class (class_folders.py), or a module:function of a class's label and a random.Random that
-    draws a picture: then `count` files under the run's folder, which `draw_missing_images` fills later. The folder
-    `cache` remembers what was readable.
+    `source` is a folder with one folder per class (class_folders.py), or a module:function of a class's label and a
+    random.Random that draws a picture: then `count` files under the run's folder, which `draw_missing_images` fills
+    later. The folder `cache` remembers what was readable.
     """
     if ":" in source and find_path(source) is None:
         require(re.fullmatch(FUNCTION, source), f"real_images '{source}' is neither a folder nor module:function")

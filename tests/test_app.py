@@ -1,6 +1,8 @@
 """The page: its handlers, and the whole in a browser where Chromium is installed."""
 
+import functools
 import json
+import multiprocessing
 import os
 import shutil
 import socket
@@ -38,14 +40,12 @@ def test_every_class_has_a_ready_token_which_draws_it_more_often(studio):
     assert shares[1] > shares[0] + 3
 
 
-def test_look_shows_the_same_seeds_twice_and_a_token_that_loads(studio, monkeypatch):
-    tokens = []
-    monkeypatch.setattr(app.gr, "DownloadButton", lambda *_, value, **__: tokens.append(load_token(value)))
-    (html, seed, _, usage), = app.look_at_class(studio, 7, "A painting of a {}", 5)
+def test_look_shows_the_same_seeds_twice_and_a_token_that_loads(studio, tmp_path):
+    (html, seed, button, usage), = app.look_at_class(studio, 7, "A painting of a {}", 5, str(tmp_path))
     assert html.count("<figure>") == 2 * app.SHOWN and html.count("seed 5") == 4 and seed == 5
     assert "newclas-0007_jaguar jaguar" in usage and "&lt;newclas-0007_jaguar&gt;" in usage
-    assert torch.equal(tokens[0].vectors, load_token(studio.tokens[studio.targets[6]]).vectors)
-    (_, other, *_), = app.look_at_class(studio, 7, "A painting of a {}", None)
+    assert torch.equal(load_token(button["value"]).vectors, load_token(studio.tokens[studio.targets[6]]).vectors)
+    (_, other, *_), = app.look_at_class(studio, 7, "A painting of a {}", None, str(tmp_path))
     assert 0 <= other < 10**6
 
 
@@ -53,10 +53,10 @@ def test_look_shows_the_same_seeds_twice_and_a_token_that_loads(studio, monkeypa
     ("no place", 0, "needs one {}"), ("{} {}", 0, "needs one {}"), ("{0}", 0, "needs one {}"),
     ("a newclas {}", 0, "leave 'newclas' out"), ("a {} " + "very " * 80, 0, "token"), ("a {}", -1, "whole number"),
     ("a {}", 2.5, "whole number"), ("a {}", 2**32, "whole number")])
-def test_bad_input_is_one_line_for_the_visitor(studio, template, seed, right):
+def test_bad_input_is_one_line_for_the_visitor(studio, tmp_path, template, seed, right):
     handler = app.show_errors(lambda *given: app.look_at_class(studio, *given))
     with pytest.raises(gradio.Error, match=right) as raised:
-        list(handler(7, template, seed))
+        list(handler(7, template, seed, str(tmp_path)))
     assert "\n" not in str(raised.value) and "Traceback" not in str(raised.value)
 
 
@@ -80,8 +80,8 @@ def test_two_classes_of_one_label_are_two_classes():
     assert app.list_choices(targets, labels) == [("1 (crane)", 1), ("tiger", 2), ("3 (crane)", 3)]
 
 
-def test_a_word_is_learned_update_by_update(studio):
-    steps = list(app.learn_live(studio, 7))
+def test_a_word_is_learned_update_by_update(studio, tmp_path):
+    steps = list(app.learn_live(studio, 7, str(tmp_path)))
     assert [step[0].split("**")[1] for step in steps[1:-1]] == ["Update 1", "Update 2", "Update 3"]
     assert all(step[1].count("<figure>") == app.SHOWN and "<svg" in step[2] for step in steps[1:-1])
     assert "Learned" in steps[-1][0] and steps[-1][3].count("<figure>") == 2 * app.SHOWN
@@ -104,9 +104,68 @@ def test_who_stops_asking_stops_the_training(studio, tmp_path):
     steps.close()
     file = rooms.save_download(first.token, studio.targets[6], tmp_path)
     assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 1
-    status, html = next(app.finish_learning(studio, 7, str(file)))
+    status, html = next(app.finish_learning(studio, 7, str(file), str(tmp_path)))
     assert "Stopped" in status and html.count("<figure>") == 2 * app.SHOWN
-    assert "no word yet" in next(app.finish_learning(studio, 7, None))[0]
+    assert "no word yet" in next(app.finish_learning(studio, 7, None, str(tmp_path)))[0]
+
+
+def run_in_fork(handler):
+    """As a GPU that is lent for each call: the handler runs to its end in a forked process, whoever reads its steps."""
+    def call_handler(*arguments):
+        context = multiprocessing.get_context("fork")
+        steps = context.Queue()
+
+        def run_handler():
+            torch.set_num_threads(1)
+            for step in handler(*arguments):
+                steps.put(step)
+            steps.put(None)
+
+        process = context.Process(target=run_handler)
+        process.start()
+        yield from iter(steps.get, None)
+        process.join()
+
+    return call_handler
+
+
+def test_a_handler_in_another_process_leaves_its_token(studio, tmp_path):
+    """ZeroGPU's: the process has ended when the page copies the file that it offers."""
+    forked = run_in_fork(app.show_errors(functools.partial(app.learn_live, studio)))
+    steps = list(forked(7, str(tmp_path)))
+    assert "Learned" in steps[-1][0]
+    assert load_token(steps[-1][4]["value"]).header["class_index"] == "7"
+    looked, = run_in_fork(functools.partial(app.look_at_class, studio))(7, "A photo of a {}", 0, str(tmp_path))
+    assert load_token(looked[2]["value"]).header["class_index"] == "7"
+    compared, = run_in_fork(functools.partial(app.finish_learning, studio))(7, steps[-1][4]["value"], str(tmp_path))
+    assert "Stopped" in compared[0]
+
+
+def test_stop_reaches_a_handler_in_another_process(studio, tmp_path):
+    """It ends after its update, with the best token so far, and the next learning starts anew."""
+    long = studio._replace(config=replace(studio.config, num_train_epochs=1000, target_accuracy=1.0,
+                                          early_stopping=1000))
+    forked = run_in_fork(functools.partial(app.learn_live, long))
+    steps = forked(7, str(tmp_path))
+    _, first = next(steps), next(steps)
+    app.request_stop(str(tmp_path))
+    shown = [first, *steps]
+    assert "Update 1" in first[0] and len(shown) < 5
+    assert load_token(shown[-1][4]["value"]).header["class_index"] == "7"
+    again = app.learn_live(long, 7, str(tmp_path))
+    assert "Learning" in next(again)[0] and "Update 1" in next(again)[0] and "Update 2" in next(again)[0]
+
+
+def test_a_visitor_s_folder_has_a_lifetime_of_its_own(studio):
+    """It is made for each visitor, and gradio removes it when the visitor has gone, or after an hour."""
+    states = [block for block in app.build_page(studio).blocks.values() if isinstance(block, gradio.State)]
+    state, = (state for state in states if state.delete_callback is app.remove_folder)
+    assert state.time_to_live == 3600
+    first, second = app.make_folder(), app.make_folder()
+    assert first != second and os.path.isdir(first)
+    for folder in (first, second):
+        app.remove_folder(folder)
+        assert not os.path.exists(folder)
 
 
 def test_words_of_one_s_own(tmp_path):
