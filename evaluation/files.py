@@ -5,6 +5,8 @@ from pathlib import Path
 
 from utils import expand_path, require
 
+MANY = 50  # classes beyond which pages and terminals show less of each
+
 
 class RunFiles:
     """The files beside img/<classifier>/<class>/<exp_id> and in pipeline_token/<classifier>/<class>/<exp_id>."""

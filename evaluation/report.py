@@ -1,4 +1,4 @@
-"""One self-contained HTML page over the classes of a run.
+"""One HTML page over the classes of a run: self-contained, or with links to the pictures where classes are many.
 
     python -m evaluation.report img/inet/*/demo              writes report.html where you are
     python -m evaluation.report img/inet/*/demo --out my_report.html
@@ -6,12 +6,15 @@
 
 import argparse
 import datetime
+import functools
 import io
+import os
 import re
 import shutil
 import sys
 from collections import Counter
 from pathlib import Path
+from urllib.parse import quote
 
 import matplotlib
 import numpy as np
@@ -23,7 +26,7 @@ from matplotlib.ticker import MaxNLocator
 from evaluation.accuracy import accuracy_table, contexts_table, list_differences, load_metrics, pool_accuracy
 from evaluation.attention import WORDS
 from evaluation.fidelity import fidelity_table
-from evaluation.files import RunFiles, locate_run, read_path
+from evaluation.files import MANY, RunFiles, locate_run, read_path
 from evaluation.images import ORACLE, choose_evenly
 from evaluation.pictures import caption_image, draw_sheet, encode_address, inline_image, save_animation, shrink_image
 from method.class_token import load_token
@@ -33,7 +36,6 @@ from terminal import exit_code
 from utils import read_json, read_json_lines, read_yaml, require, save_image, write_text
 
 SHOWN = 10  # pictures per row
-MANY = 50  # classes beyond which a page shows less of each: ImageNet's thousand come to about 60 MB
 GREY, BLUE, ORANGE = "#8a9099", "#3f8fdc", "#d08a35"  # readable on white and on near-black
 
 
@@ -106,6 +108,11 @@ def describe_settings(files: RunFiles, metrics: dict) -> str:
     return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 
+def link_image(path: Path, page: Path) -> str:
+    """The address of a picture as seen from a page: of thousands each is loaded when it comes into sight."""
+    return quote(Path(os.path.relpath(path, page.parent)).as_posix())
+
+
 def list_missing(files: RunFiles) -> list[str]:
     """What of a run the page cannot show, since its files are not beside the pictures."""
     shown = {files.history_file: "curves", files.config_file: "training settings", files.token_file: "the token"}
@@ -134,11 +141,12 @@ def write_report(runs: list[RunFiles], out: Path):
         tables.append(fidelity_table(distances))
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
                               lstrip_blocks=True)
+    briefly = len(runs) > MANY
     environment.globals |= {function.__name__: function for function in (
-        animate_updates, class_title, describe_settings, inline_image, list_missing, list_shown, plot_curves,
-        pool_accuracy)}
+        animate_updates, class_title, describe_settings, list_missing, list_shown, plot_curves, pool_accuracy)}
+    address = functools.partial(link_image, page=out) if briefly else functools.partial(inline_image, side=192)
     write_text(out, environment.get_template("report.html").render(
-        date=datetime.date.today().isoformat(), metrics=metrics, tables=tables, briefly=len(runs) > MANY,
+        show_image=address, date=datetime.date.today().isoformat(), metrics=metrics, tables=tables, briefly=briefly,
         held_out=all(found["held_out"] for found in metrics), classes=list(zip(runs, metrics, strict=True))))
 
 

@@ -50,6 +50,9 @@ class Generator(Protocol):
     def nearest_words(self, vectors: torch.Tensor) -> list[str]:
         """Of every text encoder and vector [K, D]: the words of the vocabulary with the largest cosine."""
 
+    def check_prompts(self, prompts: list[str], num_vectors: int):
+        """Raise UserError for a prompt that is too long with a token of so many vectors."""
+
     def encode(self, prompts: list[str], vectors: torch.Tensor | None = None) -> torch.Tensor:
         """Prompts [P] and the token's vectors in each [P, K, D] -> cond [P, ...], differentiable in `vectors`."""
 

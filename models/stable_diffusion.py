@@ -50,6 +50,11 @@ class StableDiffusion:
         parts = zip(self.prompt_encoders, vectors.split(self.token_widths, 1), strict=True)
         return [words for encoder, part in parts for words in encoder.nearest_words(part)]
 
+    def check_prompts(self, prompts: list[str], num_vectors: int):
+        """Raise UserError for a prompt that is too long with a token of so many vectors."""
+        for encoder in self.prompt_encoders:
+            encoder.check_prompts(prompts, num_vectors)
+
     def encode(self, prompts: list[str], vectors: torch.Tensor | None = None) -> torch.Tensor:
         """Prompts and the token's vectors [P, K, D] in each -> prompt_embeds [P, L, D], differentiable in `vectors`."""
         encoder, = self.prompt_encoders

@@ -134,8 +134,11 @@ class Evaluation:
         if config.evaluator and guide and is_same_source(guide, split_revision(config.evaluator)[0]):
             print("warning: the evaluator guided this token, which flatters it", file=sys.stderr)
 
-    def summarise_classes(self, done: list[RunFolder]):
-        """Print and write the summary of these classes, unless another process is just writing it."""
+    def summarise_classes(self, done: list[RunFolder]) -> bool:
+        """Print and write the summary of these classes, unless another process is just writing it.
+
+        Returns whether anything of it was new.
+        """
         config, summary = self.config, done[0].summary_file
         real = [draw_missing_images(config.real_images, folder.target, self.real[folder.target]) for folder in done]
         features = describe_features(config.features, config.fid_mode)
@@ -145,8 +148,8 @@ class Evaluation:
             silence = describe_silence(Path(lock.lock_file), files, SUMMARY_PATIENCE)
             require(not silence, f"the summary is not written, since another process holds it: {silence}")
             print(f"another process is writing {summary}")
-            return
+            return True
         try:
-            write_summary(done, real, self.get_extractor, features)
+            return write_summary(done, real, self.get_extractor, features)
         finally:
             lock.release()

@@ -7,9 +7,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
 from config import RunConfig, names_deciding
+from evaluation.files import MANY
 from method.class_token import check_widths, load_token, names_file, start_vectors
 from method.losses import LOSSES, build_loss
 from method.trainer import TrainingSettings
@@ -119,7 +118,9 @@ class Session:
         if not done:
             return silent
         if evaluates and not left:
-            self.get_evaluation().summarise_classes(done)
+            is_new = self.get_evaluation().summarise_classes(done)
+            if not is_new and len(done) > MANY:  # a finished thousand is a line
+                return silent
         print("token: " + describe_paths(done, "token_file"))
         if evaluates:
             print("pictures: " + describe_paths(done, "grid_file"))
@@ -174,11 +175,10 @@ class Session:
         for mismatch in generator.describe_mismatches(self.sampling):
             print(f"warning: '{config.model}': {mismatch}", file=sys.stderr)
         templates = [*TEMPLATES[:config.number_of_prompts], *(config.eval_prompts if config.evaluate else [])]
-        with torch.no_grad():
-            for target in self.targets:
-                generator.encode([template.format(f"{config.placeholder_token} {target.name}")
-                                  for template in templates], vectors.expand(len(templates), *vectors.shape))
-                generator.encode([TEMPLATES[0].format(self.oracle.get(target, ""))])
+        for target in self.targets:
+            prompts = [template.format(f"{config.placeholder_token} {target.name}") for template in templates]
+            prompts.append(TEMPLATES[0].format(self.oracle.get(target, "")))
+            generator.check_prompts(prompts, len(vectors))
         return generator
 
     def load_judges(self) -> dict[str, Classifier]:

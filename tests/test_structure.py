@@ -68,11 +68,6 @@ def test_few_function_names_of_one_word():
     assert found <= ONE_WORD | OF_LIBRARIES
 
 
-def test_the_paper_is_two_files():
-    files = (ROOT / "method/training.py", ROOT / "models/stable_diffusion.py")
-    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files) <= 250
-
-
 def test_networks_are_the_business_of_models():
     parts = {"unet", "vae", "text_encoder"}
     touching = [path for path, tree in TREES.items() for node in ast.walk(tree)
