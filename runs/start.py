@@ -1,6 +1,7 @@
 """What a command settles before torch is imported: whether the checkpoints that it names can be had."""
 
 import os
+import sys
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -31,12 +32,15 @@ def check_checkpoints(config: RunConfig):
     wanted = list_hub_checkpoints(config)
     if not wanted or hub_answers():
         return
+    is_asked_for = is_offline()
     os.environ[OFFLINE] = "1"
     for checkpoint in wanted:
         name, source = checkpoint.name, checkpoint.source
         called = f"'{name}'" if name == source else f"'{name}' ({source})"
         require(checkpoint.file is None or find_cached_file(source, checkpoint.file),
                 f"cannot open {called}: {explain_missing(source)} {checkpoint.instead}")
+    if not is_asked_for:
+        print("the hub does not answer: checkpoints are taken from this disk", file=sys.stderr)
 
 
 def list_hub_checkpoints(config: RunConfig) -> list[HubCheckpoint]:
@@ -73,7 +77,12 @@ def pin_checkpoints(config: RunConfig) -> RunConfig:
     return replace(config, **pinned)
 
 
+def is_offline() -> bool:
+    """Whether the user has told the hub's library not to ask."""
+    return os.environ.get(OFFLINE, "").upper() in ("1", "ON", "YES", "TRUE")
+
+
 def hub_answers() -> bool:
-    if os.environ.get(OFFLINE, "").upper() in ("1", "ON", "YES", "TRUE"):
+    if is_offline():
         return False
     return answers_within(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), HUB_SECONDS)
