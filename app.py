@@ -37,9 +37,10 @@ from studio import (
     use_words,
 )
 from terminal import exit_code
-from utils import ROOT, UserError
+from utils import ROOT, UserError, write_text
 
 SHOWN = 6  # pictures per row
+CURRENT = "current.txt"  # in a visitor's folder: which learning is to go on
 INTRO = """# Class tokens
 Asked for "a crane", a text-to-image model may draw a bird or a machine. A **class token** is one learned word that
 settles it: put before the class name, it makes the same frozen model draw what you mean. It is learned from a
@@ -132,11 +133,9 @@ def look_at_class(studio: Studio, number: int, template: str, seed: float | None
 def learn_live(studio: Studio, number: int, folder: str, words: str = "") -> Iterator[tuple]:
     """After every update: what happened, its pictures, the curves, and the best token so far; then a comparison.
 
-    Ends before the next update once `request_stop` was called with the visitor's `folder`.
+    Ends after its update once `request_stop` was called with the visitor's `folder`, or another learning has begun.
     """
-    home = Path(folder, "learning")
-    shutil.rmtree(home, ignore_errors=True)
-    home.mkdir(parents=True)
+    home = begin_learning(folder)
     if words.strip():
         studio = use_words(studio, words, home)
         number = min(number, len(studio.targets))
@@ -153,23 +152,31 @@ def learn_live(studio: Studio, number: int, folder: str, words: str = "") -> Ite
         curve = plot_curves(progress.history_file)
         button, usage = offer_token(studio, target, progress.token, home)
         yield text, pictures, curve, "", button, ""
-        if stop_file(folder).exists():
+        if find_learning(folder) != home:
             return
     yield (f"**Learned** after {line['update'] + 1} updates: {progress.end}. Below, seeds that it never saw.",
            "", curve, compare_pictures(studio, target, progress.token, TEMPLATES[0],
                                        choose_seeds(0, SHOWN)), button, usage)
 
 
-def stop_file(folder: str) -> Path:
-    """What tells a learning that it is to stop: a file, since it may run in another process."""
-    return Path(folder, "learning", "stop")
+def begin_learning(folder: str) -> Path:
+    """A new folder for a learning, which is then the visitor's; what earlier ones left is removed."""
+    for old in Path(folder).glob("learning-*"):
+        shutil.rmtree(old, ignore_errors=True)
+    home = Path(tempfile.mkdtemp(prefix="learning-", dir=folder))
+    write_text(Path(folder, CURRENT), home.name)
+    return home
+
+
+def find_learning(folder: str) -> Path | None:
+    """The folder of the learning that is to go on; it may run in another process, so a file tells."""
+    file = Path(folder, CURRENT)
+    return Path(folder, file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 def request_stop(folder: str):
     """Have the learning in a visitor's folder end after its update."""
-    file = stop_file(folder)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.touch()
+    Path(folder, CURRENT).unlink(missing_ok=True)
 
 
 def finish_learning(studio: Studio, number: int, file: str | None, folder: str, words: str = "") -> Iterator[tuple]:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from evaluation.images import ARMS, MORE_ARMS, ORACLE, digest_json
 from evaluation.read_image import load_images, read_image
@@ -14,7 +15,7 @@ from evaluation.tables import Table
 from models.batch_size import fit_batch_size
 from models.classifiers import Classifier
 from prompt_datasets import TargetClass, class_number, class_title, prompt_folder
-from utils import broken_file_error, import_function, read_json
+from utils import UserError, broken_file_error, import_function, join_lines, read_json, require
 
 ALIKE = ("model", "height", "width", "guidance_scale", "guidance_rescale", "num_inference_steps", "mixed_precision")
 
@@ -71,6 +72,18 @@ def judge_images(classifier: Classifier, paths: list[Path], index: int) -> Judge
     others = Counter(class_title(class_number(i), classifier.labels[i]) for i in likeliest[~right, 0].tolist())
     return Judgement(count_right(right.tolist()), count_right((likeliest == index).any(1).tolist()),
                      probabilities[:, index].mean().item(), dict(others.most_common()), right.tolist())
+
+
+def check_context_judge(context_judge: str):
+    """Raise UserError where `context_judge` (module:function) fails of a grey picture: now, not after the drawing."""
+    judge = import_function(context_judge, "context_judge")
+    try:
+        words = judge(Image.new("RGB", (64, 64), "grey"))
+    except Exception as error:  # a user's function raises what it raises
+        raise UserError(f"context_judge '{context_judge}' fails of a grey picture: {type(error).__name__} "
+                        f"{join_lines(error)[:200]}") from error
+    require(words is None or isinstance(words, str),
+            f"context_judge '{context_judge}' returns {type(words).__name__}, and must return words or None")
 
 
 def measure_context(context_judge: str, template: str, files: list[Path]) -> Proportion:

@@ -3,6 +3,7 @@
 import glob
 import sys
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 from evaluation.accuracy import accuracy_table, before_and_after, contexts_table, list_differences, load_metrics
@@ -26,7 +27,7 @@ def write_summary(runs: list[RunFiles], real: list[list[Path]], get_extractor: C
         for half in file.parent.glob(f".{glob.escape(file.name)}.*.tmp"):
             half.unlink()  # of a killed process: only this one may write them now
     metrics = [load_metrics(run.metrics_file) for run in runs]
-    sources = digest_json([stamp_runs(runs), features, [stamp_file(file) for files in real for file in files], CODE])
+    sources = digest_json([digest_runs(runs), features, [stamp_file(file) for files in real for file in files], CODE])
     before = read_json(summary, "distribution") if summary.exists() else {}
     is_new = before.get("sources") != sources or not report.exists()
     distances = before.get("distribution")
@@ -46,13 +47,21 @@ def write_summary(runs: list[RunFiles], real: list[list[Path]], get_extractor: C
     return is_new
 
 
-def stamp_runs(runs: list[RunFiles]) -> list:
-    """What tells that page and summary of `runs` are up to date: their files, the run's other classes, the code."""
-    shown = [[run.images.as_posix(), [stamp_file(file) for file in (
-        run.metrics_file, run.history_file, run.config_file, run.token_file) if file.exists()]] for run in runs]
-    others = sorted(find_metrics(runs[0]))
-    code = [stamp_file(ROOT / "evaluation" / name)[1:] for name in ("report.html", "report.py", "summary.py")]
-    return [shown, [stamp_file(file) for file in others], code]
+def digest_runs(runs: list[RunFiles]) -> list:
+    """What tells that page and summary of `runs` are up to date.
+
+    The content of their files, of the metrics of the run's other classes, and of the code that shows them.
+    """
+    shown = []
+    for run in runs:
+        files = (run.metrics_file, run.history_file, run.config_file, run.token_file)
+        shown.append([run.images.parts[-3:], [digest_file(file) for file in files]])
+    code = [ROOT / "evaluation" / name for name in ("report.html", "report.py", "summary.py")]
+    return [shown, [digest_file(file) for file in (*find_metrics(runs[0]), *code)]]
+
+
+def digest_file(file: Path) -> str | None:
+    return sha256(file.read_bytes()).hexdigest() if file.exists() else None
 
 
 def print_accuracies(metrics: list[dict], report: Path, briefly: bool):

@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from config import names_deciding
-from evaluation.accuracy import describe_gain, judge_class, load_metrics
+from evaluation.accuracy import check_context_judge, describe_gain, judge_class, load_metrics
 from evaluation.attention import show_attention
 from evaluation.fidelity import COMPARABLE_FID, check_counts
 from evaluation.images import ARMS, Arm, Drawer, digest_json, list_arms, list_film_arms
@@ -41,6 +41,8 @@ class Evaluation:
         """`session` is the Session whose models draw and judge."""
         self.session, self.config = session, session.config
         config = self.config
+        if config.context_judge:
+            check_context_judge(config.context_judge)
         self.drawer = Drawer(session.get_generator, session.sampling, self.describe_drawing(), session.device,
                              config.batch_size)
         self.judged_by = self.describe_judging()

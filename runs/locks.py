@@ -35,7 +35,7 @@ def try_lock(lock: BaseFileLock) -> bool:
             lock.acquire(blocking=False)
     except Timeout:
         return False
-    except NotImplementedError as error:  # filelock before 3.29
+    except NotImplementedError as error:  # older releases of filelock
         raise UserError(f"'{path}' cannot be locked: {ANOTHER_DISK}, or pip install --upgrade filelock") from error
     except OSError as error:
         if error.errno in NO_LOCKS:

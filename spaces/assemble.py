@@ -47,6 +47,9 @@ def main(argv: list[str]) -> int:
         parser.error(f"'{options.to}' is not an empty folder")
     if options.static and not options.static.is_file():
         parser.error(f"no file '{options.static}': run.py names the page that it writes")
+    if options.static and 'loading="lazy"' in options.static.read_text(encoding="utf-8"):
+        parser.error(f"'{options.static}' links its pictures: make a page of 50 classes or fewer by "
+                     "`python -m evaluation.report`")
     if options.static:
         assemble_static(options.to, options.static)
     else:

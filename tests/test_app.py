@@ -154,6 +154,8 @@ def test_stop_reaches_a_handler_in_another_process(studio, tmp_path):
     assert load_token(shown[-1][4]["value"]).header["class_index"] == "7"
     again = app.learn_live(long, 7, str(tmp_path))
     assert "Learning" in next(again)[0] and "Update 1" in next(again)[0] and "Update 2" in next(again)[0]
+    app.begin_learning(str(tmp_path))  # as a start does while an earlier learning has not noticed its stop
+    assert not list(again)
 
 
 def test_a_visitor_s_folder_has_a_lifetime_of_its_own(studio):
@@ -193,6 +195,10 @@ def test_a_space_s_folder_serves_the_page(tmp_path):
                     tmp_path / "report.html"], cwd=ROOT, check=True, capture_output=True)
     card = (tmp_path / "static/README.md").read_text()
     assert "sdk: static" in card and "gradio" not in card and (tmp_path / "static/index.html").exists()
+    (tmp_path / "many.html").write_text('<img src="a.png" loading="lazy">')
+    linked = subprocess.run([sys.executable, "spaces/assemble.py", "--to", tmp_path / "linked", "--static",
+                             tmp_path / "many.html"], cwd=ROOT, capture_output=True, text=True)
+    assert linked.returncode == 2 and "links its pictures" in linked.stderr and not (tmp_path / "linked").exists()
     again = subprocess.run([sys.executable, "spaces/assemble.py", "--to", tmp_path / "space"], cwd=ROOT,
                            capture_output=True, text=True)
     assert again.returncode == 2 and "is not an empty folder" in again.stderr

@@ -14,6 +14,7 @@ from evaluation.accuracy import Judgement, accuracy_table, judge_images, load_me
 from evaluation.statistics import Proportion, count_right
 from miniature import world
 from models.classifiers import load_classifier
+from tests.test_run import error_of, flags
 from utils import UserError, write_json
 
 
@@ -80,3 +81,19 @@ def test_metrics_are_read_as_they_were_written(tmp_path):
     write_json(path, {**metrics, "contexts": {"{} at night": {}}})
     with pytest.raises(UserError, match=r"metrics.json' is broken"):
         load_metrics(path)
+
+
+def raise_error(image):
+    raise LookupError("no such context")
+
+
+def count_pixels(image) -> int:
+    return image.width * image.height
+
+
+@pytest.mark.parametrize("name, reason", [("raise_error", "fails of a grey picture: LookupError no such context"),
+                                          ("count_pixels", "returns int, and must return words or None")])
+def test_a_context_judge_is_tried_before_any_work(tiny_config, tmp_path, capsys, name, reason):
+    line = error_of(capsys, *flags(tiny_config, "--class_index", "3", "--train", "True", "--evaluate", "True",
+                                   "--context_judge", f"{__name__}:{name}"))
+    assert reason in line and not list(tmp_path.rglob("config.yml"))

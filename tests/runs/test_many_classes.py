@@ -45,11 +45,16 @@ def test_a_finished_sweep_is_one_line_and_writes_nothing(finished, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-def test_a_class_that_is_evaluated_again_renews_page_and_summary(finished, capsys):
+def test_a_page_is_written_anew_where_what_it_shows_has_changed(finished, capsys):
+    """What a class was evaluated to again is the same: the page stays. Its settings have a line more: it does not."""
     argv, out = finished
     page, = out.rglob("report_demo.html")
     before = page.stat().st_mtime_ns
     next(out.rglob("metrics.json")).unlink()
+    assert main(argv) == 0 and page.stat().st_mtime_ns == before
+    settings = next(out.rglob("config.yml"))
+    settings.write_text(settings.read_text() + "# by hand\n")
+    capsys.readouterr()
     assert main(argv) == 0
     assert page.stat().st_mtime_ns > before and "\nreport: " in capsys.readouterr().out
 
