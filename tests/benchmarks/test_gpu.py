@@ -15,6 +15,7 @@ def run_kit(*options):
                           text=True, timeout=600)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_cut_off_goes_on(tmp_path):
     cut = run_kit("--tiny", "--out", tmp_path, "--seconds", "6")
     first = json.loads((tmp_path / "gpu.json").read_text())

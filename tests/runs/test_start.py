@@ -209,6 +209,33 @@ def other_weights(source: str, folder: Path) -> str:
     return str(folder / "other")
 
 
+TIMM = """
+import timm, torch
+from safetensors.torch import save_file
+from models.classifiers import load_classifier, pin_checkpoint
+
+model = timm.create_model("resnet18")
+save_file(model.state_dict(), SNAPSHOT)
+name = pin_checkpoint("timm:resnet18")
+weights = [network.state_dict()["conv1.weight"] for network in (model, load_classifier(name, "cpu").model)]
+print(name, torch.equal(*weights))
+"""
+
+
+@pytest.mark.slow
+def test_timm_s_own_names_are_pinned_too(tmp_path):
+    """To the commit of the repository in which timm finds their weights."""
+    folder = tmp_path / "hub/models--timm--resnet18.a1_in1k"
+    snapshot = folder / "snapshots" / OLD
+    snapshot.mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs/main").write_text(OLD)
+    code = TIMM.replace("SNAPSHOT", repr(str(snapshot / "model.safetensors")))
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "HF_HOME": str(tmp_path), OFFLINE: "1"})
+    assert done.stdout.split() == [f"timm:resnet18@{OLD}", "True"], done.stderr
+
+
 def test_the_hub_tells_the_commit_of_a_revision():
     server = "import http.server as h, json\nclass Hub(h.BaseHTTPRequestHandler):\n    def do_GET(self):\n" \
              "        self.send_response(200); self.end_headers()\n" \
