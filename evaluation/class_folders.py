@@ -8,7 +8,7 @@ from pathlib import Path
 from timm.data import ImageNetInfo
 
 from prompt_datasets import TargetClass, class_name, plain_words
-from utils import require, suggest_word, to_printable
+from utils import UserError, suggest_word, to_printable
 
 OUR_DIGITS = len("0283")  # of a class's number in its folder
 
@@ -31,7 +31,7 @@ def name_folders(root: Path, classes: list[TargetClass]) -> list[list[str]]:
         hint = suggest_folder(unknown[0], classes) or suggest_word(unknown[0], known) \
             or f"name them such as '{classes[0].folder}', by the numbers and names of --list_classes"
         shown = ", ".join(f"'{to_printable(name)}'" for name in unknown[:5])
-        require(False, f"'{root}' has folders that are no class: {shown}; {hint}")
+        raise UserError(f"'{root}' has folders that are no class: {shown}; {hint}")
     return allowed
 
 

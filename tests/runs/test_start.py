@@ -10,15 +10,17 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from config import RunConfig
-from method.class_token import load_token
+from method.class_token import load_token, save_token
 from models.classifiers import pin_checkpoint
 from models.hub import answers_within, find_cached_file, find_commit, is_hub_id, locate_source
 from models.labels import folder_name, resolve_name
 from runs.start import OFFLINE, check_checkpoints, list_hub_checkpoints
 from tests.conftest import LABELS
+from tests.runs.test_workers import sweep_over
 from tests.test_run import error_of, flags
 from utils import ROOT, UserError, is_same_source
 
@@ -179,6 +181,20 @@ def test_what_was_downloaded_is_used_without_the_hub(offline_run, tmp_path):
     assert listed.stdout.splitlines() == [f"{i:5d}  {label}" for i, label in enumerate(LABELS, 1)]
 
 
+def test_a_token_of_another_commit_is_refused(tmp_path):
+    """And one whose settings know no commit, as of an earlier version, is taken for the present one's."""
+    folder, = sweep_over(tmp_path).folders[:1]
+    settings = {"model": f"some/generator@{OLD}", "classifier": "inet", "lr": 0.1, "skip_exists": True}
+    folder.begin_training(settings, start_over=False)
+    save_token(folder.token_file, "newclas", torch.zeros(1, 4), (4,), {})
+    names = ["model", "classifier"]
+    folder.refuse_other_settings(settings, names)
+    folder.refuse_other_settings({**settings, "classifier": f"inet@{NEW}"}, names)
+    with pytest.raises(UserError, match=f"model some/generator@{OLD}, now some/generator@{NEW}"):
+        folder.refuse_other_settings({**settings, "model": f"some/generator@{NEW}"}, names)
+
+
+@pytest.mark.slow
 def test_a_hub_id_that_moves_is_another_checkpoint(offline_run, tiny_config, tmp_path):
     """A token of one commit is not drawn with another's weights and counted with the first's; a revision goes on."""
     done = offline_run("--class_index", "3")
