@@ -40,6 +40,7 @@ from terminal import exit_code
 from utils import ROOT, UserError, write_text
 
 SHOWN = 6  # pictures per row
+LIFETIME = 86_400  # seconds that a visitor's folder stays, where the visitor does not go: no learning takes a day
 CURRENT = "current.txt"  # in a visitor's folder: which learning is to go on
 INTRO = """# Class tokens
 Asked for "a crane", a text-to-image model may draw a bird or a machine. A **class token** is one learned word that
@@ -203,7 +204,7 @@ def build_page(studio: Studio) -> gr.Blocks:
     models = {"concurrency_id": "models", "concurrency_limit": 1, "show_progress": "minimal"}
     with gr.Blocks(title="Class tokens", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gr.Markdown(INTRO)
-        folder = gr.State(make_folder, time_to_live=3600, delete_callback=remove_folder)
+        folder = gr.State(make_folder, time_to_live=LIFETIME, delete_callback=remove_folder)
         with gr.Tab("Look"):
             build_look_tab(page, studio, folder, models)
         with gr.Tab("Learn a word live"):

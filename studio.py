@@ -14,7 +14,7 @@ from method.class_token import ClassToken, load_token, start_vectors
 from method.losses import Loss, build_loss
 from method.trainer import TrainedToken, Trainer, TrainingSettings
 from method.training import train_tokens
-from models.classifiers import Classifier, load_classifier
+from models.classifiers import Classifier, load_classifier, load_evaluator
 from models.generator import PRECISIONS, Generator, load_generator
 from models.sampling import SamplingSettings
 from prompt_datasets import TargetClass, class_names, select_classes
@@ -66,7 +66,9 @@ def open_studio(config: RunConfig) -> Studio:
     generator = load_generator(config.model, config.device, PRECISIONS[config.mixed_precision])
     generator.set_placeholder(config.placeholder_token)
     guide = load_classifier(config.classifier, config.device, *size, config.labels)
-    judge = load_classifier(config.evaluator, config.device, *size, config.labels) if config.evaluator else guide
+    judge = guide
+    if config.evaluator:
+        judge = load_evaluator(config.evaluator, guide.labels, config.device, *size, config.labels)
     targets = select_classes("all", guide.labels, class_names(guide.labels, config.class_names))
     tokens = {target: file for target in targets
               for folder, name in ((str(ROOT), READY), (config.output_path, config.exp_id))

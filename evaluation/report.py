@@ -110,7 +110,8 @@ def describe_settings(files: RunFiles, metrics: dict) -> str:
 
 def link_image(path: Path, page: Path) -> str:
     """The address of a picture as seen from a page: of thousands each is loaded when it comes into sight."""
-    return quote(Path(os.path.relpath(path, page.parent)).as_posix())
+    seen_from_page = Path(os.path.relpath(path, page.parent))
+    return quote(os.fsencode(seen_from_page.as_posix()))  # a name need not be UTF-8
 
 
 def list_missing(files: RunFiles) -> list[str]:

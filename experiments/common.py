@@ -28,7 +28,7 @@ from evaluation.tables import Table
 from method.class_token import load_token, names_file
 from method.losses import build_loss
 from method.trainer import TrainingSettings
-from models.classifiers import Classifier, load_classifier, load_labels
+from models.classifiers import Classifier, load_classifier, load_evaluator, load_labels
 from models.generator import PRECISIONS, Generator, load_generator
 from models.labels import read_labels, resolve_name
 from models.sampling import SamplingSettings
@@ -125,9 +125,15 @@ def open_lab(options: argparse.Namespace, **changes) -> Lab:
     results = work / "docs" if options.quick else ROOT / "docs/results" / ("" if options.config == MINIATURE else name)
     return Lab(options, config, labels, targets, work, options.out or results, get_generator,
                functools.partial(load_once, config.classifier, config.device, labels_file=config.labels),
-               functools.partial(load_once, config.evaluator or config.classifier, config.device,
-                                 labels_file=config.labels),
+               functools.cache(lambda: load_judge(config, labels)),
                Drawer(get_generator, sampling, drawn_by, config.device, config.batch_size))
+
+
+def load_judge(config: RunConfig, labels: list[str]) -> Classifier:
+    """The evaluator, which must know the guide's classes, `labels`; or the guide where the config has none."""
+    if not config.evaluator:
+        return load_once(config.classifier, config.device, labels_file=config.labels)
+    return load_evaluator(config.evaluator, labels, config.device, labels_file=config.labels)
 
 
 def open_generator(config: RunConfig) -> Generator:

@@ -97,18 +97,21 @@ def load_token(path: Path | str) -> ClassToken:
     """
     path = find_path(str(path)) or Path(path)
     first, second = find_halves(path)
-    if path not in (first, second) or not (first.is_file() and second.is_file()):
+    if first == second or not (first.is_file() and second.is_file()):
         return load_file(path)
-    halves = load_file(first), load_file(second)
-    widths = tuple(half.vectors.shape[1] for half in halves)
-    fits = halves[0].placeholder == halves[1].placeholder and len(halves[0].vectors) == len(halves[1].vectors)
-    if not fits or widths[0] == widths[1]:  # two tokens
+    half, other = load_file(first), load_file(second)
+    widths = half.widths + other.widths
+    is_one_word = half.placeholder == other.placeholder and len(half.vectors) == len(other.vectors)
+    if not is_one_word or len(set(widths)) != 2:  # two tokens beside each other
         return load_file(path)
-    return ClassToken(halves[0].placeholder, torch.cat([half.vectors for half in halves], 1), widths, halves[0].header)
+    return ClassToken(half.placeholder, torch.cat([half.vectors, other.vectors], 1), widths, half.header)
 
 
 def find_halves(path: Path) -> tuple[Path, Path]:
-    """Where diffusers writes the vectors for the first and the second text encoder, if one of them is `path`."""
+    """Where diffusers writes the vectors for SDXL's first and second text encoder, if one of the files is `path`.
+
+    Twice the same path where it has another name.
+    """
     first = path.name.replace(f"{DIFFUSERS_NAME}_2", DIFFUSERS_NAME, 1)
     second = first.replace(DIFFUSERS_NAME, f"{DIFFUSERS_NAME}_2", 1)
     return path.with_name(first), path.with_name(second)

@@ -7,7 +7,6 @@
     zero-shot:<hub id or folder>                       CLIP or SigLIP over the words of a text file (zero_shot.py)
 """
 
-import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, res
 from transformers import AutoConfig, AutoModelForImageClassification, ViTForImageClassification
 
 from models.checkpoints import NO_REMOTE_CODE, load_network, opening_checkpoint
-from models.hub import find_commit, is_hub_id, locate_source
+from models.hub import locate_source
 from models.labels import (
     check_problem_type,
     folder_name,
@@ -70,6 +69,19 @@ def load_classifier(name: str, device: str, height: int = 64, width: int = 64,
     if device != "meta":
         check_classifier(classifier, name, height, width)
     return classifier
+
+
+def load_evaluator(name: str, labels: list[str], device: str, height: int = 64, width: int = 64,
+                   labels_file: str | None = None) -> Classifier:
+    """The classifier called `name`, to judge pictures for which another one guided, whose labels are `labels`.
+
+    Raises:
+        UserError: as `load_classifier`; other classes, or another order: a class is its index to both.
+    """
+    evaluator = load_classifier(name, device, height, width, labels_file)
+    require(evaluator.labels == labels, f"the evaluator '{name}' must know the same classes in the same order as the "
+                                        "classifier")
+    return evaluator
 
 
 def check_classifier(classifier: Classifier, name: str, height: int, width: int):
@@ -171,26 +183,6 @@ def find_timm_id(name: str) -> str:
     config = timm.get_pretrained_cfg(name)
     found = config.hf_hub_id or ""
     return f"{found}{config.architecture}.{config.tag}" if found.endswith("/") else found
-
-
-def pin_checkpoint(name: str) -> str:
-    """A name as `load_classifier` or `load_generator` take it, with the commit that it stands for where it is a hub's.
-
-    What was learned and drawn with it is then of one commit, and another one is another setting.
-
-    Raises:
-        UserError: a repository that cannot be reached, or was never downloaded.
-    """
-    place, revision = split_revision(name)
-    kind, source = resolve_name(place)
-    with opening_checkpoint(name, source, list_alternatives(name)):
-        if kind == "timm" and not is_timm_address(source):
-            check_timm_name(source)
-            source = find_timm_id(source)
-        hub_id = re.sub("^hf[-_]hub:", "", source)
-        if not is_hub_id(hub_id):
-            return name
-        return f"{place}@{find_commit(f'{hub_id}@{revision}' if revision else hub_id)}"
 
 
 def _timm_labels(model) -> list[str]:

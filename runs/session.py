@@ -12,7 +12,7 @@ from evaluation.files import MANY
 from method.class_token import check_widths, load_token, names_file, start_vectors
 from method.losses import LOSSES, build_loss
 from method.trainer import TrainingSettings
-from models.classifiers import Classifier, load_classifier, load_labels
+from models.classifiers import Classifier, load_classifier, load_evaluator, load_labels
 from models.generator import PRECISIONS, Generator, load_generator
 from models.sampling import SamplingSettings
 from prompt_datasets import TEMPLATES, class_name, class_names, oracle_words, select_classes
@@ -187,10 +187,7 @@ class Session:
         more = config.height, config.width, config.labels
         judges = {"classifier": load_classifier(config.classifier, self.device, *more)}
         if config.evaluator and config.evaluate:
-            judges["evaluator"] = load_classifier(config.evaluator, self.device, *more)
-            require(judges["evaluator"].labels == self.labels,
-                    f"the evaluator '{config.evaluator}' must know the same classes in the same order as the "
-                    f"classifier '{config.classifier}'")
+            judges["evaluator"] = load_evaluator(config.evaluator, self.labels, self.device, *more)
             if judges["evaluator"].name == judges["classifier"].name:
                 print("warning: the evaluator is the guiding classifier itself: a token flatters its own judge",
                       file=sys.stderr)

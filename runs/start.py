@@ -67,7 +67,7 @@ def list_hub_checkpoints(config: RunConfig) -> list[HubCheckpoint]:
 
 def pin_checkpoints(config: RunConfig) -> RunConfig:
     """The settings with the commit of every hub checkpoint that the command opens, such as someone/model@1a2b..."""
-    from models.classifiers import pin_checkpoint  # here: it imports torch
+    from models.pins import pin_checkpoint  # here: it imports torch
 
     pinned = {"model": pin_checkpoint(config.model), "classifier": pin_checkpoint(config.classifier)}
     if config.evaluate and config.evaluator:

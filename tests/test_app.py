@@ -159,15 +159,23 @@ def test_stop_reaches_a_handler_in_another_process(studio, tmp_path):
 
 
 def test_a_visitor_s_folder_has_a_lifetime_of_its_own(studio):
-    """It is made for each visitor, and gradio removes it when the visitor has gone, or after an hour."""
+    """It is made for each visitor, and gradio removes it when the visitor has gone, or after a day."""
     states = [block for block in app.build_page(studio).blocks.values() if isinstance(block, gradio.State)]
     state, = (state for state in states if state.delete_callback is app.remove_folder)
-    assert state.time_to_live == 3600
+    assert state.value is app.make_folder and state.time_to_live == app.LIFETIME
     first, second = app.make_folder(), app.make_folder()
     assert first != second and os.path.isdir(first)
     for folder in (first, second):
         app.remove_folder(folder)
         assert not os.path.exists(folder)
+
+
+def test_a_judge_of_other_classes_is_refused(tmp_path):
+    """A class is its index to guide and judge alike."""
+    (tmp_path / "names.txt").write_text("bat, club\ncrane, bird\n")
+    config = parse_settings(["--config", "configs/miniature_zero_shot.yml", "--labels", str(tmp_path / "names.txt")])[0]
+    with pytest.raises(UserError, match="must know the same classes in the same order"):
+        rooms.open_studio(config)
 
 
 def test_words_of_one_s_own(tmp_path):

@@ -110,3 +110,9 @@ def test_another_classifier_s_token_is_refused(capsys, tiny_config, tmp_path):
     line = error_of(capsys, *flags(tiny_config, "--class_index", "3", "--evaluate", "True", "--classifier",
                                    str(tmp_path / "other" / Path(*Path(tiny_config.classifier).parts[-2:]))))
     assert "was trained with the classifier" in line
+
+
+def test_a_link_to_a_picture_is_an_address(tmp_path):
+    """Spaces, and names that are not UTF-8."""
+    picture = tmp_path / "a run" / os.fsdecode(b"caf\xe9") / "0.png"
+    assert report.link_image(picture, tmp_path / "page.html") == "a%20run/caf%E9/0.png"

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from config import RunConfig
 from method.class_token import load_token, save_token
-from models.classifiers import pin_checkpoint
 from models.hub import answers_within, find_cached_file, find_commit, is_hub_id, locate_source
 from models.labels import folder_name, resolve_name
+from models.pins import pin_checkpoint
 from runs.start import OFFLINE, check_checkpoints, list_hub_checkpoints
 from tests.conftest import LABELS
 from tests.runs.test_workers import sweep_over
@@ -228,7 +228,8 @@ def other_weights(source: str, folder: Path) -> str:
 TIMM = """
 import timm, torch
 from safetensors.torch import save_file
-from models.classifiers import load_classifier, pin_checkpoint
+from models.classifiers import load_classifier
+from models.pins import pin_checkpoint
 
 model = timm.create_model("resnet18")
 save_file(model.state_dict(), SNAPSHOT)
@@ -268,7 +269,7 @@ def test_the_hub_tells_the_commit_of_a_revision():
 
 
 def test_a_hub_id_may_have_a_revision_everywhere(monkeypatch):
-    monkeypatch.setattr("models.classifiers.find_commit", lambda hub_id: f"commit-of-{hub_id}")
+    monkeypatch.setattr("models.pins.find_commit", lambda hub_id: f"commit-of-{hub_id}")
     assert pin_checkpoint("some/model") == "some/model@commit-of-some/model"
     assert pin_checkpoint("mean:some/vit@v2") == "mean:some/vit@commit-of-some/vit@v2"
     assert pin_checkpoint("zero-shot:some/clip") == "zero-shot:some/clip@commit-of-some/clip"
