@@ -22,10 +22,7 @@ from PIL import Image
 from command_line import parse_settings
 from evaluation.pictures import encode_address
 from evaluation.report import plot_curves
-from method.class_token import ClassToken, load_token
-from prompt_datasets import TEMPLATES, TargetClass, distinguish_labels
-from runs.workers import choose_device
-from studio import (
+from page.models import (
     Picture,
     Studio,
     choose_seeds,
@@ -36,7 +33,10 @@ from studio import (
     save_download,
     use_words,
 )
-from terminal import exit_code
+from prompt_datasets import TEMPLATES, TargetClass, distinguish_labels
+from runs.sweep import choose_device
+from system.terminal import exit_code
+from tokens.class_token import ClassToken, load_token
 from utils import ROOT, UserError, write_text
 
 SHOWN = 6  # pictures per row

@@ -11,7 +11,9 @@ from typing import Any
 from config import SETTINGS, TRUTH, RunConfig, describe_values, value_type
 from models.labels import find_labels
 from prompt_datasets import class_names, read_eval_prompts, select_classes
-from utils import UserError, expand_path, read_yaml, require, suggest_word
+from system.paths import expand_path
+from system.text_files import read_yaml
+from utils import UserError, require, suggest_word
 
 
 def value_reader(entry: Field) -> Callable[[str], Any]:

@@ -9,7 +9,8 @@ from dataclasses import Field, dataclass, field, fields
 from types import NoneType
 from typing import Any, get_args, get_origin
 
-from utils import FUNCTION, TOKEN_SUFFIXES, check_output_path, import_function, require
+from system.paths import check_output_path
+from utils import FUNCTION, TOKEN_SUFFIXES, import_function, require
 
 Check = tuple[Callable[[Any], bool], str]  # whether a value can work, and the same in words
 TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}

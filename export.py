@@ -7,8 +7,9 @@
 import sys
 
 from command_line import OneLineParser
-from evaluation.files import check_exported, read_path
-from terminal import exit_code
+from evaluation.files import check_exported
+from system.paths import read_path
+from system.terminal import exit_code
 
 
 def main(argv: list[str]) -> int:
@@ -25,7 +26,7 @@ def export_runs(argv: list[str]):
     parser.add_argument("--card", action="store_true", help="add a model card, and the files that diffusers reads")
     arguments = parser.parse_args(argv)
     check_exported(arguments.runs, arguments.to, arguments.card)
-    from evaluation.gallery import export_classes
+    from tokens.gallery import export_classes
 
     for name in export_classes(arguments.runs, arguments.to, arguments.card):
         print(f"token: {arguments.to / name}.safetensors")

@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from utils import find_path, read_text, read_yaml, require, suggest_word
+from system.paths import find_path
+from system.text_files import read_text, read_yaml
+from utils import require, suggest_word
 
 TEMPLATES = ("A photo of a {}", "a high resolution realistic image of a {}", "A close-up photo of a {}")
 

@@ -13,9 +13,9 @@ from command_line import check_classes, read_command
 from config import RunConfig
 from models.labels import find_downloaded_labels, find_labels
 from prompt_datasets import number_labels
-from runs.signals import end_on_signals
 from runs.start import check_checkpoints
-from terminal import choose_progress, exit_code, show_step
+from system.signals import end_on_signals
+from system.terminal import choose_progress, exit_code, show_step
 
 
 def main(argv: list[str]) -> int:

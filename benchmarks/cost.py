@@ -4,7 +4,7 @@
     python -m benchmarks.cost --random_weights sd14 --device cuda --dtype bf16      Stable Diffusion 1.4's sizes
 
 Each row is measured in a process of its own, --rounds times in turn with the others, and the median counts: on a
-machine whose speed drifts, only ratios within one run mean something. The plain loop is benchmarks/plain_loop.py.
+machine whose speed drifts, only ratios within one run mean something. The plain loop is method/plain_loop.py.
 """
 
 import argparse
@@ -25,19 +25,17 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch.utils.benchmark import Timer
 
-from benchmarks.plain_loop import train_token
 from benchmarks.random_weights import save_sd14
 from command_line import parse_settings
 from config import RunConfig
-from evaluation.files import read_path
 from evaluation.real_images import draw_missing_images, find_real_images
 from evaluation.tables import Table
 from experiments.common import method_settings, open_generator, run_script
 from experiments.textual_inversion import PER_STEP, learn_vectors
-from method.class_token import start_vectors
+from method.class_training import Trainer
 from method.losses import cross_entropy
-from method.trainer import Trainer
-from method.training import GRAPHS, join_batches, train_tokens
+from method.plain_loop import train_token
+from method.update import GRAPHS, join_batches, train_tokens
 from models.batch_size import peak_memory_gb
 from models.classifiers import Classifier, load_classifier
 from models.costs import PARTS
@@ -45,7 +43,10 @@ from models.generator import PRECISIONS, Generator
 from prompt_datasets import TargetClass, target_class
 from runs.estimate import count_update
 from runs.folders import RunFolder
-from utils import ROOT, find_path, read_json, write_json, write_text
+from system.paths import find_path, read_path
+from system.text_files import read_json
+from tokens.class_token import start_vectors
+from utils import ROOT, write_json, write_text
 
 PAPER = {"train_timesteps": None, "train_guidance_scale": None, "epoch_size": 5, "fresh_noise": False}
 PEER, PICTURES = "textual inversion", 5  # by the recipe of diffusers' script, of so many real pictures

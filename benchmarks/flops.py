@@ -16,16 +16,16 @@ import torch.nn.functional as F
 from benchmarks.random_weights import build_generator
 from command_line import parse_settings
 from config import RunConfig
-from evaluation.files import read_path
 from evaluation.tables import Table
 from experiments.common import method_settings, run_script
-from method.training import GRAPHS
+from method.update import GRAPHS
 from models.classifiers import Classifier
 from models.costs import PARTS
 from models.generator import Generator
 from models.sampling import SamplingSettings
 from prompt_datasets import TEMPLATES
 from runs.estimate import count_update, make_batch
+from system.paths import read_path
 from utils import ROOT, write_text
 
 IMAGES = 5  # per update, of three prompts, in every row: the text encoder's share depends on it

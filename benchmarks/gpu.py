@@ -20,8 +20,9 @@ from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
-from terminal import choose_progress
-from utils import join_lines, read_json, require, write_json, write_text
+from system.terminal import choose_progress
+from system.text_files import read_json
+from utils import join_lines, require, write_json, write_text
 
 choose_progress(quiet=True)
 
@@ -31,9 +32,9 @@ import transformers
 
 from benchmarks.gpu_checks import WORK, list_checks, list_miniature_rows
 from benchmarks.gpu_costs import list_costs, list_predictions
-from evaluation.files import read_path
 from evaluation.tables import Table
 from experiments.common import run_script
+from system.paths import read_path
 
 
 class Stage(NamedTuple):

@@ -18,16 +18,17 @@ from command_line import parse_settings
 from config import RunConfig
 from evaluation.files import RunFiles
 from experiments.common import method_settings, open_generator
+from method.class_training import TrainedToken
 from method.losses import cross_entropy
-from method.trainer import TrainedToken
-from method.training import join_batches, token_gradient, train_tokens
+from method.update import join_batches, token_gradient, train_tokens
 from models.batch_size import fit_batch_size
 from models.classifiers import load_classifier
 from models.generator import PRECISIONS
 from models.sampling import SamplingSettings, seeded_generators
 from prompt_datasets import target_class
-from tensor_files import read_tensors
-from utils import ROOT, read_json
+from system.tensor_files import read_tensors
+from system.text_files import read_json
+from utils import ROOT
 
 CONFIG = ROOT / "configs/miniature.yml"
 TARGET = target_class(6, "jaguar", "jaguar, cat")  # class 7

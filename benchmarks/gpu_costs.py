@@ -19,7 +19,8 @@ from models.batch_size import peak_memory_gb
 from models.costs import PARTS
 from models.generator import PRECISIONS
 from models.sampling import SamplingSettings, new_scheduler
-from utils import read_json, require
+from system.text_files import read_json
+from utils import require
 
 DTYPE = "bf16"
 SHORT = {"train_timesteps": [999, 800, 600], "train_guidance_scale": 1.0}

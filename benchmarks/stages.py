@@ -19,7 +19,7 @@ from config import RunConfig
 from evaluation.tables import Table
 from experiments.common import method_settings, open_generator, run_script
 from method.losses import cross_entropy
-from method.training import GRAPHS, join_batches, token_gradient
+from method.update import GRAPHS, join_batches, token_gradient
 from models.classifiers import load_classifier
 from models.costs import watched_networks
 

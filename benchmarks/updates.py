@@ -19,9 +19,9 @@ from benchmarks.cost import FOREVER, PAPER, PEER, PICTURES, name_setting, new_tr
 from experiments import common
 from experiments.textual_inversion import invert_pictures
 from method.losses import cross_entropy
-from method.training import train_tokens
+from method.update import train_tokens
 from prompt_datasets import TargetClass
-from tensor_files import read_tensors, write_tensors
+from system.tensor_files import read_tensors, write_tensors
 from utils import ROOT, UserError, write_json
 
 ENOUGH, HELD_OUT = 0.9, 10  # share of so many pictures of a class, of seeds from 0

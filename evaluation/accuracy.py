@@ -15,7 +15,8 @@ from evaluation.tables import Table
 from models.batch_size import fit_batch_size
 from models.classifiers import Classifier
 from prompt_datasets import TargetClass, class_number, class_title, prompt_folder
-from utils import UserError, broken_file_error, import_function, join_lines, read_json, require
+from system.text_files import read_json
+from utils import UserError, broken_file_error, import_function, join_lines, require
 
 ALIKE = ("model", "height", "width", "guidance_scale", "guidance_rescale", "num_inference_steps", "mixed_precision")
 

@@ -11,11 +11,11 @@ from PIL import Image
 
 from evaluation.images import Arm, encode_arm
 from evaluation.read_image import read_image
-from method.class_token import start_vectors
 from models.generator import Generator
 from models.placeholder import tokenize_prompts
 from models.sampling import SamplingSettings
-from utils import require, save_image
+from system.tensor_files import save_image
+from utils import require
 
 SHOWN = 4  # seeds whose maps a page shows
 WORDS = ("token", "noun")  # whose maps these are
@@ -86,13 +86,12 @@ def overlay_map(picture: Image.Image, attention: torch.Tensor) -> Image.Image:
     return Image.fromarray((255 * ((1 - OPACITY) * pixels + OPACITY * heat)).round().astype(np.uint8))
 
 
-def show_attention(generator: Generator, arm: Arm, name: str, initializer: str, num_vectors: int | None,
+def show_attention(generator: Generator, arm: Arm, name: str, start: torch.Tensor,
                    sampling: SamplingSettings, folder: Path) -> dict[str, list[str]]:
     """Write folder/attention/<word>/<seed>.png over the first pictures of `arm` there.
 
-    Returns the nearest words of the vocabulary before training and after.
+    Returns the words of the vocabulary nearest to `start` [K, D], before training, and to the token.
     """
-    start = start_vectors(generator, initializer, num_vectors)
     for seed in range(min(SHOWN, arm.images)):
         maps = map_attention(generator, arm, name, seed, sampling)
         for word, attention in zip(WORDS, maps, strict=True):

@@ -14,12 +14,20 @@ from tqdm import tqdm
 
 from evaluation.images import digest_json
 from evaluation.read_image import read_image
-from evaluation.statistics import NEAREST_K, FeatureSet, frechet_distance, kernel_distance, measure_prdc, pool_features
+from evaluation.statistics import (
+    NEAREST_K,
+    FeatureSet,
+    frechet_distance,
+    kernel_distance,
+    measure_prdc,
+    pool_features,
+)
 from evaluation.tables import Table
 from models.batch_size import fit_batch_size
 from models.extractors import INCEPTION, Extractor
-from tensor_files import read_tensors, write_tensors
-from utils import ROOT, require, stamp_file
+from system.paths import stamp_file
+from system.tensor_files import read_tensors, write_tensors
+from utils import ROOT, require
 
 CHUNK = 4096  # pictures whose features are one file of the cache
 COMPARABLE_FID = 2048  # images on each side below which FID's bias dwarfs the differences that papers report

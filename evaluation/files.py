@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from utils import expand_path, require
+from utils import require
 
 MANY = 50  # classes beyond which pages and terminals show less of each
 
@@ -66,8 +66,3 @@ def check_exported(paths: list[Path], out: Path, card: bool) -> list[RunFiles]:
         require(not card or run.metrics_file.is_file(), f"'{run.images}' holds no evaluation, which --card shows: "
                 "run the command that trained it with `--evaluate True`")
     return list(runs.values())
-
-
-def read_path(text: str) -> Path:
-    """A path of a command line, its ~ and $VARIABLES filled in."""
-    return Path(expand_path(text, "the path"))

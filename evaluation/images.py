@@ -11,13 +11,13 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from method.class_token import ClassToken
 from models.batch_size import WITHOUT_GRAPH, default_batch_size, fit_batch_size
 from models.generator import Generator
 from models.sampling import SamplingSettings
 from prompt_datasets import TEMPLATES, TargetClass, prompt_folder
-from tensor_files import save_pixels, to_pixels
-from utils import read_json, replace_file, require, write_json
+from system.tensor_files import save_pixels, to_pixels
+from system.text_files import read_json
+from utils import replace_file, require, write_json
 
 ARMS = ("without", "with")
 CONTROLS = ("untrained", "random")
@@ -37,12 +37,11 @@ class Arm(NamedTuple):
     images: int
 
 
-def list_arms(target: TargetClass, token: ClassToken, placeholder: str, images: int, eval_prompts: list[str],
+def list_arms(target: TargetClass, vectors: torch.Tensor, widths: tuple[int, ...], placeholder: str, images: int, eval_prompts: list[str],
               controls: bool, start: torch.Tensor | str, oracle: str | None = None) -> list[Arm]:
     """Without and with the token, in every prompt; as controls its `start` (vectors [K, D], or words) or random ones of
     its norms in its place; the words `oracle` in place of the class name.
     """
-    vectors = token.vectors
     with_token, arms = f"{placeholder} {target.name}", []
     for template in (TEMPLATES[0], *eval_prompts):
         folder = "" if template == TEMPLATES[0] else f"prompts/{prompt_folder(template)}/"
@@ -50,7 +49,7 @@ def list_arms(target: TargetClass, token: ClassToken, placeholder: str, images: 
                  Arm(f"{folder}with", template.format(with_token), vectors, images)]
     if controls:  # what they gain is not the training's
         directions = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(target.index))
-        pairs = zip(vectors.split(token.widths, 1), directions.split(token.widths, 1), strict=True)
+        pairs = zip(vectors.split(widths, 1), directions.split(widths, 1), strict=True)
         random = torch.cat([direction * part.norm(dim=1, keepdim=True) / direction.norm(dim=1, keepdim=True)
                             for part, direction in pairs], dim=1)
         words = isinstance(start, str)

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from evaluation.read_image import read_image
-from utils import save_image
+from system.tensor_files import save_image
 
 INK, PAPER, GAP = (30, 30, 34), (255, 255, 255), 4
 FRAME_MS, LAST_MS = 400, 2000  # of an animation

@@ -10,7 +10,9 @@ import torch
 from PIL import ExifTags, Image, ImageCms
 from PIL.Image import Transpose
 
-from utils import UserError, broken_file_error, join_lines, read_json, stamp_file, to_printable, write_json
+from system.paths import stamp_file
+from system.text_files import read_json
+from utils import UserError, broken_file_error, join_lines, to_printable, write_json
 
 EXTENSIONS = Image.registered_extensions()  # loads Pillow's plugins, which fill Image.OPEN
 FORMATS = [kind for kind in Image.OPEN if kind != "EPS"]  # PostScript is a program: Ghostscript would run it

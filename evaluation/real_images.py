@@ -13,7 +13,9 @@ from tqdm import tqdm
 from evaluation.class_folders import name_folders
 from evaluation.read_image import SUFFIXES, check_images
 from prompt_datasets import TargetClass
-from utils import FUNCTION, UserError, find_path, import_function, join_lines, require, save_image, to_printable
+from system.paths import find_path
+from system.tensor_files import save_image
+from utils import FUNCTION, UserError, import_function, join_lines, require, to_printable
 
 
 def find_real_images(source: str, classes: list[TargetClass], runs: dict[TargetClass, Path],

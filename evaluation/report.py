@@ -23,17 +23,32 @@ from jinja2 import Environment, FileSystemLoader
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from evaluation.accuracy import accuracy_table, contexts_table, list_differences, load_metrics, pool_accuracy
+from evaluation.accuracy import (
+    accuracy_table,
+    contexts_table,
+    list_differences,
+    load_metrics,
+    pool_accuracy,
+)
 from evaluation.attention import WORDS
 from evaluation.fidelity import fidelity_table
-from evaluation.files import MANY, RunFiles, locate_run, read_path
+from evaluation.files import MANY, RunFiles, locate_run
 from evaluation.images import ORACLE, choose_evenly
-from evaluation.pictures import caption_image, draw_sheet, encode_address, inline_image, save_animation, shrink_image
-from method.class_token import load_token
-from method.trainer import HISTORY_KEYS
+from evaluation.pictures import (
+    caption_image,
+    draw_sheet,
+    encode_address,
+    inline_image,
+    save_animation,
+    shrink_image,
+)
+from method.class_training import HISTORY_KEYS
 from prompt_datasets import class_title
-from terminal import exit_code
-from utils import read_json, read_json_lines, read_yaml, require, save_image, write_text
+from system.paths import read_path
+from system.tensor_files import read_tensors, save_image
+from system.terminal import exit_code
+from system.text_files import read_json, read_json_lines, read_yaml
+from utils import require, write_text
 
 SHOWN = 10  # pictures per row
 GREY, BLUE, ORANGE = "#8a9099", "#3f8fdc", "#d08a35"  # readable on white and on near-black
@@ -104,7 +119,7 @@ def describe_settings(files: RunFiles, metrics: dict) -> str:
     if files.config_file.exists():
         settings["training"] = read_yaml(str(files.config_file), "lr: 0.001")
     if files.token_file.exists():
-        settings["token"] = dict(sorted(load_token(files.token_file).header.items()))
+        settings["token"] = dict(sorted(read_tensors(files.token_file)[1].items()))
     return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 

@@ -6,13 +6,21 @@ from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
-from evaluation.accuracy import accuracy_table, before_and_after, contexts_table, list_differences, load_metrics
+from evaluation.accuracy import (
+    accuracy_table,
+    before_and_after,
+    contexts_table,
+    list_differences,
+    load_metrics,
+)
 from evaluation.fidelity import CODE, fidelity_table, measure_fidelity
 from evaluation.files import RunFiles
 from evaluation.images import ARMS, ORACLE, digest_json
 from evaluation.report import MANY, write_report
 from models.extractors import Extractor
-from utils import ROOT, UserError, error_message, read_json, require, stamp_file, write_json
+from system.paths import stamp_file
+from system.text_files import read_json
+from utils import ROOT, UserError, error_message, require, write_json
 
 
 def write_summary(runs: list[RunFiles], real: list[list[Path]], get_extractor: Callable[[], Extractor],

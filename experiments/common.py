@@ -19,15 +19,13 @@ import torch
 from command_line import parse_settings
 from config import RunConfig, names_deciding
 from evaluation.accuracy import judge_images
-from evaluation.files import read_path
 from evaluation.images import Arm, Drawer, digest_json
 from evaluation.pictures import draw_sheet
 from evaluation.real_images import draw_missing_images, find_real_images
 from evaluation.statistics import Proportion, count_right
 from evaluation.tables import Table
-from method.class_token import load_token, names_file
+from method.class_training import TrainingSettings
 from method.losses import build_loss
-from method.trainer import TrainingSettings
 from models.classifiers import Classifier, load_classifier, load_evaluator, load_labels
 from models.generator import PRECISIONS, Generator, load_generator
 from models.labels import read_labels, resolve_name
@@ -35,9 +33,12 @@ from models.sampling import SamplingSettings
 from prompt_datasets import TEMPLATES, TargetClass, class_names, select_classes
 from runs.folders import RunFolder
 from runs.start import pin_checkpoints
-from runs.workers import Sweep, TrainingJob, choose_device, work_on_classes
-from terminal import exit_code
-from utils import ROOT, list_checkpoint_files, read_json, require, stamp_file, write_json, write_text
+from runs.sweep import Sweep, TrainingJob, choose_device, work_on_classes
+from system.paths import list_checkpoint_files, read_path, stamp_file
+from system.terminal import exit_code
+from system.text_files import read_json
+from tokens.class_token import load_token, names_file
+from utils import ROOT, require, write_json, write_text
 
 Sets = dict[TargetClass, list[Path]]  # pictures by class
 Vectors = dict[TargetClass, torch.Tensor | None]  # [K, D] by class, None without a token

@@ -10,7 +10,13 @@ default if it is right in ENOUGH and LEAST on the other classes too. The former 
 from evaluation.statistics import correct_pvalues, interval_over_classes
 from experiments import common
 from experiments.plots import plot_tradeoff
-from experiments.trainings import Trainings, compare_trainings, describe_test, list_seeds, measure_trainings
+from experiments.trainings import (
+    Trainings,
+    compare_trainings,
+    describe_test,
+    list_seeds,
+    measure_trainings,
+)
 
 ENOUGH, LEAST = 0.98, 0.90
 PAPER, DEFAULT = "the paper's loop", "the former default"

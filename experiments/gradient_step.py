@@ -29,13 +29,13 @@ from experiments.trainings import (
     list_seeds,
     measure_trainings,
 )
-from method.class_token import start_vectors
 from method.losses import cross_entropy
-from method.training import Batch, token_gradient
+from method.update import Batch, token_gradient
 from miniature.world import THINGS
 from models.batch_size import fit_batch_size
 from models.stable_diffusion import StableDiffusion
 from prompt_datasets import TEMPLATES
+from tokens.class_token import start_vectors
 from utils import require
 
 TEN = tuple(range(999, 0, -100))  # ten steps, the last from 99

@@ -15,8 +15,9 @@ from evaluation.accuracy import judge_images
 from evaluation.pictures import caption_image, save_animation
 from experiments import common
 from experiments.plots import plot_curves
-from tensor_files import read_tensors
-from utils import read_json_lines, replace_file
+from system.tensor_files import read_tensors
+from system.text_files import read_json_lines
+from utils import replace_file
 
 SEEDS = 8
 

@@ -21,7 +21,13 @@ from tqdm import tqdm
 from config import RunConfig
 from evaluation.accuracy import measure_context
 from evaluation.fidelity import extract_files
-from evaluation.statistics import NEAREST_K, compare_classes, correct_pvalues, interval_over_classes, measure_prdc
+from evaluation.statistics import (
+    NEAREST_K,
+    compare_classes,
+    correct_pvalues,
+    interval_over_classes,
+    measure_prdc,
+)
 from experiments import common
 from experiments.plots import plot_panels
 from experiments.small import crop_squares
@@ -31,7 +37,8 @@ from models.denoising import compute_denoising_loss, encode_images
 from models.extractors import classifier_extractor
 from models.generator import Generator
 from prompt_datasets import TEMPLATES, TargetClass
-from utils import UserError, require, save_image
+from system.tensor_files import save_image
+from utils import UserError, require
 
 PER_STEP, LR = 4, 5e-3  # pictures of a class in each step, AdamW's learning rate
 AT_ONCE = 40  # pictures with a graph

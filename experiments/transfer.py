@@ -20,7 +20,8 @@ from experiments import common
 from experiments.trainings import describe_test, judge_sets, list_seeds
 from miniature import world
 from models.denoising import compute_denoising_loss, encode_images
-from utils import find_path, replace_file, require
+from system.paths import find_path
+from utils import replace_file, require
 
 BATCH, LR = 24, 5e-4
 WITHOUT_CAPTION = 0.1  # of the pictures, for guidance

@@ -17,7 +17,7 @@ from models.classifiers import load_classifier
 from models.generator import Generator, load_generator
 from models.sampling import SamplingSettings
 from prompt_datasets import TEMPLATES
-from tensor_files import to_pixels
+from system.tensor_files import to_pixels
 from utils import ROOT, write_json
 
 BARS = {"classifiers_on_drawings": 0.99, "bare_noun_is_a_sense": 0.90, "each_sense_between": [0.10, 0.90],

@@ -19,8 +19,9 @@ from huggingface_hub.errors import (
 from transformers import AutoConfig
 
 from models.hub import NO_SUCH_FOLDER, NOT_DOWNLOADED, locate_source
-from terminal import show_step
-from utils import WITHOUT_GPU_OR_NETWORK, UserError, find_path, join_lines, require, to_printable
+from system.paths import find_path
+from system.terminal import show_step
+from utils import WITHOUT_GPU_OR_NETWORK, UserError, join_lines, require, to_printable
 
 NO_REMOTE_CODE = {"trust_remote_code": False}  # left open, transformers asks the user
 REPORTED = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # what did not arrive is told, not raised

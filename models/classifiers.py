@@ -13,7 +13,12 @@ from typing import NamedTuple
 
 import timm
 import torch
-from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_model_data_config
+from timm.data import (
+    ImageNetInfo,
+    create_transform,
+    infer_imagenet_subset,
+    resolve_model_data_config,
+)
 from transformers import AutoConfig, AutoModelForImageClassification, ViTForImageClassification
 
 from models.checkpoints import NO_REMOTE_CODE, load_network, opening_checkpoint
@@ -29,7 +34,8 @@ from models.labels import (
 from models.preprocessing import load_preprocessing
 from models.zero_shot import load_zero_shot
 from prompt_datasets import class_number
-from utils import UserError, join_lines, require, split_revision, to_printable
+from system.paths import split_revision
+from utils import UserError, join_lines, require, to_printable
 
 
 class Classifier(NamedTuple):

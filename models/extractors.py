@@ -9,13 +9,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+from torch_fidelity.feature_extractor_inceptionv3 import (
+    URL_INCEPTION_V3,
+    FeatureExtractorInceptionV3,
+)
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
 from models.checkpoints import opening_checkpoint
 from models.classifiers import Classifier, load_classifier, penultimate_features
 from models.labels import resolve_name
-from utils import list_checkpoint_files, require, stamp_file
+from system.paths import list_checkpoint_files, stamp_file
+from utils import require
 
 INCEPTION, INCEPTION_SIDE = "InceptionV3", 299
 

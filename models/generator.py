@@ -14,7 +14,8 @@ from models.hub import locate_source
 from models.loading import load_stable_diffusion
 from models.sampling import SamplingSettings
 from models.stable_diffusion_xl import load_stable_diffusion_xl
-from utils import UserError, find_path, join_lines, require
+from system.paths import find_path
+from utils import UserError, join_lines, require
 
 transformers.utils.logging.disable_progress_bar()  # weights load in a blink ...
 enable_progress_bars()  # ... but downloads do not

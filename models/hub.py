@@ -11,7 +11,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from utils import find_path, require, split_revision
+from system.paths import find_path, split_revision
+from utils import require
 
 COMMIT = "[0-9a-f]{40}"
 OF_EVERY_COPY = ("model_index.json", "config.json", "model.safetensors", "pytorch_model.bin")  # one of them

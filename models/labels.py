@@ -9,16 +9,9 @@ from pathlib import Path
 
 from models.hub import find_cached_file
 from prompt_datasets import class_name
-from utils import (
-    WITHOUT_GPU_OR_NETWORK,
-    find_path,
-    join_lines,
-    read_text,
-    require,
-    split_revision,
-    suggest_word,
-    to_printable,
-)
+from system.paths import find_path, split_revision
+from system.text_files import read_text
+from utils import WITHOUT_GPU_OR_NETWORK, join_lines, require, suggest_word, to_printable
 
 REGISTRY = {
     "inet": "google/vit-large-patch16-224",

@@ -6,7 +6,7 @@ from models.checkpoints import opening_checkpoint
 from models.classifiers import check_timm_name, find_timm_id, is_timm_address
 from models.hub import find_commit, is_hub_id
 from models.labels import list_alternatives, resolve_name
-from utils import split_revision
+from system.paths import split_revision
 
 
 def pin_checkpoint(name: str) -> str:

@@ -3,7 +3,13 @@
 import torch
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from models.loading import check_index, check_layout, load_prompt_encoder, load_scheduler, load_unet_and_vae
+from models.loading import (
+    check_index,
+    check_layout,
+    load_prompt_encoder,
+    load_scheduler,
+    load_unet_and_vae,
+)
 from models.placeholder import PromptEncoder
 from models.stable_diffusion import StableDiffusion
 from utils import require

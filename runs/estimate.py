@@ -11,15 +11,15 @@ import torch.nn.functional as F
 
 from evaluation.images import ARMS, CONTROLS, FRAMES
 from evaluation.tables import Table
-from method.class_token import start_vectors
 from method.losses import cross_entropy
-from method.training import AT_ONCE, GRAPHS, Batch, token_gradient
+from method.update import AT_ONCE, GRAPHS, Batch, token_gradient
 from models.batch_size import WITHOUT_GRAPH, default_batch_size
 from models.classifiers import Classifier, load_classifier
 from models.costs import PARTS, STAGES, counted_flops, metered_memory
 from models.generator import PRECISIONS, Generator, load_generator
 from models.sampling import SamplingSettings, new_scheduler
 from prompt_datasets import TEMPLATES
+from tokens.class_token import start_vectors
 
 CONTEXT_GB = 0.5  # what CUDA itself takes of a card, about
 PNG_BYTES = 1.5  # of a picture, per pixel, about

@@ -20,14 +20,15 @@ from evaluation.images import ARMS, Arm, Drawer, digest_json, list_arms, list_fi
 from evaluation.real_images import draw_missing_images, find_real_images
 from evaluation.report import show_side_by_side
 from evaluation.summary import write_summary
-from method.class_token import load_token, names_file, start_vectors
 from models.extractors import Extractor, describe_features, load_extractor
 from models.labels import resolve_name
 from prompt_datasets import TargetClass, select_classes
 from runs.folders import RunFolder
 from runs.locks import describe_silence, try_lock
-from tensor_files import read_tensors
-from utils import UserError, is_same_source, list_checkpoint_files, require, split_revision, to_printable
+from system.paths import is_same_source, list_checkpoint_files, split_revision
+from system.tensor_files import read_tensors
+from tokens.class_token import load_token, names_file, start_vectors
+from utils import UserError, require, to_printable
 
 # settings worth a warning where the token's training had others
 WARNED = ["model", "classifier", "guidance_scale", "guidance_rescale", "height", "width", "labels"]
@@ -84,7 +85,7 @@ class Evaluation:
         token, start = load_token(folder.token_file), config.initializer_token
         if config.controls and (config.num_vectors or names_file(start)):  # no words say it exactly
             start = start_vectors(session.get_generator(), start, config.num_vectors).cpu()
-        arms = list_arms(folder.target, token, config.placeholder_token, config.test_size, config.eval_prompts,
+        arms = list_arms(folder.target, token.vectors, token.widths, config.placeholder_token, config.test_size, config.eval_prompts,
                          config.controls, start, session.oracle.get(folder.target))
         frames = read_tensors(folder.vectors_file)[0] if folder.vectors_file.exists() else {}
         return arms, list_film_arms(folder.target, config.placeholder_token, frames)
@@ -112,8 +113,8 @@ class Evaluation:
             folder.notes.append("its pictures are there already")
         drawn = self.drawer.describe_arms(arms)
         looks = show_attention(
-            session.get_generator(), arms[1], target.name, config.initializer_token, config.num_vectors,
-            session.sampling, folder.eval_images) if config.attention_maps else None
+            session.get_generator(), arms[1], target.name, start_vectors(
+                session.get_generator(), config.initializer_token, config.num_vectors), session.sampling, folder.eval_images) if config.attention_maps else None
         metrics = judge_class(
             session.get_judges(), target, [arm.folder for arm in arms if "/" not in arm.folder], config.eval_prompts,
             config.context_judge, folder.eval_images, config.test_size, nearest_words=looks,

@@ -12,24 +12,16 @@ from filelock import FileLock
 
 from evaluation.files import RunFiles
 from evaluation.images import RECORD, choose_frames
-from method.class_token import ClassToken, load_token, names_file, save_token
-from method.trainer import TrainedToken, finite_or_none
+from method.class_training import TrainedToken, finite_or_none
 from models.batch_size import peak_memory_gb
 from models.labels import folder_name, read_labels
 from prompt_datasets import TargetClass
 from runs.locks import describe_silence, find_patience, try_lock
-from tensor_files import write_tensors
-from utils import (
-    UserError,
-    is_same_source,
-    read_yaml,
-    require,
-    split_revision,
-    to_words,
-    write_json,
-    write_text,
-    write_yaml,
-)
+from system.paths import is_same_source, split_revision
+from system.tensor_files import write_tensors
+from system.text_files import read_yaml, to_words
+from tokens.class_token import ClassToken, load_token, names_file, save_token
+from utils import UserError, require, write_json, write_text, write_yaml
 
 SOURCES = ("model", "classifier", "class_names", "initializer_token")  # settings that may be paths
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from config import RunConfig, names_deciding
 from evaluation.files import MANY
-from method.class_token import check_widths, load_token, names_file, start_vectors
+from method.class_training import TrainingSettings
 from method.losses import LOSSES, build_loss
-from method.trainer import TrainingSettings
 from models.classifiers import Classifier, load_classifier, load_evaluator, load_labels
 from models.generator import PRECISIONS, Generator, load_generator
 from models.sampling import SamplingSettings
@@ -20,8 +19,9 @@ from runs.estimate import EstimateSettings, estimate_run
 from runs.folders import RunFolder, check_held_out, describe_paths, list_titles
 from runs.locks import warn_without_locks
 from runs.start import pin_checkpoints
+from runs.sweep import Sweep, TrainingJob, choose_device, work_on_classes
 from runs.tracking import RunTrackers
-from runs.workers import Sweep, TrainingJob, choose_device, work_on_classes
+from tokens.class_token import check_widths, load_token, names_file, start_vectors
 from utils import UserError, require
 
 UNNAMED = r"LABEL_\d+|class \d+"  # labels that transformers and we make up

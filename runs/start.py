@@ -8,7 +8,8 @@ from typing import NamedTuple
 from config import RunConfig
 from models.hub import answers_within, explain_missing, find_cached_file
 from models.labels import list_alternatives, resolve_name
-from utils import WITHOUT_GPU_OR_NETWORK, find_path, require
+from system.paths import find_path
+from utils import WITHOUT_GPU_OR_NETWORK, require
 
 HUB_SECONDS = 3.0  # without an answer for so long, the hub cannot be reached
 OFFLINE = "HF_HUB_OFFLINE"  # where it is set, no library asks the hub

@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from method.trainer import HISTORY_KEYS, Trainer
+from method.class_training import HISTORY_KEYS, Trainer
 from runs.folders import RunFolder
 from utils import join_lines, require
 

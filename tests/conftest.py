@@ -7,7 +7,13 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel, ViTConfig, ViTForImageClassification, ViTImageProcessor
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
 
 from config import RunConfig
 from models.generator import load_generator

@@ -33,8 +33,10 @@ from evaluation.read_image import read_image
 from models.classifiers import load_labels
 from prompt_datasets import class_names, select_classes
 from runs.folders import RunFolder
-from tensor_files import read_tensors
-from utils import ROOT, find_path, read_json, read_json_lines, read_yaml, require, write_json
+from system.paths import find_path
+from system.tensor_files import read_tensors
+from system.text_files import read_json, read_json_lines, read_yaml
+from utils import ROOT, require, write_json
 
 SMALL = ["--train", "True", "--evaluate", "True", "--num_train_epochs", "8", "--epoch_size", "4", "--test_size", "6",
          "--target_accuracy", "1", "--real_images", "none", "--fresh_noise", "True", "--output_path", "."]

@@ -19,13 +19,18 @@ import torch
 from transformers import ViTImageProcessor
 
 from benchmarks.flops import wrap_classifier
-from benchmarks.random_weights import build_generator, build_networks, build_scheduler, load_tokenizer
+from benchmarks.random_weights import (
+    build_generator,
+    build_networks,
+    build_scheduler,
+    load_tokenizer,
+)
 from command_line import parse_settings
 from config import RunConfig
 from evaluation.tables import Table
 from experiments.common import run_script
 from method.losses import cross_entropy
-from method.training import token_gradient
+from method.update import token_gradient
 from models.generator import PRECISIONS
 from models.sampling import SamplingSettings
 from prompt_datasets import TEMPLATES

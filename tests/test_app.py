@@ -18,9 +18,9 @@ import torch
 gradio = pytest.importorskip("gradio")
 
 import app  # noqa: E402  # gradio is optional
-import studio as rooms  # noqa: E402
 from command_line import parse_settings  # noqa: E402
-from method.class_token import load_token  # noqa: E402
+from page import models as rooms  # noqa: E402
+from tokens.class_token import load_token  # noqa: E402
 from utils import ROOT, UserError  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -189,7 +189,7 @@ def test_words_of_one_s_own(tmp_path):
 
 
 def test_a_space_s_folder_serves_the_page(tmp_path):
-    done = subprocess.run([sys.executable, "spaces/assemble.py", "--to", tmp_path / "space"], cwd=ROOT, check=True,
+    done = subprocess.run([sys.executable, "page/space/assemble.py", "--to", tmp_path / "space"], cwd=ROOT, check=True,
                           capture_output=True, text=True)
     assert "hf upload" in done.stdout
     card = (tmp_path / "space/README.md").read_text()
@@ -199,15 +199,15 @@ def test_a_space_s_folder_serves_the_page(tmp_path):
     found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "space", capture_output=True, text=True)
     assert found.stdout.strip() == "16", found.stderr[-2000:]
     (tmp_path / "report.html").write_text("<p>a page</p>")
-    subprocess.run([sys.executable, "spaces/assemble.py", "--to", tmp_path / "static", "--static",
+    subprocess.run([sys.executable, "page/space/assemble.py", "--to", tmp_path / "static", "--static",
                     tmp_path / "report.html"], cwd=ROOT, check=True, capture_output=True)
     card = (tmp_path / "static/README.md").read_text()
     assert "sdk: static" in card and "gradio" not in card and (tmp_path / "static/index.html").exists()
     (tmp_path / "many.html").write_text('<img src="a.png" loading="lazy">')
-    linked = subprocess.run([sys.executable, "spaces/assemble.py", "--to", tmp_path / "linked", "--static",
+    linked = subprocess.run([sys.executable, "page/space/assemble.py", "--to", tmp_path / "linked", "--static",
                              tmp_path / "many.html"], cwd=ROOT, capture_output=True, text=True)
     assert linked.returncode == 2 and "links its pictures" in linked.stderr and not (tmp_path / "linked").exists()
-    again = subprocess.run([sys.executable, "spaces/assemble.py", "--to", tmp_path / "space"], cwd=ROOT,
+    again = subprocess.run([sys.executable, "page/space/assemble.py", "--to", tmp_path / "space"], cwd=ROOT,
                            capture_output=True, text=True)
     assert again.returncode == 2 and "is not an empty folder" in again.stderr
 

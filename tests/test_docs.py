@@ -14,7 +14,7 @@ from command_line import parse_settings
 from utils import ROOT
 
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"),
-                                                              *ROOT.glob("spaces/*.md")))
+                                                              *ROOT.glob("page/space/*.md")))
 
 
 def read_page(name: str) -> str:

@@ -11,15 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from method.class_token import load_token
+from method.class_training import Trainer, TrainingSettings
 from method.losses import cross_entropy
-from method.trainer import Trainer, TrainingSettings
-from method.training import join_batches, token_gradient
+from method.update import join_batches, token_gradient
 from models.classifiers import load_classifier
 from models.generator import load_generator
 from models.sampling import SamplingSettings
 from prompt_datasets import target_class
 from run import main
+from tokens.class_token import load_token
 
 FOLDER = Path(__file__).parent / "golden"
 VALUES = load_file(FOLDER / "golden.safetensors")

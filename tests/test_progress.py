@@ -8,8 +8,8 @@ import sys
 import pytest
 from tqdm import tqdm
 
-from runs.workers import describe_rest
-from terminal import LinesOutput
+from runs.sweep import describe_rest
+from system.terminal import LinesOutput
 from tests.test_run import flags
 from utils import ROOT
 
@@ -69,7 +69,7 @@ def test_a_traceback_in_a_log_is_as_python_writes_it(show):
     """Python writes it in pieces: each was a line of its own."""
     code = f"import traceback\ntry:\n    [1, 2].index(\n        'three'.upper())\nexcept ValueError:\n    {show}\n"
     plain = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr
-    guarded = subprocess.run([sys.executable, "-c", f"import terminal; terminal.guard_output()\n{code}"], cwd=ROOT,
+    guarded = subprocess.run([sys.executable, "-c", f"from system import terminal; terminal.guard_output()\n{code}"], cwd=ROOT,
                              capture_output=True, text=True).stderr
     assert [re.sub(r"line \d+", "line", line) for line in guarded.splitlines()] == \
         [re.sub(r"line \d+", "line", line) for line in plain.splitlines()]

@@ -12,11 +12,12 @@ from torch.nn.functional import mse_loss
 
 from command_line import parse_settings
 from config import SETTINGS, RunConfig, value_type
-from method.class_token import load_token, save_token
-from method.trainer import Trainer, TrainingSettings
+from method.class_training import Trainer, TrainingSettings
 from prompt_datasets import class_folder, class_name, prompt_folder, select_classes, target_class
-from tensor_files import write_tensors
-from utils import UserError, read_yaml, to_words, write_yaml
+from system.tensor_files import write_tensors
+from system.text_files import read_yaml, to_words
+from tokens.class_token import load_token, save_token
+from utils import UserError, write_yaml
 
 COUNT = 1000
 LABELS = [f"thing {i}" for i in range(COUNT)]

@@ -12,10 +12,10 @@ import torch
 import yaml
 
 from config import RunConfig
-from method.class_token import load_token, save_token
 from run import main
 from runs.session import Session
 from tests.conftest import save_classifier
+from tokens.class_token import load_token, save_token
 from utils import ROOT, write_json
 
 

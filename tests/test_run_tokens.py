@@ -6,10 +6,10 @@ import re
 import pytest
 import torch
 
-from method.class_token import load_token, save_token
 from run import main
 from tests.conftest import LABELS, save_classifier
 from tests.test_run import error_of, file_times, flags
+from tokens.class_token import load_token, save_token
 
 UPDATE = ("--class_index", "3", "--train", "True", "--num_train_epochs", "1")
 

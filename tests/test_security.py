@@ -19,13 +19,13 @@ from transformers import ViTForImageClassification
 
 from config import RunConfig
 from evaluation import report
-from method.class_token import load_token, save_token
 from models.classifiers import load_classifier, load_labels
 from models.labels import folder_name
 from prompt_datasets import class_folder, class_name
 from run import main
 from tests.conftest import LABELS, save_classifier
 from tests.test_run import error_of, flags
+from tokens.class_token import load_token, save_token
 from utils import ROOT, UserError
 
 HOSTILE = ["../../x", "/etc/passwd", "..", "a\0b", "x" * 300, "🦩", "CON", "<script>alert(1)</script>",

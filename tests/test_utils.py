@@ -10,18 +10,10 @@ import pytest
 import torch
 
 from evaluation.read_image import load_images, read_image
-from tensor_files import save_pixels, to_pixels
-from utils import (
-    ROOT,
-    UserError,
-    list_checkpoint_files,
-    read_json,
-    read_yaml,
-    replace_file,
-    suggest_word,
-    to_printable,
-    write_json,
-)
+from system.paths import list_checkpoint_files
+from system.tensor_files import save_pixels, to_pixels
+from system.text_files import read_json, read_yaml
+from utils import ROOT, UserError, replace_file, suggest_word, to_printable, write_json
 
 
 def test_replace_file_leaves_the_old_file_when_writing_fails(tmp_path):
@@ -92,7 +84,7 @@ def test_two_threads_may_write_one_file(tmp_path):
     ("PYTHONUNBUFFERED=1 PYTHONIOENCODING=latin-1 {} 2>&1 >&- | tail -1", "\\u9db4\n")])
 def test_no_output_ends_a_program(shell, printed):
     """A closed stream, a reader that has gone, an encoding without the letter: the program does its work."""
-    program = "import sys, terminal; terminal.exit_code(lambda: [print(chr(0x9db4), file=file) for file in " \
+    program = "import sys; from system import terminal; terminal.exit_code(lambda: [print(chr(0x9db4), file=file) for file in " \
               "(sys.stdout, sys.stderr)]); sys.exit(7)"
     done = subprocess.run(["bash", "-c", shell.format(f"{sys.executable} -c '{program}'")], capture_output=True,
                           text=True, cwd=ROOT)

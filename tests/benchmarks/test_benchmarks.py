@@ -11,12 +11,20 @@ import yaml
 from diffusers import StableDiffusionPipeline
 
 from benchmarks import stages, updates
-from benchmarks.plain_loop import train_token
 from evaluation.statistics import Proportion
 from experiments.common import run_script
 from method.losses import cross_entropy
+from method.plain_loop import train_token
 from models.classifiers import load_classifier
-from tests.method.conftest import PAPER, SETTINGS, SHORT, make_trainer, open_generator, read_history, train_one
+from tests.method.conftest import (
+    PAPER,
+    SETTINGS,
+    SHORT,
+    make_trainer,
+    open_generator,
+    read_history,
+    train_one,
+)
 from utils import write_json
 
 

@@ -10,7 +10,7 @@ from transformers import ViTForImageClassification
 
 from benchmarks import flops
 from method.losses import cross_entropy
-from method.training import token_gradient
+from method.update import token_gradient
 from models.generator import load_generator
 from models.stable_diffusion import StableDiffusion
 from prompt_datasets import TEMPLATES

@@ -10,7 +10,13 @@ import torch
 from PIL import Image
 from transformers import ViTForImageClassification, ViTImageProcessor
 
-from evaluation.accuracy import Judgement, accuracy_table, judge_images, load_metrics, measure_context
+from evaluation.accuracy import (
+    Judgement,
+    accuracy_table,
+    judge_images,
+    load_metrics,
+    measure_context,
+)
 from evaluation.statistics import Proportion, count_right
 from miniature import world
 from models.classifiers import load_classifier

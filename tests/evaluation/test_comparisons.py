@@ -5,7 +5,13 @@ import itertools
 import numpy as np
 import pytest
 
-from evaluation.statistics import Comparison, Interval, compare_classes, correct_pvalues, interval_over_classes
+from evaluation.statistics import (
+    Comparison,
+    Interval,
+    compare_classes,
+    correct_pvalues,
+    interval_over_classes,
+)
 
 
 def test_the_permutation_test_counts_every_exchange():

@@ -17,7 +17,7 @@ from evaluation.statistics import frechet_distance, measure_prdc, pool_features
 from models.classifiers import load_classifier
 from models.extractors import Extractor, load_extractor, resize_clean
 from run import main
-from tensor_files import save_pixels, to_pixels
+from system.tensor_files import save_pixels, to_pixels
 from tests.test_run import flags
 from utils import UserError
 

@@ -10,11 +10,11 @@ import torch
 
 from evaluation.images import Arm, Drawer, choose_frames, list_arms, list_film_arms
 from evaluation.read_image import load_images
-from method.class_token import ClassToken, save_token
 from models.sampling import SamplingSettings
 from prompt_datasets import target_class
 from run import main
 from tests.test_run import flags
+from tokens.class_token import ClassToken, save_token
 from utils import UserError
 
 SAMPLING = SamplingSettings(height=32, width=32, guidance_scale=7.0, num_inference_steps=3)
@@ -144,7 +144,7 @@ def test_contexts_and_controls(tiny_config, tmp_path, generator):
 def test_the_random_control_has_the_norms_of_the_token():
     vectors = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
     token = ClassToken("newclas", vectors, (2,), {})
-    arms = {arm.folder: arm for arm in list_arms(TIGER_CAT, token, "newclas", 4, [], True, "a")}
+    arms = {arm.folder: arm for arm in list_arms(TIGER_CAT, token.vectors, token.widths, "newclas", 4, [], True, "a")}
     assert arms["random"].vectors.norm(dim=1).tolist() == pytest.approx([5, 2]) and arms["random"].images == 4
     assert not torch.allclose(arms["random"].vectors, vectors)
     assert (arms["with"].prompt, arms["without"].prompt) == ("A photo of a newclas tiger cat",

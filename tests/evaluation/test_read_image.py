@@ -9,7 +9,8 @@ import pytest
 from PIL import Image, ImageCms
 
 from evaluation.read_image import SUFFIXES, read_image
-from utils import UserError, save_image
+from system.tensor_files import save_image
+from utils import UserError
 
 RAMP = np.array([[0, 64, 128], [191, 255, 32]], dtype=np.uint8)  # [2, 3]: which way is up shows
 GREY, GREY_16 = Image.fromarray(RAMP), Image.fromarray(RAMP.astype(np.uint16) * 257)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from method.class_training import Trainer, TrainingSettings
 from method.losses import cross_entropy
-from method.trainer import Trainer, TrainingSettings
-from method.training import train_tokens
+from method.update import train_tokens
 from models.classifiers import load_classifier
 from models.generator import load_generator
 from models.sampling import SamplingSettings

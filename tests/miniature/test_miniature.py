@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from torchvision.transforms.functional import to_tensor
 from transformers import AutoModelForImageClassification, CLIPTextModel
 
-from method.class_token import save_token
 from miniature import world
 from miniature.build import WEIGHTS, name_weights_as_published, train_modules
 from miniature.quality import compare_with_bars, hash_weights, measure_quality, read_sampling
@@ -25,6 +24,7 @@ from miniature.workers import share_jobs
 from models.generator import load_generator
 from models.sampling import seeded_generators
 from run import main
+from tokens.class_token import save_token
 
 needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch 2.9 has the optimiser")
 

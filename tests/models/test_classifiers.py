@@ -26,8 +26,9 @@ from transformers import (
 
 from models.classifiers import check_classifier, load_classifier, load_labels, penultimate_features
 from models.labels import IMAGENET_LABELS, find_labels, folder_name, resolve_name
+from system.paths import list_checkpoint_files
 from tests.conftest import LABELS, save_classifier
-from utils import UserError, list_checkpoint_files
+from utils import UserError
 
 SIZE = {"height": 48, "width": 48}
 PROCESSORS = {  # the last three feed their networks something else than (x / 255 - mean) / std

@@ -10,14 +10,14 @@ from safetensors.torch import load_file
 
 import run
 import runs.session
-from method.class_token import load_token, save_token
-from method.trainer import Trainer
-from method.training import Batch, token_gradient
+from method.class_training import Trainer
+from method.update import Batch, token_gradient
 from models.generator import load_generator
 from models.sampling import seeded_generators
 from tests.models.families import FAMILIES, INDEXES, save_family
 from tests.models.pipelines import PROMPTS, SEEDS, draw_by_ours, draw_by_pipeline
 from tests.test_run import flags
+from tokens.class_token import load_token, save_token
 from utils import UserError
 
 WITH_TOKEN = ["a photo of a newclas crane", "a newclas crane"]

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
-from method.class_token import save_token
 from tests.models.pipelines import as_pipeline
+from tokens.class_token import save_token
 from utils import UserError
 
 PROMPTS = ["a photo of a newclas crane", "newclas cat", "a photo of a crane"]

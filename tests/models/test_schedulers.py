@@ -12,7 +12,14 @@ from models.generator import load_generator
 from models.loading import SCHEDULER_CHANGES
 from models.sampling import SCHEDULERS, scheduler_class
 from tests.conftest import SCHEDULER
-from tests.models.pipelines import PROMPTS, SEEDS, SETTINGS, as_pipeline, draw_by_ours, draw_by_pipeline
+from tests.models.pipelines import (
+    PROMPTS,
+    SEEDS,
+    SETTINGS,
+    as_pipeline,
+    draw_by_ours,
+    draw_by_pipeline,
+)
 from utils import ROOT, UserError
 
 SPACINGS = [{"timestep_spacing": spacing} for spacing in ("leading", "linspace", "trailing")]

@@ -13,7 +13,7 @@ import torch
 import run
 import runs.evaluation  # noqa: F401  # as run.py does later: they take seconds
 import runs.session  # noqa: F401
-from runs.signals import end_on_signals
+from system.signals import end_on_signals
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__])

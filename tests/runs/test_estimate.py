@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from method.losses import cross_entropy
-from method.training import token_gradient
+from method.update import token_gradient
 from models.classifiers import load_classifier
 from models.costs import PARTS
 from models.generator import load_generator

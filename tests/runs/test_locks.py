@@ -10,7 +10,7 @@ from filelock import SoftFileLock
 
 from run import main
 from runs.locks import PATIENCE, describe_duration, find_patience
-from tests.runs.test_workers import sweep_over
+from tests.runs.test_sweep import sweep_over
 from tests.test_run import error_of, flags
 from utils import UserError
 

@@ -15,13 +15,13 @@ from safetensors.torch import save_file
 
 from config import RunConfig
 from evaluation import report
-from method.class_token import load_token
 from prompt_datasets import target_class
 from run import main
 from runs.folders import RunFolder
 from tests.kills import read_contents
 from tests.runs.processes import Process, finish_run
 from tests.test_run import error_of, file_times, flags
+from tokens.class_token import load_token
 from utils import ROOT, write_yaml
 
 TRAIN = ["--class_index", "3", "--train", "True", "--evaluate", "True"]

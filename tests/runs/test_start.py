@@ -14,15 +14,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from config import RunConfig
-from method.class_token import load_token, save_token
 from models.hub import answers_within, find_cached_file, find_commit, is_hub_id, locate_source
 from models.labels import folder_name, resolve_name
 from models.pins import pin_checkpoint
 from runs.start import OFFLINE, check_checkpoints, list_hub_checkpoints
+from system.paths import is_same_source
 from tests.conftest import LABELS
-from tests.runs.test_workers import sweep_over
+from tests.runs.test_sweep import sweep_over
 from tests.test_run import error_of, flags
-from utils import ROOT, UserError, is_same_source
+from tokens.class_token import load_token, save_token
+from utils import ROOT, UserError
 
 OLD, NEW = "1" * 40, "2" * 40  # commits
 MINIATURE = ["--config", "configs/miniature.yml"]

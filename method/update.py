@@ -10,12 +10,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from method.class_training import TrainedToken, Trainer
 from method.losses import Loss
-from method.trainer import TrainedToken, Trainer
 from models.batch_size import WITHOUT_GRAPH, default_batch_size, fit_batch_size
 from models.generator import Generator
 from models.sampling import SamplingSettings
-from tensor_files import submit_images, to_pixels
+from system.tensor_files import submit_images, to_pixels
 from utils import UserError
 
 GRAPHS = 2  # of an image: the denoiser's, and that of decoder and classifier

@@ -8,9 +8,17 @@ import torch.nn.functional as F
 
 from evaluation.read_image import load_images
 from method.losses import cross_entropy
-from method.training import Batch, join_batches, token_gradient, train_tokens
+from method.update import Batch, join_batches, token_gradient, train_tokens
 from models.classifiers import load_classifier
-from tests.method.conftest import PAPER, SHORT, list_ends, make_trainer, open_generator, read_history, train_one
+from tests.method.conftest import (
+    PAPER,
+    SHORT,
+    list_ends,
+    make_trainer,
+    open_generator,
+    read_history,
+    train_one,
+)
 from utils import UserError
 
 OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB."

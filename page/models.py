@@ -9,18 +9,18 @@ import torch
 from PIL import Image
 
 from config import RunConfig
-from evaluation.gallery import ExportedClass, name_token, write_class
-from method.class_token import ClassToken, load_token, start_vectors
+from method.class_training import TrainedToken, Trainer, TrainingSettings
 from method.losses import Loss, build_loss
-from method.trainer import TrainedToken, Trainer, TrainingSettings
-from method.training import train_tokens
+from method.update import train_tokens
 from models.classifiers import Classifier, load_classifier, load_evaluator
 from models.generator import PRECISIONS, Generator, load_generator
 from models.sampling import SamplingSettings
 from prompt_datasets import TargetClass, class_names, select_classes
 from runs.folders import RunFolder
 from runs.start import pin_checkpoints
-from tensor_files import to_pixels
+from system.tensor_files import to_pixels
+from tokens.class_token import ClassToken, load_token, start_vectors
+from tokens.gallery import ExportedClass, name_token, write_class
 from utils import ROOT, UserError, require, write_text
 
 READY = "ready"  # the exp_id of the tokens in the repository

@@ -16,14 +16,15 @@ from safetensors.torch import load_file
 
 from evaluation.accuracy import Judgement
 from evaluation.files import RunFiles
-from evaluation.gallery import TAGS, escape_text, hide_folders, is_hub_id, name_token
 from evaluation.statistics import count_right
 from export import main
-from method.class_token import load_token, save_token
 from run import main as run
+from system.tensor_files import save_image
 from tests.models.pipelines import as_pipeline
 from tests.test_run import flags
-from utils import save_image, write_json, write_yaml
+from tokens.class_token import load_token, save_token
+from tokens.gallery import TAGS, escape_text, hide_folders, is_hub_id, name_token
+from utils import write_json, write_yaml
 
 HEADER = {"class_index": "283", "class_name": "tiger cat", "label": "tiger cat, Felis tigris", "updates": "7",
           "base_model": "CompVis/stable-diffusion-v1-4"}

@@ -3,9 +3,17 @@
 import pytest
 import torch
 
-from method.trainer import judge_progress
-from method.training import train_tokens
-from tests.method.conftest import PAPER, SHORT, list_ends, make_trainer, open_generator, read_history, train_one
+from method.class_training import judge_progress
+from method.update import train_tokens
+from tests.method.conftest import (
+    PAPER,
+    SHORT,
+    list_ends,
+    make_trainer,
+    open_generator,
+    read_history,
+    train_one,
+)
 from utils import UserError
 
 

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save, save_file
 from torch.nn import Parameter, ParameterDict
 
-from method.class_token import check_widths, load_token, save_token
+from tokens.class_token import check_widths, load_token, save_token
 from utils import UserError
 
 ONE, TWO, WIDE = torch.randn(1, 32), torch.randn(2, 32), torch.randn(2, 48)

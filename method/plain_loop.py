@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
 
-from method.trainer import TrainingSettings
+from method.class_training import TrainingSettings
 from models.classifiers import Classifier
 from models.sampling import SamplingSettings, new_scheduler
 from prompt_datasets import TEMPLATES, TargetClass

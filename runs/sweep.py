@@ -10,14 +10,14 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from method.class_token import start_vectors
+from method.class_training import Trainer, TrainingSettings
 from method.losses import Loss
-from method.trainer import Trainer, TrainingSettings
-from method.training import train_tokens
+from method.update import train_tokens
 from models.generator import Generator
 from models.sampling import SamplingSettings
 from runs.folders import RunFolder
 from runs.tracking import RunTrackers
+from tokens.class_token import start_vectors
 from utils import (
     DISK_FULL,
     WITHOUT_GPU_OR_NETWORK,

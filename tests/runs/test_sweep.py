@@ -14,18 +14,18 @@ import torch
 
 from command_line import parse_settings
 from config import RunConfig
-from method.class_token import load_token, save_token
+from method.class_training import TrainingSettings
 from method.losses import cross_entropy
-from method.trainer import TrainingSettings
 from models.classifiers import load_classifier
 from models.sampling import SamplingSettings
 from prompt_datasets import class_name, target_class
 from run import main
 from runs.folders import RunFolder
-from runs.workers import Sweep, TrainingJob, choose_device, work_on_classes
+from runs.sweep import Sweep, TrainingJob, choose_device, work_on_classes
 from tests.conftest import LABELS
 from tests.runs.processes import Process, finish_run
 from tests.test_run import file_times, flags
+from tokens.class_token import load_token, save_token
 from utils import ROOT, UserError
 
 SETTINGS = ["--class_index", "1-3", "--train", "True", "--evaluate", "True", "--num_train_epochs", "10", "--lr", "0.05",

@@ -1,7 +1,7 @@
 """The folder of a Hugging Face Space, ready for `hf upload`.
 
-    python spaces/assemble.py --to DIR                    a live page, on Gradio
-    python spaces/assemble.py --to DIR --static REPORT    one page of a run, such as img/miniature/report_demo.html,
+    python page/space/assemble.py --to DIR                    a live page, on Gradio
+    python page/space/assemble.py --to DIR --static REPORT    one page of a run, such as img/miniature/report_demo.html,
                                                           for an account without a live Space
 """
 
@@ -11,10 +11,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-LIVE = ("app.py", "studio.py", "command_line.py", "config.py", "prompt_datasets.py", "tensor_files.py", "terminal.py",
-        "utils.py", "LICENSE", "page", "method", "models", "evaluation", "runs", "miniature", "configs",
-        "pipeline_token")
+ROOT = Path(__file__).resolve().parents[2]
+LIVE = ("app.py", "command_line.py", "config.py", "prompt_datasets.py", "utils.py", "LICENSE", "page", "system",
+        "method", "models", "evaluation", "tokens", "runs", "miniature", "configs", "pipeline_token")
 STATIC = {"sdk: gradio": "sdk: static", "sdk_version: 6.31.0\n": "", "app_file: app.py\n": "app_file: index.html\n"}
 
 

@@ -15,12 +15,14 @@ from evaluation.files import RunFiles, check_exported
 from evaluation.images import ARMS
 from evaluation.pictures import draw_sheet
 from evaluation.report import list_shown
-from method.class_token import ClassToken, load_token, save_token
 from models.hub import is_hub_id
 from models.labels import REGISTRY
 from prompt_datasets import TEMPLATES, class_name
-from tensor_files import write_tensors
-from utils import join_lines, read_yaml, require, split_revision, to_printable, write_text
+from system.paths import split_revision
+from system.tensor_files import write_tensors
+from system.text_files import read_yaml
+from tokens.class_token import ClassToken, load_token, save_token
+from utils import join_lines, require, to_printable, write_text
 
 SHOWN = 5  # pictures per row of a class's sheet
 UNPUBLISHED = {"class_index", "output_path", "real_images", "device", "skip_exists", "train", "evaluate"}  # settings

@@ -9,8 +9,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from models.generator import Generator
-from tensor_files import write_tensors
-from utils import TOKEN_SUFFIXES, UserError, find_path, join_lines, require
+from system.paths import find_path
+from system.tensor_files import write_tensors
+from utils import TOKEN_SUFFIXES, UserError, join_lines, require
 
 PAIR = ("clip_l", "clip_g")  # SDXL's text encoders, in the order in which it joins their embeddings
 OTHER_NAMES = {"text_encoders_0": "clip_l", "text_encoders_1": "clip_g"}  # by diffusers' scripts for LoRAs
