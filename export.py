@@ -1,7 +1,7 @@
 """Write trained tokens as ComfyUI, A1111, Forge, InvokeAI and SD.Next read them.
 
-    python export.py img/inet/*/demo --to ComfyUI/models/embeddings
-    python export.py img/inet/*/demo --to gallery --card          a folder for `hf upload`, with pictures and figures
+python export.py img/inet/*/demo --to ComfyUI/models/embeddings
+python export.py img/inet/*/demo --to gallery --card          a folder for `hf upload`, with pictures and figures
 """
 
 import sys
@@ -20,13 +20,22 @@ def main(argv: list[str]) -> int:
 def export_runs(argv: list[str]):
     """Answer mistakes at once; only then import torch, which takes seconds."""
     parser = OneLineParser(["--to", "--card"], description=__doc__)
-    parser.add_argument("runs", nargs="+", type=read_path, metavar="RUN_DIR",
-                        help="img/<classifier>/<class>/<exp_id>, or the same under pipeline_token")
-    parser.add_argument("--to", required=True, type=read_path, metavar="DIR", help="the folder to write into")
-    parser.add_argument("--card", action="store_true", help="add a model card, and the files that diffusers reads")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        type=read_path,
+        metavar="RUN_DIR",
+        help="img/<classifier>/<class>/<exp_id>, or the same under pipeline_token",
+    )
+    parser.add_argument(
+        "--to", required=True, type=read_path, metavar="DIR", help="the folder to write into"
+    )
+    parser.add_argument(
+        "--card", action="store_true", help="add a model card, and the files that diffusers reads"
+    )
     arguments = parser.parse_args(argv)
     check_exported(arguments.runs, arguments.to, arguments.card)
-    from tokens.gallery import export_classes
+    from tokens.export import export_classes
 
     for name in export_classes(arguments.runs, arguments.to, arguments.card):
         print(f"token: {arguments.to / name}.safetensors")

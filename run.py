@@ -1,8 +1,10 @@
 """Train class tokens and evaluate them.
 
-    python run.py --class_index 283 --train True --evaluate True       Stable Diffusion 1.4 and ImageNet, on a GPU
-    python run.py --config configs/miniature.yml --class_index all --train True --evaluate True      without a GPU
-    python run.py --config configs/miniature.yml --list_classes
+python run.py --class_index 283 --train True --evaluate True
+                                            Stable Diffusion 1.4 and ImageNet, on a GPU
+python run.py --config configs/miniature.yml --class_index all --train True --evaluate True
+                                            without a GPU
+python run.py --config configs/miniature.yml --list_classes
 """
 
 import contextlib
@@ -20,8 +22,10 @@ from system.terminal import choose_progress, exit_code, show_step
 
 def main(argv: list[str]) -> int:
     """Do what the command line asks for; the exit code: 2 for a user error."""
-    with open(os.devnull, "w") if "--quiet" in argv else contextlib.nullcontext(sys.stdout) as out, \
-            contextlib.redirect_stdout(out):
+    with contextlib.ExitStack() as stack:
+        if "--quiet" in argv:
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
         return exit_code(lambda: run_command(argv), debug="--debug" in argv)
 
 
@@ -29,16 +33,17 @@ def run_command(argv: list[str]):
     """Answer what can be answered at once; only then import torch, which takes seconds."""
     config, list_classes = read_command(argv, __doc__)
     if list_classes:
-        print(number_labels(find_labels(config.classifier, config.labels) or load_labels(config)))
+        labels = find_labels(config.classifier, config.labels) or load_labels(config)
+        print(number_labels(labels))
         return
     check_checkpoints(config)
     check_classes(config, find_downloaded_labels(config.classifier))
     with show_step("importing torch and diffusers"):
-        from runs.session import Session, estimate_training
+        from runs import session, sweep
     if config.estimate:
-        print(estimate_training(config))
+        print(session.estimate_training(config))
     else:
-        Session(config).run_sweep()
+        sweep.run_sweep(session.Session(config))
 
 
 def load_labels(config: RunConfig) -> list[str]:

@@ -28,22 +28,24 @@ from torch.utils.benchmark import Timer
 from benchmarks.random_weights import save_sd14
 from command_line import parse_settings
 from config import RunConfig
+from evaluation.read_image import load_squares
 from evaluation.real_images import draw_missing_images, find_real_images
 from evaluation.tables import Table
-from experiments.common import method_settings, open_generator, run_script
-from experiments.textual_inversion import PER_STEP, learn_vectors
-from method.class_training import Trainer
+from method.class_training import ClassTraining, UpdateFigures
 from method.losses import cross_entropy
 from method.plain_loop import train_token
-from method.update import GRAPHS, join_batches, train_tokens
+from method.textual_inversion import PER_STEP, learn_vectors
+from method.update import GRAPHS, compute_gradients, fit_token_gradient, join_batches
 from models.batch_size import peak_memory_gb
-from models.classifiers import Classifier, load_classifier
+from models.classifiers import Classifier
 from models.costs import PARTS
 from models.generator import PRECISIONS, Generator
 from prompt_datasets import TargetClass, target_class
 from runs.estimate import count_update
 from runs.folders import RunFolder
+from runs.session import Session, find_training_sampling, find_training_settings
 from system.paths import find_path, read_path
+from system.terminal import run_script
 from system.text_files import read_json
 from tokens.class_token import start_vectors
 from utils import ROOT, write_json, write_text
@@ -78,28 +80,52 @@ def list_rows(config: RunConfig) -> dict[str, tuple[bool, RunConfig, int]]:
     return {**rows, "ours, paper's trajectory, 5 images, batches of 1": (False, replace(paper, batch_size=1), 1)}
 
 
-def new_trainer(config: RunConfig, generator: Generator, target: TargetClass, folder: Path,
-                kind: type[Trainer] = Trainer) -> Trainer:
-    vectors = start_vectors(generator, config.initializer_token, config.num_vectors)
-    return kind(target, vectors, method_settings(config)[0], generator.dtype, folder / "history.jsonl",
-                folder / "training_state.pt", folder / "images")
+def new_training(
+    config: RunConfig, generator: Generator, target: TargetClass, folder: Path
+) -> ClassTraining:
+    """The training of a class, its files in `folder`."""
+    return ClassTraining(
+        target,
+        start_vectors(generator, config.initializer_token, config.num_vectors),
+        find_training_settings(config),
+        generator.dtype,
+        folder / "history.jsonl",
+        folder / "training_state.pt",
+        folder / "images",
+    )
 
 
 def measure_row(plain: bool, config: RunConfig, classes: int, updates: int) -> dict:
     """One row, once, after as many updates to warm up; runs in a process of its own."""
-    classifier = load_classifier(config.classifier, config.device, labels_file=config.labels)
-    models = StableDiffusionPipeline.from_pretrained(
-        find_path(config.model) or config.model, torch_dtype=PRECISIONS[config.mixed_precision], safety_checker=None,
-        feature_extractor=None).to(config.device) if plain else open_generator(config)
+    session = open_session(config)
+    models = open_pipeline(config) if plain else session.generator
     with tempfile.TemporaryDirectory() as path:
-        return {**measure_updates(plain, models, classifier, config, classes, updates, Path(path, "work")),
-                "bytes_per_class": count_bytes(plain, config, models, Path(path, "saved"))}
+        work, saved = Path(path, "work"), Path(path, "saved")
+        measured = measure_updates(plain, models, session.classifier, config, classes, updates, work)
+        return {**measured, "bytes_per_class": count_bytes(plain, config, models, saved)}
+
+
+def open_session(config: RunConfig) -> Session:
+    """The models of a setting; which class it is about does not matter."""
+    return Session(replace(config, class_index="1"))
+
+
+def open_pipeline(config: RunConfig) -> StableDiffusionPipeline:
+    """What the plain loop draws with."""
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        find_path(config.model) or config.model,
+        torch_dtype=PRECISIONS[config.mixed_precision],
+        safety_checker=None,
+        feature_extractor=None,
+    )
+    return pipeline.to(config.device)
 
 
 def measure_updates(plain: bool, models, classifier: Classifier, config: RunConfig, classes: int, updates: int,
                     work: Path) -> dict:
     """`updates` of `classes` classes after as many to warm up, by the plain loop on a pipeline or by ours."""
-    (settings, sampling), count, images, marks = method_settings(config), updates * classes, [], []
+    settings, sampling = find_training_settings(config), find_training_sampling(config)
+    count, images, marks = updates * classes, [], []
     denoiser = models.components["unet"] if plain else models.denoiser
     watch = denoiser.register_forward_pre_hook(lambda network, inputs: images.append(len(inputs[0])))
     cuda = config.device.startswith("cuda")
@@ -111,22 +137,24 @@ def measure_updates(plain: bool, models, classifier: Classifier, config: RunConf
             torch.cuda.synchronize(config.device)
         marks.append((time.perf_counter(), sum(images)))
 
-    class MarkedTrainer(Trainer):
-        def finish_update(self, *measured):
-            super().finish_update(*measured)
-            mark_update()
-            return len(self.history) == 2 * updates  # the end
-
     if plain:
         for _ in islice(train_token(models, classifier, TARGET, settings, sampling), 2 * updates):
             mark_update()
     else:
         targets = [target_class(i % len(classifier.labels), "crane", "crane") for i in range(classes)]
-        trainers = (new_trainer(config, models, target, work / str(i), MarkedTrainer)
-                    for i, target in enumerate(targets))
-        list(train_tokens(models, cross_entropy(classifier), trainers, classes, sampling, config.batch_size))
+        running = [
+            new_training(config, models, target, work / str(i)) for i, target in enumerate(targets)
+        ]
+        images_at_once = classes * config.epoch_size
+        gradient = fit_token_gradient(images_at_once, config.batch_size, sampling, config.device)
+        loss_fn = cross_entropy(classifier)
+        for _ in range(2 * updates):
+            figures = compute_gradients(running, models, loss_fn, sampling, gradient)
+            for training, measured in zip(running, figures, strict=True):
+                training.finish_update(measured)
+            mark_update()
     watch.remove()
-    (begin, before), (end, after) = marks[count - 1], marks[-1]
+    (begin, before), (end, after) = marks[updates - 1], marks[-1]
     return {"seconds_per_update": (end - begin) / count, "unet_images": (after - before) / count,
             "images_per_second": config.epoch_size * count / (end - begin),
             "peak_memory_gb": peak_memory_gb(config.device)}
@@ -134,12 +162,16 @@ def measure_updates(plain: bool, models, classifier: Classifier, config: RunConf
 
 def measure_peer(config: RunConfig, updates: int) -> dict:
     """A step of textual inversion on one class, after as many to warm up; runs in a process of its own."""
-    generator, marks = open_generator(config), []
+    generator, marks = open_session(config).generator, []
     generator.denoiser.register_forward_pre_hook(lambda network, inputs: marks.append(time.perf_counter()))
     with tempfile.TemporaryDirectory() as path:
         files = find_real_images(config.real_images, [TARGET], {TARGET: Path(path)}, PICTURES, Path(path, "cache"))
         real = {TARGET: draw_missing_images(config.real_images, TARGET, files[TARGET])[:PICTURES]}
-        learn_vectors(config, generator, real, [2 * updates + 1])
+        pictures = [load_squares(real[TARGET], config.height, config.width)]
+        start = start_vectors(generator, config.initializer_token, config.num_vectors)
+        word = config.placeholder_token
+        steps = [2 * updates + 1]
+        learn_vectors(generator, pictures, start[None], word, steps, config.weight_decay)
     seconds = (marks[-1] - marks[updates]) / updates
     return {"seconds_per_update": seconds, "unet_images": PER_STEP, "images_per_second": PER_STEP / seconds,
             "peak_memory_gb": peak_memory_gb(config.device)}
@@ -150,24 +182,33 @@ def count_bytes(plain: bool, config: RunConfig, models, path: Path) -> int:
     if plain:
         models.save_pretrained(path)
     else:
-        folder, trained = RunFolder(str(path), config.classifier, TARGET, "run"), None
+        folder = RunFolder(str(path), config.classifier, TARGET, "run")
         folder.begin_training(asdict(config))
-        trainer = new_trainer(config, models, TARGET, folder.tokens)
-        while not trained:
-            trainer.vectors.grad, loss = torch.randn_like(trainer.vectors), torch.tensor(1 / (1 + len(trainer.history)))
-            trained = trainer.finish_update(loss, torch.tensor(0.5), 0.1)
-        folder.save_training(trained, models.token_widths, asdict(config))
+        training = new_training(config, models, TARGET, folder.tokens)
+        stop = None
+        while stop is None:
+            training.vectors.grad = torch.randn_like(training.vectors)
+            loss = torch.tensor(1 / (1 + len(training.history)))
+            stop = training.finish_update(UpdateFigures(loss, torch.tensor(0.5), 0.1)).stop
+        folder.save_training(training.trained_token(stop), models.token_widths, asdict(config))
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and file.suffix != ".png")
 
 
 def count_flops(config: RunConfig) -> int:
     """FLOPs of the calls that one update of one class cannot do without: nothing is computed twice."""
-    generator, classifier = open_generator(config), load_classifier(config.classifier, config.device,
-                                                                    labels_file=config.labels)
+    session = open_session(config)
+    generator = session.generator
     with tempfile.TemporaryDirectory() as path:
-        batch, vectors = join_batches([new_trainer(config, generator, TARGET, Path(path))], generator.device)
-        counts = count_update(generator, classifier, batch, vectors, method_settings(config)[1],
-                              GRAPHS * len(batch.seeds))
+        training = new_training(config, generator, TARGET, Path(path))
+        batch, vectors = join_batches([training], generator.device)
+        counts = count_update(
+            generator,
+            session.classifier,
+            batch,
+            vectors,
+            session.training_sampling,
+            GRAPHS * len(batch.seeds),
+        )
     return sum(counts[part] for part in PARTS)
 
 

@@ -17,7 +17,6 @@ from benchmarks.random_weights import build_generator
 from command_line import parse_settings
 from config import RunConfig
 from evaluation.tables import Table
-from experiments.common import method_settings, run_script
 from method.update import GRAPHS
 from models.classifiers import Classifier
 from models.costs import PARTS
@@ -25,7 +24,9 @@ from models.generator import Generator
 from models.sampling import SamplingSettings
 from prompt_datasets import TEMPLATES
 from runs.estimate import count_update, make_batch
+from runs.session import find_training_sampling
 from system.paths import read_path
+from system.terminal import run_script
 from utils import ROOT, write_text
 
 IMAGES = 5  # per update, of three prompts, in every row: the text encoder's share depends on it
@@ -94,7 +95,7 @@ def count_setting(family: str, config: RunConfig, narrowed: int = 1) -> tuple[Co
     """What one update takes, and what it would take where nothing is computed twice."""
     generator, model = build_generator(family, narrowed=narrowed)
     generator.set_placeholder(config.placeholder_token)
-    classifier, (_, sampling) = wrap_classifier(model), method_settings(config)
+    classifier, sampling = wrap_classifier(model), find_training_sampling(config)
     least = count_images(generator, classifier, sampling, makes_again=False)
     for network in generator.networks:
         if config.gradient_checkpointing and hasattr(network, "enable_gradient_checkpointing"):

@@ -33,8 +33,8 @@ import transformers
 from benchmarks.gpu_checks import WORK, list_checks, list_miniature_rows
 from benchmarks.gpu_costs import list_costs, list_predictions
 from evaluation.tables import Table
-from experiments.common import run_script
 from system.paths import read_path
+from system.terminal import run_script
 
 
 class Stage(NamedTuple):

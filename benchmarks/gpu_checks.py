@@ -13,16 +13,14 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 
-from benchmarks.cost import FOREVER, new_trainer
+from benchmarks.cost import FOREVER, new_training, open_session
 from command_line import parse_settings
 from config import RunConfig
 from evaluation.files import RunFiles
-from experiments.common import method_settings, open_generator
-from method.class_training import TrainedToken
+from method.class_training import DivergenceError
 from method.losses import cross_entropy
-from method.update import join_batches, token_gradient, train_tokens
+from method.update import fit_token_gradient, join_batches, token_gradient, train_class
 from models.batch_size import fit_batch_size
-from models.classifiers import load_classifier
 from models.generator import PRECISIONS
 from models.sampling import SamplingSettings, seeded_generators
 from prompt_datasets import target_class
@@ -52,7 +50,7 @@ def miniature_config(device: str, precision: str = "no", **changes) -> RunConfig
 def compare_drawing(device: str, precision: str) -> dict:
     """Our sampler and decoder against diffusers' pipeline, from the same noise."""
     config = miniature_config(device, precision)
-    generator, dtype = open_generator(config), PRECISIONS[precision]
+    generator, dtype = open_session(config).generator, PRECISIONS[precision]
     pipeline = StableDiffusionPipeline.from_pretrained(ROOT / config.model, torch_dtype=dtype, safety_checker=None,
                                                        feature_extractor=None).to(device)
     pipeline.set_progress_bar_config(disable=True)
@@ -76,14 +74,17 @@ def digest_weights(networks: Iterable[torch.nn.Module]) -> str:
 
 def train_vectors(config: RunConfig, folder: Path) -> tuple[torch.Tensor, bool]:
     """The vectors [updates, K, D] of a short training, and whether every frozen weight is what it was."""
-    generator, classifier = open_generator(config), load_classifier(config.classifier, config.device)
-    networks = (*generator.networks, classifier.model)
-    before, (_, sampling) = digest_weights(networks), method_settings(config)
-    ends = [end for _, end in train_tokens(generator, cross_entropy(classifier), iter(
-        [new_trainer(config, generator, TARGET, folder)]), 1, sampling, config.batch_size)]
-    if not isinstance(ends[-1], TrainedToken):
-        raise ends[-1]
-    return ends[-1].every_update.cpu(), before == digest_weights(networks)
+    session = open_session(config)
+    generator = session.generator
+    networks = (*generator.networks, session.classifier.model)
+    before = digest_weights(networks)
+    training = new_training(config, generator, TARGET, folder)
+    loss_fn = cross_entropy(session.classifier)
+    gradient = fit_token_gradient(
+        config.epoch_size, config.batch_size, session.training_sampling, config.device
+    )
+    trained = train_class(training, generator, loss_fn, session.training_sampling, gradient)
+    return trained.every_update.cpu(), before == digest_weights(networks)
 
 
 def check_weights(out: Path, device: str) -> dict:
@@ -128,8 +129,9 @@ def resume_killed(out: Path, device: str, updates: int) -> dict:
 def survive_shortage(out: Path, device: str) -> dict:
     """An update that does not fit into memory at once, against one that does."""
     config, cuda = miniature_config(device, epoch_size=IMAGES), device.startswith("cuda")
-    generator, loss_fn = open_generator(config), cross_entropy(load_classifier(config.classifier, device))
-    sampling, tried, gradients, peak = method_settings(config)[1], [], [], 0
+    session = open_session(config)
+    generator, loss_fn = session.generator, cross_entropy(session.classifier)
+    sampling, tried, gradients, peak = session.training_sampling, [], [], 0
 
     def watched_gradient(*arguments, batch_size: int):
         tried.append(batch_size)
@@ -138,12 +140,12 @@ def survive_shortage(out: Path, device: str) -> dict:
         return token_gradient(*arguments, batch_size=batch_size)
 
     for name in ("roomy", "short"):
-        trainer = new_trainer(config, generator, TARGET, out / WORK / name)
-        batch, vectors = join_batches([trainer], generator.device)
+        training = new_training(config, generator, TARGET, out / WORK / name)
+        batch, vectors = join_batches([training], generator.device)
         if cuda:
             shrink_card(generator.device, peak) if gradients else torch.cuda.reset_peak_memory_stats(device)
         fit_batch_size(watched_gradient, None, 2 * IMAGES)(generator, loss_fn, vectors, batch, sampling)
-        gradients.append(trainer.vectors.grad.flatten().cpu())
+        gradients.append(training.vectors.grad.flatten().cpu())
         peak = torch.cuda.max_memory_allocated(device) if cuda else 0
     if cuda:
         torch.cuda.set_per_process_memory_fraction(1.0, generator.device)
@@ -163,15 +165,24 @@ def shrink_card(device: torch.device, peak: int):
 def survive_overflow(out: Path, device: str, updates: int, scale: float) -> dict:
     """A float16 training whose gradients overflow at first: skipped, and scaled down, until they are finite."""
     config = miniature_config(device, "fp16", num_train_epochs=updates, epoch_size=1)
-    generator, loss_fn = open_generator(config), cross_entropy(load_classifier(config.classifier, device))
-    trainer = new_trainer(config, generator, TARGET, out / WORK / "overflow")
-    trainer.scaler = torch.amp.GradScaler(torch.device(device).type, init_scale=scale)
-    sampling, start = method_settings(config)[1], trainer.vectors.detach().clone()
-    ends = [end for _, end in train_tokens(generator, loss_fn, iter([trainer]), 1, sampling, None)]
-    skipped = sum(line["grad_norm"] is None for line in trainer.history)
-    still = all(torch.equal(vectors, start) for vectors in trainer.past[:skipped])
-    return make_answer(isinstance(ends[-1], TrainedToken) and 0 < skipped < updates == len(ends) and still,
-                  note=f"{skipped} of {updates} updates skipped")
+    session = open_session(config)
+    generator, loss_fn = session.generator, cross_entropy(session.classifier)
+    training = new_training(config, generator, TARGET, out / WORK / "overflow")
+    training.scaler = torch.amp.GradScaler(torch.device(device).type, init_scale=scale)
+    start = training.vectors.detach().clone()
+    sampling = session.training_sampling
+    gradient = fit_token_gradient(config.epoch_size, None, sampling, config.device)
+    try:
+        train_class(training, generator, loss_fn, sampling, gradient)
+        is_trained = True
+    except DivergenceError:
+        is_trained = False
+    skipped = [line for line in training.history if line["grad_norm"] is None]
+    still = all(torch.equal(vectors, start) for vectors in training.past[: len(skipped)])
+    recovered = 0 < len(skipped) < updates == len(training.history)
+    return make_answer(
+        is_trained and recovered and still, note=f"{len(skipped)} of {updates} updates skipped"
+    )
 
 
 def list_checks(out: Path, device: str, tiny: bool) -> dict[str, Callable[[], dict]]:
@@ -198,7 +209,7 @@ def run_miniature(out: Path, device: str, precision: str, *more: str) -> dict:
     if done.returncode:
         return make_answer(False, failed=done.stderr.strip()[-300:])
     costs = [read_json(file, "seconds", "updates") for file in folder.glob("pipeline_token/miniature/*/*/cost.json")]
-    metrics = [read_json(file, "with", "without") for file in folder.glob("img/miniature/*/*/eval/metrics.json")]
+    metrics = [read_json(file, "conditions")["conditions"] for file in folder.glob("img/miniature/*/*/eval/metrics.json")]
     shares = {arm: [found[arm]["evaluator"]["accuracy"]["value"] for found in metrics] for arm in ("without", "with")}
     means = {arm: sum(values) / len(values) for arm, values in shares.items()}
     return make_answer(means["with"] >= 0.95 or bool(more), classes=len(metrics), **means, lowest=min(shares["with"]),

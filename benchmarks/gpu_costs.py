@@ -14,11 +14,11 @@ from benchmarks.flops import IMAGES, count_images, wrap_classifier
 from benchmarks.gpu_checks import WORK
 from benchmarks.random_weights import TINY, build_generator, build_pipeline, build_scheduler
 from config import RunConfig
-from experiments.common import method_settings
 from models.batch_size import peak_memory_gb
 from models.costs import PARTS
 from models.generator import PRECISIONS
 from models.sampling import SamplingSettings, new_scheduler
+from runs.session import find_training_sampling
 from system.text_files import read_json
 from utils import require
 
@@ -82,7 +82,7 @@ def count_flops(family: str, height: int, width: int, narrowed: int) -> tuple[fl
 
 def count_calls(family: str, config: RunConfig) -> int:
     """Calls of the UNet per image, nothing made again; guidance takes two."""
-    sampling = method_settings(config)[1]
+    sampling = find_training_sampling(config)
     steps = len(new_scheduler(build_scheduler(family), sampling).timesteps)
     return steps * (2 if sampling.guidance_scale > 1 else 1)
 

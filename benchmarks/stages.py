@@ -13,23 +13,22 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.cost import FOREVER, PAPER, TARGET, name_setting, new_trainer
+from benchmarks.cost import FOREVER, PAPER, TARGET, name_setting, new_training, open_session
 from command_line import parse_settings
 from config import RunConfig
 from evaluation.tables import Table
-from experiments.common import method_settings, open_generator, run_script
 from method.losses import cross_entropy
 from method.update import GRAPHS, join_batches, token_gradient
-from models.classifiers import load_classifier
 from models.costs import watched_networks
+from system.terminal import run_script
 
 UPDATES = 4
 
 
 def time_stages(config: RunConfig) -> dict[str, float]:
     """{stage: seconds of an update of one class}, the mean of UPDATES after one to warm up."""
-    generator, classifier = open_generator(config), load_classifier(config.classifier, config.device,
-                                                                    labels_file=config.labels)
+    session = open_session(config)
+    generator, classifier = session.generator, session.classifier
     seconds, running = Counter(), ["", time.perf_counter()]
 
     def start_part(part: str, has_graph: bool, images: int):
@@ -39,8 +38,8 @@ def time_stages(config: RunConfig) -> dict[str, float]:
         running[:] = f"{part}, {way}", now
 
     with tempfile.TemporaryDirectory() as path:
-        batch, vectors = join_batches([new_trainer(config, generator, TARGET, Path(path))], generator.device)
-        sampling, size = method_settings(config)[1], GRAPHS * len(batch.seeds)
+        batch, vectors = join_batches([new_training(config, generator, TARGET, Path(path))], generator.device)
+        sampling, size = session.training_sampling, GRAPHS * len(batch.seeds)
         token_gradient(generator, cross_entropy(classifier), vectors, batch, sampling, size)
         with watched_networks(generator, classifier.model, start_part, lambda part, images: None):
             running[:] = "", time.perf_counter()

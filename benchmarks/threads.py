@@ -24,7 +24,7 @@ from benchmarks.random_weights import build_generator
 from benchmarks.stages import time_stages
 from command_line import parse_settings
 from evaluation.tables import Table
-from experiments.common import run_script
+from system.terminal import run_script
 
 IMAGES = {64: 16, 256: 1}  # of an update, by the side of a picture
 LARGE = 512

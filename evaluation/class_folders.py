@@ -11,59 +11,88 @@ from prompt_datasets import TargetClass, class_name, plain_words
 from utils import UserError, suggest_word, to_printable
 
 OUR_DIGITS = len("0283")  # of a class's number in its folder
+NAMED = 5  # folders that an error names
 
 
 def name_folders(root: Path, classes: list[TargetClass]) -> list[list[str]]:
-    """What the folder of every class in `root` may be called, the names of published data sets that are there included.
+    """What the folder of every class in `root` may be called.
+
+    The names of published data sets that are there included.
 
     Raises:
         UserError: a folder that is no class.
     """
     allowed = allowed_folder_names(classes)
-    known = {name for spellings in allowed for name in spellings}
-    present = [folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
-    others = sorted(set(present) - known)
+    known = set()
+    for spellings in allowed:
+        known.update(spellings)
+    present = set()
+    for folder in root.iterdir():
+        if folder.is_dir() and not folder.name.startswith("."):
+            present.add(folder.name)
+    others = sorted(present - known)
     published = match_published_names(others, classes)
     for name, index in published.items():
         allowed[index].append(name)
     unknown = [name for name in others if name not in published]
     if unknown:
-        hint = suggest_folder(unknown[0], classes) or suggest_word(unknown[0], known) \
-            or f"name them such as '{classes[0].folder}', by the numbers and names of --list_classes"
-        shown = ", ".join(f"'{to_printable(name)}'" for name in unknown[:5])
+        hint = suggest_folder(unknown[0], classes) or suggest_word(unknown[0], known)
+        if not hint:
+            hint = (
+                f"name them such as '{classes[0].folder}', by the numbers and names of "
+                "--list_classes"
+            )
+        shown = ", ".join(f"'{to_printable(name)}'" for name in unknown[:NAMED])
         raise UserError(f"'{root}' has folders that are no class: {shown}; {hint}")
     return allowed
 
 
 def allowed_folder_names(classes: list[TargetClass]) -> list[list[str]]:
     """What the folder of real pictures of every class may be called."""
-    spellings = [dict.fromkeys((str(target.number), target.name, target.label)) for target in classes]
-    owners = Counter(spelling for of_class in spellings for spelling in of_class)
-    return [[target.folder, *(spelling for spelling in of_class if owners[spelling] == 1)]
-            for target, of_class in zip(classes, spellings, strict=True)]
+    spellings = []
+    owners = Counter()
+    for target in classes:
+        of_class = list(dict.fromkeys((str(target.number), target.name, target.label)))
+        spellings.append(of_class)
+        owners.update(of_class)
+    allowed = []
+    for target, of_class in zip(classes, spellings, strict=True):
+        unique = [spelling for spelling in of_class if owners[spelling] == 1]
+        allowed.append([target.folder, *unique])
+    return allowed
 
 
 def match_published_names(folders: list[str], classes: list[TargetClass]) -> dict[str, int]:
-    """{folder: class from 0} of those folders that are named as in a published data set, where just one class fits.
+    """{folder: class from 0} of the folders that are named as in a published data set.
 
-    ImageNet's n02123159, CUB's 001.Black_footed_Albatross, iNaturalist's 00001_Animalia_..._Sabella_pavonina: their
-    numbers are other lists', so names decide.
+    ImageNet's n02123159, CUB's 001.Black_footed_Albatross, iNaturalist's
+    00001_Animalia_..._Sabella_pavonina: their numbers are other lists', so names decide, and just
+    one class must fit.
     """
     owners = find_owners(classes)
     synsets = number_synsets(classes)
     matched = {}
     for folder in folders:
-        if folder in synsets:
-            matched[folder] = synsets[folder]
-            continue
-        numbered = re.fullmatch(r"\d+[._](.+)", folder)
-        words = plain_words(numbered[1]).split() if numbered else []
-        for start in range(len(words)):  # iNaturalist's begin with kingdom, phylum, class, order and family
-            indices = owners.get(" ".join(words[start:]), set())
-            if len(indices) == 1:
-                matched[folder], = indices
-                break
+        index = synsets.get(folder)
+        if index is None:
+            index = match_name(folder, owners)
+        if index is not None:
+            matched[folder] = index
     return matched
+
+
+def match_name(folder: str, owners: dict[str, set[int]]) -> int | None:
+    """The class whose name a numbered folder ends with."""
+    numbered = re.fullmatch(r"\d+[._](.+)", folder)
+    if not numbered:
+        return None
+    words = plain_words(numbered[1]).split()
+    for start in range(len(words)):  # iNaturalist's begin with kingdom, phylum, class, ...
+        indices = owners.get(" ".join(words[start:]), set())
+        if len(indices) == 1:
+            (index,) = indices
+            return index
+    return None
 
 
 def find_owners(classes: list[TargetClass]) -> dict[str, set[int]]:
@@ -80,16 +109,20 @@ def number_synsets(classes: list[TargetClass]) -> dict[str, int]:
     info = ImageNetInfo("imagenet-1k")
     if len(classes) != info.num_classes():
         return {}
+    numbered = {}
     for target in classes:
-        if plain_words(class_name(target.label)) != plain_words(class_name(info.index_to_description(target.index))):
+        description = info.index_to_description(target.index)
+        if plain_words(class_name(target.label)) != plain_words(class_name(description)):
             return {}
-    return {info.index_to_label_name(target.index): target.index for target in classes}
+        numbered[info.index_to_label_name(target.index)] = target.index
+    return numbered
 
 
 def suggest_folder(folder: str, classes: list[TargetClass]) -> str:
-    """A question that names the class folder whose name resembles this one's; by its number where it is all there is.
+    """A question that names the class folder whose name resembles this one's.
 
-    An empty string for a name without a number: what is suggested then is spelled in the same way.
+    By its number where that is all there is. An empty string for a name without a number: what is
+    suggested then is spelled in the same way.
     """
     number, words = re.fullmatch(r"(\d*)[._]?(.*)", folder, re.DOTALL).groups()
     if not number:

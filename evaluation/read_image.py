@@ -7,33 +7,36 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageCms
-from PIL.Image import Transpose
+from PIL import ExifTags, Image, ImageCms, ImageOps
+from torchvision.transforms.v2.functional import center_crop, resize
 
 from system.paths import stamp_file
 from system.text_files import read_json
 from utils import UserError, broken_file_error, join_lines, to_printable, write_json
 
 EXTENSIONS = Image.registered_extensions()  # loads Pillow's plugins, which fill Image.OPEN
-FORMATS = [kind for kind in Image.OPEN if kind != "EPS"]  # PostScript is a program: Ghostscript would run it
-SUFFIXES = {suffix for suffix, kind in EXTENSIONS.items() if kind in (*FORMATS, "MPO")}  # MPO opens as JPEG
+FORMATS = [kind for kind in Image.OPEN if kind != "EPS"]  # PostScript is a program, and would run
+OPENED = {*FORMATS, "MPO"}  # MPO opens as JPEG
+SUFFIXES = {suffix for suffix, kind in EXTENSIONS.items() if kind in OPENED}
 SRGB = ImageCms.createProfile("sRGB")
-PROFILED = {"1": "L", "L": "L", "LA": "L", "CMYK": "CMYK", "LAB": "LAB"}  # what a profile speaks of; else RGB
-TURNS = {2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
-         6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90}  # by EXIF orientation
-DARKEST_WHITE = 4095  # of 12 bits: a picture of 32 bits that reaches no higher may be of 8 or 12 in truth
+# What the colour profile of a mode speaks of; else RGB.
+PROFILED = {"1": "L", "L": "L", "LA": "L", "CMYK": "CMYK", "LAB": "LAB"}
+# Of 12 bits: a picture of 32 bits that reaches no higher may be of 8 or 12 in truth.
+DARKEST_WHITE = 4095
 WHITE_IS_ZERO = 0  # TIFF's PhotometricInterpretation
 
 
 def read_image(path: Path, side: int | None = None) -> Image.Image:
     """A picture file, its first frame, as upright 8-bit sRGB (mode RGB) on white.
 
-    Grey of 16 bits is black at 0 and white at 65535, floating point at 0 and 1. A colour profile that fits the pixels
-    is converted; one that does not is ignored, as browsers do. With `side` a JPEG is decoded at 1/2, 1/4 or 1/8 of its
-    size where its sides stay that long: fast, but not the very pixels.
+    Grey of 16 bits is black at 0 and white at 65535, floating point at 0 and 1. A colour profile
+    that fits the pixels is converted; one that does not is ignored, as browsers do. With `side` a
+    JPEG is decoded at 1/2, 1/4 or 1/8 of its size where its sides stay that long: fast, but not the
+    very pixels.
 
     Raises:
-        UserError: not a picture, truncated, more pixels than Pillow takes (179 million), or values out of range.
+        UserError: not a picture, truncated, more pixels than Pillow takes (179 million), or values
+            out of range.
     """
     try:
         with warnings.catch_warnings():
@@ -50,37 +53,44 @@ def read_image(path: Path, side: int | None = None) -> Image.Image:
 
 def convert_image(image: Image.Image) -> Image.Image:
     """An opened picture as `read_image` gives it."""
-    image.load()  # turns a TIFF by itself
-    orientation, profile = None, image.info.get("icc_profile")
+    image.load()
     with suppress(SyntaxError):  # EXIF that is none
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        ImageOps.exif_transpose(image, in_place=True)
+    profile = image.info.get("icc_profile")
     alpha = None
     if image.mode[0] in "IF":  # I, I;16, I;16B, F
         image = scale_to_bytes(image)
     elif image.has_transparency_data:
-        image = image.convert("RGBA" if PROFILED.get(image.mode) != "L" else "LA")
+        is_grey = PROFILED.get(image.mode) == "L"
+        image = image.convert("LA" if is_grey else "RGBA")
         alpha = image.getchannel("A")
     image = convert_profile(image, profile) if profile else image.convert("RGB")
     if alpha:
-        opaque, image = image, Image.new("RGB", image.size, "white")
-        image.paste(opaque, mask=alpha)
-    if orientation in TURNS:
-        image = image.transpose(TURNS[orientation])
+        on_white = Image.new("RGB", image.size, "white")
+        on_white.paste(image, mask=alpha)
+        image = on_white
     image.info = {}  # or a copy would be saved with the profile that it no longer has
     return image
 
 
 def scale_to_bytes(image: Image.Image) -> Image.Image:
-    """Grey of 9 to 16 bits or floating point as 8 bits (mode L), a PNG's transparent value as white."""
-    bits = getattr(image, "tag_v2", {}).get(ExifTags.Base.BitsPerSample, (16,))[0]
-    values, white = np.asarray(image), 1 if image.mode == "F" else 2 ** min(bits, 16) - 1
+    """Grey of 9 to 16 bits or floating point as 8 bits (mode L).
+
+    A PNG's transparent value becomes white.
+    """
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(ExifTags.Base.BitsPerSample, (16,))[0]
+    white = 1 if image.mode == "F" else 2 ** min(bits, 16) - 1
+    values = np.asarray(image)
     low, high = values.min(), values.max()
     if image.mode == "I" and 0 < high <= DARKEST_WHITE:
-        raise ValueError(f"its whole numbers of 32 bits reach {high}, and whether that is white is not said")
+        raise ValueError(
+            f"its whole numbers of 32 bits reach {high}, and whether that is white is not said"
+        )
     if not (low >= 0 and high <= white):
         raise ValueError(f"its values are from {low:g} to {high:g}, and not between 0 and {white}")
     pixels = np.rint(values * np.float32(255 / white)).astype(np.uint8)
-    if getattr(image, "tag_v2", {}).get(ExifTags.Base.PhotometricInterpretation) == WHITE_IS_ZERO:
+    if tags.get(ExifTags.Base.PhotometricInterpretation) == WHITE_IS_ZERO:
         pixels = 255 - pixels
     if "transparency" in image.info:
         pixels[values == image.info["transparency"]] = 255
@@ -100,8 +110,10 @@ def convert_profile(image: Image.Image, profile: bytes) -> Image.Image:
 
 
 def check_images(files: list[Path], record: Path) -> dict[Path, str]:
-    """{file: why it cannot be read}; the file `record` remembers those that can, by size and time."""
-    known, readable, faults = read_json(record) if record.exists() else {}, {}, {}
+    """{file: why it cannot be read}; the file `record` remembers those that can."""
+    known = read_json(record) if record.exists() else {}
+    readable: dict[str, list] = {}
+    faults: dict[Path, str] = {}
     for file in files:
         name, *stamp = stamp_file(file)
         fault = None if known.get(name) == stamp else find_fault(file)
@@ -134,3 +146,15 @@ def load_images(paths: list[Path]) -> torch.Tensor:
         if array.shape != arrays[0].shape:
             raise broken_file_error(path, f"another size than {paths[0]}")
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
+
+
+def load_squares(files: list[Path], height: int, width: int) -> torch.Tensor:
+    """Image files of any sizes as float [B, 3, height, width] in [0, 1].
+
+    Resized by the short side, and cropped in the middle.
+    """
+    cropped = []
+    for file in files:
+        resized = resize(load_images([file]), max(height, width), antialias=True)
+        cropped.append(center_crop(resized, [height, width]))
+    return torch.cat(cropped)

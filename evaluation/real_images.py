@@ -1,4 +1,4 @@
-"""Real pictures of a class: one folder per class, or a world that draws its own."""
+"""Real pictures of a class: one folder per class, or a function that draws them."""
 
 import hashlib
 import inspect
@@ -17,75 +17,146 @@ from system.paths import find_path
 from system.tensor_files import save_image
 from utils import FUNCTION, UserError, import_function, join_lines, require, to_printable
 
+NAMED = 5  # files that a warning names
 
-def find_real_images(source: str, classes: list[TargetClass], runs: dict[TargetClass, Path],
-                     count: int, cache: Path) -> dict[TargetClass, list[Path]]:
-    """The readable files in `source`, sorted, of every class in `runs` {class: the run's folder}.
 
-    `source` is a folder with one folder per class (class_folders.py), or a module:function of a class's label and a
-    random.Random that draws a picture: then `count` files under the run's folder, which `draw_missing_images` fills
-    later. The folder `cache` remembers what was readable.
+def find_real_images(
+    source: str,
+    classes: list[TargetClass],
+    runs: dict[TargetClass, Path],
+    count: int,
+    cache: Path,
+) -> dict[TargetClass, list[Path]]:
+    """The real pictures of every class in `runs` {class: the run's folder}.
+
+    `source` is a folder with one folder per class (see `find_in_folder`), or the module:function of
+    `plan_drawings`, which plans `count` files. `classes` are all that the classifier knows; the
+    folder `cache` remembers which files were readable.
+
+    Raises:
+        UserError: neither of both, or a class that it does not have.
     """
-    if ":" in source and find_path(source) is None:
-        require(re.fullmatch(FUNCTION, source), f"real_images '{source}' is neither a folder nor module:function")
-        try:
-            code = inspect.getsource(inspect.getmodule(import_function(source, "real_images")))
-        except (OSError, TypeError) as error:
-            raise UserError(f"real_images '{source}' has no source code to tell its pictures by") from error
-        digest = hashlib.sha256(code.encode()).hexdigest()[:8]  # other code, other pictures
-        drawn = {target: [run / "real" / f"{source.replace(':', '.')}_{digest}" / f"{seed}.png"
-                          for seed in range(count)] for target, run in runs.items()}
-        for target, files in drawn.items():
-            if not files[0].exists():
-                draw_real_image(source, target, files[0])  # a label that it does not know is found now
-        return drawn
+    if is_function(source):
+        require(
+            re.fullmatch(FUNCTION, source),
+            f"real_images '{source}' is neither a folder nor module:function",
+        )
+        return plan_drawings(source, runs, count)
+    return find_in_folder(source, classes, list(runs), cache)
+
+
+def is_function(source: str) -> bool:
+    """Whether `source` is no folder, but names a function."""
+    return ":" in source and find_path(source) is None
+
+
+def plan_drawings(
+    source: str, runs: dict[TargetClass, Path], count: int
+) -> dict[TargetClass, list[Path]]:
+    """`count` files under each run's folder, which `draw_missing_images` fills later.
+
+    `source` is the module:function of a class's label and a random.Random that draws a picture.
+    """
+    module = inspect.getmodule(import_function(source, "real_images"))
+    try:
+        code = inspect.getsource(module)
+    except (OSError, TypeError) as error:
+        raise UserError(
+            f"real_images '{source}' has no source code to tell its pictures by"
+        ) from error
+    digest = hashlib.sha256(code.encode()).hexdigest()[:8]  # other code, other pictures
+    name = f"{source.replace(':', '.')}_{digest}"
+    planned = {}
+    for target, run in runs.items():
+        files = [run / "real" / name / f"{seed}.png" for seed in range(count)]
+        if not files[0].exists():
+            draw_real_image(source, target, files[0])  # an unknown label is found now
+        planned[target] = files
+    return planned
+
+
+def find_in_folder(
+    source: str, classes: list[TargetClass], targets: list[TargetClass], cache: Path
+) -> dict[TargetClass, list[Path]]:
+    """The readable files, sorted, of these `targets` in a folder with one folder per class."""
     root = find_path(source)
     require(root and root.is_dir(), f"no real_images folder '{source}'")
     allowed = name_folders(root, classes)
-    found, faults, others = {}, {}, []
-    with tqdm(runs, desc="real pictures", unit="class", delay=2) as bar:  # closed before an error is printed
+    folders, found = {}, {}
+    faults: dict[Path, str] = {}
+    others: list[Path] = []
+    # the bar is closed before an error is printed
+    with tqdm(targets, desc="real pictures", unit="class", delay=2) as bar:
         for target in bar:
-            folder, files, more = list_class_files(root, target, allowed[target.index])
+            folder = find_class_folder(root, target, allowed[target.index])
+            files, more = list_pictures(folder)
             broken = check_images(files, cache / f"readable_{target.folder}.json")
-            found[target] = folder, [file for file in files if file not in broken]
-            faults, others = faults | broken, others + more
-    warn_of_skipped(faults, others, len(faults) + sum(len(files) for _, files in found.values()))
-    for target, (folder, files) in found.items():
-        require(files, f"'{root}' has no readable pictures of class {target.title}: "
-                + (f"there are none in '{folder.name}'" if folder else
-                   "name their folder " + " or ".join(f"'{name}'" for name in allowed[target.index])))
-    return {target: files for target, (_, files) in found.items()}
+            folders[target] = folder
+            found[target] = [file for file in files if file not in broken]
+            faults |= broken
+            others += more
+    pictures = len(faults) + sum(len(files) for files in found.values())
+    warn_of_skipped(faults, others, pictures)
+    for target, files in found.items():
+        if files:
+            continue
+        if folders[target]:
+            reason = f"there are none in '{folders[target].name}'"
+        else:
+            names = " or ".join(f"'{name}'" for name in allowed[target.index])
+            reason = f"name their folder {names}"
+        raise UserError(f"'{root}' has no readable pictures of class {target.title}: {reason}")
+    return found
 
 
-def list_class_files(root: Path, target: TargetClass, allowed: list[str]) -> tuple[Path | None, list[Path], list[Path]]:
-    """The one folder of `root` that bears an allowed name, its pictures, sorted, and what else is there but hidden."""
-    folders = [root / name for name in allowed if "/" not in name and name not in ("", ".", "..")
-               and (root / name).is_dir()]
-    require(len(folders) < 2, f"'{root}' has two folders of class {target.title}: "
-                              + " and ".join(f"'{folder.name}'" for folder in folders))
-    paths = sorted(path for folder in folders for path in folder.iterdir() if not path.name.startswith("."))
-    files = [path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file()]
-    return (*folders, None)[0], files, sorted({*paths} - {*files})
+def find_class_folder(root: Path, target: TargetClass, allowed: list[str]) -> Path | None:
+    """The one folder of `root` that bears an allowed name, if any."""
+    folders = []
+    for name in allowed:
+        is_plain_name = "/" not in name and name not in ("", ".", "..")
+        if is_plain_name and (root / name).is_dir():
+            folders.append(root / name)
+    names = " and ".join(f"'{folder.name}'" for folder in folders)
+    require(len(folders) < 2, f"'{root}' has two folders of class {target.title}: {names}")
+    return folders[0] if folders else None
+
+
+def list_pictures(folder: Path | None) -> tuple[list[Path], list[Path]]:
+    """The pictures of a folder by their suffix, sorted, and what else is there but hidden."""
+    if folder is None:
+        return [], []
+    pictures, others = [], []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.suffix.lower() in SUFFIXES and path.is_file():
+            pictures.append(path)
+        else:
+            others.append(path)
+    return pictures, others
 
 
 def warn_of_skipped(faults: dict[Path, str], others: list[Path], pictures: int):
-    """Name and count in one line the pictures that cannot be read, and the files whose suffix is no picture's."""
+    """Name and count in one line the pictures that cannot be read, and the files that are none."""
     parts = []
     if faults:
-        named = [f"{quote_path(file)} ({fault})" for file, fault in list(faults.items())[:5]]
-        parts.append(f"{len(faults)} of {pictures} real pictures, which cannot be read: {', '.join(named)}")
+        named = [f"{quote_path(file)} ({fault})" for file, fault in list(faults.items())[:NAMED]]
+        parts.append(
+            f"{len(faults)} of {pictures} real pictures, which cannot be read: {', '.join(named)}"
+        )
     if others:
-        named = [quote_path(file) for file in others[:5]]
+        named = [quote_path(file) for file in others[:NAMED]]
         parts.append(f"{len(others)} that are no pictures by their suffix: {', '.join(named)}")
     if parts:
         print("warning: skipped " + "; and ".join(parts), file=sys.stderr)
 
 
 def quote_path(path: Path) -> str:
+    """A path as a message shows it."""
     return f"'{to_printable(str(path))}'"
 
 
-def draw_missing_images(source: str, target: TargetClass, files: list[Path]) -> list[Path]:
+def draw_missing_images(source: str | None, target: TargetClass, files: list[Path]) -> list[Path]:
     """`files`; those that are missing are drawn by the function `source` where it is one."""
     missing = [file for file in files if not file.exists()]
     for file in tqdm(missing, desc="drawing real pictures", unit="image", disable=not missing):
@@ -94,15 +165,19 @@ def draw_missing_images(source: str, target: TargetClass, files: list[Path]) -> 
 
 
 def draw_real_image(source: str, target: TargetClass, file: Path) -> Image.Image:
-    """What the function `source` draws of a class, which it knows by its label: its number may be another list's.
+    """What the function `source` draws of a class, which it knows by its label.
+
+    Its number may be another list's.
 
     Raises:
-        UserError: whatever the function raises, such as a LookupError for a label that it does not know.
+        UserError: whatever the function raises, such as a LookupError for an unknown label.
     """
     draw_image = import_function(source, "real_images")
     try:
         return draw_image(target.label, random.Random(f"{target.index} {file.stem}"))
     except Exception as error:  # a user's function raises what it raises
-        raise UserError(f"real_images '{source}' cannot draw class {target.title} by its label '{target.label}': "
-                        f"{type(error).__name__} {join_lines(error)[:200]}; give --real_images none, or a folder or a "
-                        "function that has it") from error
+        raise UserError(
+            f"real_images '{source}' cannot draw class {target.title} by its label "
+            f"'{target.label}': {type(error).__name__} {join_lines(error)[:200]}; give "
+            "--real_images none, or a folder or a function that has it"
+        ) from error

@@ -12,15 +12,18 @@ import torch
 from scipy.stats import binomtest, bootstrap, permutation_test
 from torchmetrics.image.kid import KernelInceptionDistance
 
-NEAREST_K = 5  # neighbours that the balls of precision, recall, density and coverage reach to (Naeem et al. 2020)
+# Neighbours that the balls of precision, recall, density and coverage reach to (Naeem et al. 2020).
+NEAREST_K = 5
 ROWS = 2000  # of a matrix of distances at once: a thousand classes' would not fit in memory
 Z = statistics.NormalDist().inv_cdf(0.975)  # of a 95 % interval
-SAMPLED = 20_000  # of a million pictures these go into KID and the neighbourhoods, whose cost grows with the square
+# Of a million pictures these go into KID and the neighbourhoods, whose cost grows with the square.
+SAMPLED = 20_000
+KID_SUBSETS = 100
 
 
 @dataclass
 class Proportion:
-    """A share of successes with its 95 % interval (Wilson 1927), which stays within [0, 1] at small counts."""
+    """A share of successes with its 95 % interval (Wilson 1927), which stays within [0, 1]."""
 
     successes: int
     count: int
@@ -29,10 +32,14 @@ class Proportion:
     high: float = field(init=False)
 
     def __post_init__(self):
-        # eq. 4 of Brown, Cai and DasGupta 2001; scipy's function tests a hypothesis first, which takes a millisecond
-        count, share = self.count, self.successes / self.count
-        centre = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
-        half = Z / (1 + Z**2 / count) * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
+        # eq. 4 of Brown, Cai and DasGupta 2001; scipy's function tests a hypothesis first, which
+        # takes a millisecond
+        count = self.count
+        share = self.successes / count
+        widening = 1 + Z**2 / count
+        centre = (share + Z**2 / (2 * count)) / widening
+        variance = share * (1 - share) / count + Z**2 / (4 * count**2)
+        half = Z / widening * math.sqrt(variance)
         self.value = share
         self.low = 0.0 if self.successes == 0 else centre - half
         self.high = 1.0 if self.successes == count else centre + half
@@ -42,6 +49,7 @@ class Proportion:
 
 
 def count_right(right: Iterable[bool]) -> Proportion:
+    """The share that is right."""
     right = list(right)
     return Proportion(sum(right), len(right))
 
@@ -49,19 +57,29 @@ def count_right(right: Iterable[bool]) -> Proportion:
 def pool_proportions(parts: Iterable[Proportion]) -> Proportion:
     """All parts' samples together."""
     parts = list(parts)
-    return Proportion(sum(part.successes for part in parts), sum(part.count for part in parts))
+    successes = sum(part.successes for part in parts)
+    return Proportion(successes, sum(part.count for part in parts))
 
 
 def mcnemar_test(before: Iterable[bool], after: Iterable[bool]) -> tuple[int, int, float]:
-    """How many of the same samples turned right and wrong, and the exact two-sided p-value that this is chance."""
-    pairs = list(zip(before, after, strict=True))
-    gained, lost = sum(new and not old for old, new in pairs), sum(old and not new for old, new in pairs)
-    return gained, lost, binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+    """How many of the same samples turned right and wrong, and the exact two-sided p-value.
+
+    The latter is that of chance alone.
+    """
+    gained = lost = 0
+    for old, new in zip(before, after, strict=True):
+        gained += new and not old
+        lost += old and not new
+    if gained + lost == 0:
+        return 0, 0, 1.0
+    return gained, lost, binomtest(gained, gained + lost).pvalue
 
 
 def standard_error(values: list[float]) -> float:
     """Of the mean of `values`; of one value it is nan."""
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    if len(values) < 2:
+        return math.nan
+    return statistics.stdev(values) / math.sqrt(len(values))
 
 
 class Interval(NamedTuple):
@@ -80,44 +98,55 @@ def interval_over_classes(values: list[float]) -> Interval:
     mean = statistics.mean(values)
     if len(set(values)) == 1:
         return Interval(mean, mean, mean)
-    found = bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
+    rng = np.random.default_rng(0)
+    found = bootstrap((values,), np.mean, method="percentile", rng=rng).confidence_interval
     return Interval(mean, float(found.low), float(found.high))
 
 
 class Comparison(NamedTuple):
-    """How much more the first of two arms has, over classes, and the p-value that this is chance."""
+    """How much more the first of two conditions has, over classes, and the p-value of chance."""
 
     difference: Interval
     pvalue: float
 
     def __str__(self):
-        return f"{self.difference.mean:+.2f} [{self.difference.low:+.2f}, {self.difference.high:+.2f}], " \
-               f"p = {self.pvalue:.2g}"
+        mean, low, high = self.difference
+        return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}], p = {self.pvalue:.2g}"
 
 
 def compare_classes(ours: list[float], theirs: list[float]) -> Comparison:
-    """One value per class in two arms: their mean difference, tested by a paired permutation test, two-sided.
+    """The mean difference of one value per class in two conditions, and its test.
 
-    All 2^C exchanges of a class's two values up to 16 classes, 100,000 at random beyond.
+    A paired permutation test, two-sided: all 2^C exchanges of a class's two values up to 16
+    classes, 100,000 at random beyond.
     """
     differences = np.array(ours) - np.array(theirs)
-    found = permutation_test((differences, np.zeros_like(differences)), lambda x, y, axis: (x - y).mean(axis),
-                             permutation_type="samples", n_resamples=100_000, vectorized=True,
-                             rng=np.random.default_rng(0))
+    found = permutation_test(
+        (differences, np.zeros_like(differences)),
+        lambda x, y, axis: (x - y).mean(axis),
+        permutation_type="samples",
+        n_resamples=100_000,
+        vectorized=True,
+        rng=np.random.default_rng(0),
+    )
     return Comparison(interval_over_classes(differences.tolist()), float(found.pvalue))
 
 
 def correct_pvalues(comparisons: dict[str, Comparison]) -> dict[str, Comparison]:
     """The same with p-values for the lot of them (Holm 1979)."""
-    corrected, largest = {}, 0.0
-    for i, (name, found) in enumerate(sorted(comparisons.items(), key=lambda item: item[1].pvalue)):
-        largest = max(largest, min(1.0, (len(comparisons) - i) * found.pvalue))
+    by_pvalue = sorted(comparisons, key=lambda name: comparisons[name].pvalue)
+    corrected = {}
+    largest = 0.0
+    for i, name in enumerate(by_pvalue):
+        found = comparisons[name]
+        pvalue = (len(comparisons) - i) * found.pvalue
+        largest = max(largest, min(1.0, pvalue))
         corrected[name] = found._replace(pvalue=largest)
     return {name: corrected[name] for name in comparisons}
 
 
 class FeatureSet(NamedTuple):
-    """Features [D] of `count` pictures: moments of all of them for FID, and a sample for the other measures."""
+    """Features [D] of `count` pictures: moments of all for FID, a sample for the other measures."""
 
     count: int
     mean: torch.Tensor  # [D]
@@ -127,32 +156,47 @@ class FeatureSet(NamedTuple):
 
 def pool_features(parts: Iterable[torch.Tensor], count: int) -> FeatureSet:
     """Parts [n, D] of `count` features together; only a sample is held in memory."""
-    chosen = torch.randperm(count, generator=torch.Generator().manual_seed(0)) < SAMPLED
-    total = outer = torch.zeros(())
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    chosen = order < SAMPLED
+    total = torch.zeros(())
+    outer = torch.zeros(())
     sample = []
     for part in parts:
         here, chosen = chosen.tensor_split([len(part)])
         sample.append(part[here])
-        total, outer = total + part.double().sum(0), outer + part.double().T @ part.double()
+        exact = part.double()
+        total = total + exact.sum(0)
+        outer = outer + exact.T @ exact
     mean = total / count
-    return FeatureSet(count, mean, (outer - count * mean.outer(mean)) / (count - 1), torch.cat(sample))
+    covariance = (outer - count * mean.outer(mean)) / (count - 1)
+    return FeatureSet(count, mean, covariance, torch.cat(sample))
 
 
 def frechet_distance(real: FeatureSet, generated: FeatureSet) -> float:
     """FID (Heusel et al. 2017, eq. 6)."""
     if min(real.count, generated.count) < 2:  # their covariance is not defined
-        raise ValueError(f"FID needs at least two images on each side, not {real.count} and {generated.count}")
+        raise ValueError(
+            f"FID needs at least two images on each side, not {real.count} and {generated.count}"
+        )
+    between = (real.mean - generated.mean).square().sum()
     roots = torch.linalg.eigvals(real.covariance @ generated.covariance).sqrt().real
-    return ((real.mean - generated.mean).square().sum() + real.covariance.trace() + generated.covariance.trace()
-            - 2 * roots.sum()).item()
+    traces = real.covariance.trace() + generated.covariance.trace()
+    return (between + traces - 2 * roots.sum()).item()
 
 
-def kernel_distance(real: torch.Tensor, generated: torch.Tensor, subset_size: int = 1000) -> tuple[float, float, int]:
-    """KID of features [N, D] and [M, D]: mean and std over random subsets, and their size, at most `subset_size`."""
-    size = min(subset_size, len(real) // 2, len(generated) // 2)  # half of a small side, or no two would differ
+def kernel_distance(
+    real: torch.Tensor, generated: torch.Tensor, subset_size: int = 1000
+) -> tuple[float, float, int]:
+    """KID of features [N, D] and [M, D]: mean and std over random subsets, and their size.
+
+    The size is at most `subset_size`, and half of a small side, or no two subsets would differ.
+    """
+    size = min(subset_size, len(real) // 2, len(generated) // 2)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # 'saves all features in buffer': they are there already
-        metric = KernelInceptionDistance(torch.nn.Identity(), subsets=100, subset_size=size).set_dtype(torch.float64)
+        # 'saves all features in buffer': they are there already
+        warnings.simplefilter("ignore", UserWarning)
+        metric = KernelInceptionDistance(torch.nn.Identity(), subsets=KID_SUBSETS, subset_size=size)
+    metric.set_dtype(torch.float64)
     metric.update(real.double(), real=True)
     metric.update(generated.double(), real=False)
     with torch.random.fork_rng(devices=[]):  # always the same subsets
@@ -161,13 +205,20 @@ def kernel_distance(real: torch.Tensor, generated: torch.Tensor, subset_size: in
     return mean.item(), std.item(), size
 
 
-def measure_prdc(real: torch.Tensor, generated: torch.Tensor, nearest_k: int = NEAREST_K) -> dict[str, float]:
-    """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (eq. 1 to 4 of Naeem et al. 2020)."""
+def measure_prdc(
+    real: torch.Tensor, generated: torch.Tensor, nearest_k: int = NEAREST_K
+) -> dict[str, float]:
+    """Precision and recall (Kynkäänniemi et al. 2019), density and coverage.
+
+    The latter as eq. 1 to 4 of Naeem et al. 2020; features [N, D] and [M, D].
+    """
     if min(len(real), len(generated)) <= nearest_k:
-        raise ValueError(f"needs more than {nearest_k} images on each side, not {len(real)} and {len(generated)}")
+        raise ValueError(
+            f"needs more than {nearest_k} images on each side, not {len(real)} and {len(generated)}"
+        )
     real, generated = real.double(), generated.double()
-    real_radius, generated_radius = (torch.cat([torch.cdist(part, x).kthvalue(nearest_k + 1).values
-                                                for part in x.split(ROWS)]) for x in (real, generated))
+    real_radius = measure_radii(real, nearest_k)
+    generated_radius = measure_radii(generated, nearest_k)
     balls = torch.zeros(len(generated))  # in how many real balls each generated sample lies
     recalled, covered = [], []
     for part, radius in zip(real.split(ROWS), real_radius.split(ROWS), strict=True):
@@ -175,5 +226,18 @@ def measure_prdc(real: torch.Tensor, generated: torch.Tensor, nearest_k: int = N
         balls += (distance < radius[:, None]).sum(0)
         recalled.append((distance < generated_radius).any(1))
         covered.append(distance.min(1).values < radius)
-    return {"precision": (balls > 0).double().mean().item(), "recall": torch.cat(recalled).double().mean().item(),
-            "density": balls.double().mean().item() / nearest_k, "coverage": torch.cat(covered).double().mean().item()}
+    return {
+        "precision": (balls > 0).double().mean().item(),
+        "recall": torch.cat(recalled).double().mean().item(),
+        "density": balls.double().mean().item() / nearest_k,
+        "coverage": torch.cat(covered).double().mean().item(),
+    }
+
+
+def measure_radii(features: torch.Tensor, nearest_k: int) -> torch.Tensor:
+    """The distance [N] from each of the features [N, D] to its k-th neighbour."""
+    radii = []
+    for part in features.split(ROWS):
+        distances = torch.cdist(part, features)
+        radii.append(distances.kthvalue(nearest_k + 1).values)  # the nearest is itself
+    return torch.cat(radii)

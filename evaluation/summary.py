@@ -3,100 +3,133 @@
 import glob
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 
-from evaluation.accuracy import (
-    accuracy_table,
-    before_and_after,
-    contexts_table,
-    list_differences,
-    load_metrics,
-)
+from evaluation.accuracy import accuracy_table, before_and_after, contexts_table, list_differences
+from evaluation.drawing import BETTER_WORDS, PAIR, digest_json
 from evaluation.fidelity import CODE, fidelity_table, measure_fidelity
-from evaluation.files import RunFiles
-from evaluation.images import ARMS, ORACLE, digest_json
-from evaluation.report import MANY, write_report
+from evaluation.files import MANY, RunFiles
+from evaluation.metrics import ClassMetrics, load_metrics
+from evaluation.report import write_report
 from models.extractors import Extractor
 from system.paths import stamp_file
 from system.text_files import read_json
-from utils import ROOT, UserError, error_message, require, write_json
+from utils import UserError, error_message, require, write_json
+
+PAGE_VERSION = 1  # raise it where pages and summaries of the same files look different
 
 
-def write_summary(runs: list[RunFiles], real: list[list[Path]], get_extractor: Callable[[], Extractor],
-                  features: list) -> bool:
-    """Print and write what the classes of `runs` gave, with distances to the `real` pictures of each class if any.
+def write_summary(
+    runs: list[RunFiles],
+    real: list[list[Path]],
+    get_extractor: Callable[[], Extractor],
+    features: list,
+) -> bool:
+    """Print and write what the classes of `runs` gave, with distances to `real` pictures if any.
 
-    `features` describes the extractor. Returns whether anything was to be written: what is there of just these classes'
-    files stays as it is.
+    `real` holds those of each class; `features` describes the extractor. Returns whether anything
+    was to be written: what is there of just these classes' files stays as it is.
     """
-    summary, report = runs[0].summary_file, runs[0].summary_report if len(runs) > 1 else runs[0].report_file
-    for file in (summary, report):
-        for half in file.parent.glob(f".{glob.escape(file.name)}.*.tmp"):
-            half.unlink()  # of a killed process: only this one may write them now
+    summary = runs[0].summary_file
+    report = runs[0].summary_report if len(runs) > 1 else runs[0].report_file
+    delete_halves(summary, report)
     metrics = [load_metrics(run.metrics_file) for run in runs]
-    sources = digest_json([digest_runs(runs), features, [stamp_file(file) for files in real for file in files], CODE])
+    has_real = any(real)
+    stamps = [stamp_file(file) for files in real for file in files]
+    sources = digest_json([digest_runs(runs), features, stamps, CODE, PAGE_VERSION])
     before = read_json(summary, "distribution") if summary.exists() else {}
     is_new = before.get("sources") != sources or not report.exists()
     distances = before.get("distribution")
-    found = {"classes": collect_classes(runs[0], metrics), "distribution": distances} if is_new else before
+    found = before
     if is_new:
+        found = {"classes": collect_classes(runs[0], metrics), "distribution": distances}
         write_json(summary, found)  # accuracies are kept whatever becomes of the rest
-    print_accuracies(metrics, report, briefly=len(runs) > MANY)
-    if any(real):
+    briefly = len(runs) > MANY
+    print_accuracies(metrics, report, briefly)
+    if has_real:
         distances = find_distances(runs, metrics, real, get_extractor, features, distances)
         print("\n" + fidelity_table(distances).to_text())
     if is_new:
-        write_json(summary, {**found, "distribution": distances})  # the page reads it
+        found = {**found, "distribution": distances}
+        write_json(summary, found)  # the page reads it
         write_report(runs, report)
-        write_json(summary, {**found, "distribution": distances, "sources": sources})
-    if is_new or len(runs) <= MANY:
-        print(f"\nreport: {report}\nall classes of run '{runs[0].images.name}': {summary}")
+        write_json(summary, {**found, "sources": sources})
+    if is_new or not briefly:
+        name = runs[0].images.name
+        print(f"\nreport: {report}\nall classes of run '{name}': {summary}")
     return is_new
+
+
+def delete_halves(*files: Path):
+    """Remove what a killed process has left of these files: only this one may write them now."""
+    for file in files:
+        for half in file.parent.glob(f".{glob.escape(file.name)}.*.tmp"):
+            half.unlink()
 
 
 def digest_runs(runs: list[RunFiles]) -> list:
     """What tells that page and summary of `runs` are up to date.
 
-    The content of their files, of the metrics of the run's other classes, and of the code that shows them.
+    The content of their files, and of the metrics of the run's other classes.
     """
     shown = []
     for run in runs:
         files = (run.metrics_file, run.history_file, run.config_file, run.token_file)
         shown.append([run.images.parts[-3:], [digest_file(file) for file in files]])
-    code = [ROOT / "evaluation" / name for name in ("report.html", "report.py", "summary.py")]
-    return [shown, [digest_file(file) for file in (*find_metrics(runs[0]), *code)]]
+    others = [digest_file(file) for file in find_metrics(runs[0])]
+    return [shown, others]
 
 
 def digest_file(file: Path) -> str | None:
+    """Of a file's content; None without the file."""
     return sha256(file.read_bytes()).hexdigest() if file.exists() else None
 
 
-def print_accuracies(metrics: list[dict], report: Path, briefly: bool):
+def print_accuracies(metrics: list[ClassMetrics], report: Path, briefly: bool):
     """The tables of a run; `briefly` all classes together alone, and where the page is."""
-    images = metrics[0]["images"]
+    images = metrics[0].images
     if briefly:
-        figures = [f"{before_and_after(metrics, role)} by the {role}" for role in metrics[0]["judges"]]
-        print(f"{len(metrics)} classes, {images} images each: accuracy {', '.join(figures)}; see {report}")
+        parts = [found.conditions for found in metrics]
+        figures = []
+        for role in metrics[0].judges:
+            figures.append(f"{before_and_after(parts, role)} by the {role}")
+        accuracies = ", ".join(figures)
+        print(f"{len(metrics)} classes, {images} images each: accuracy {accuracies}; see {report}")
         return
-    print(f"\naccuracy without -> with the token [Wilson 95 % interval], {images} images each, seeds 0 to "
-          f"{images - 1}\n{accuracy_table(metrics).to_text()}")
-    if metrics[0]["contexts"]:
+    print(
+        f"\naccuracy without -> with the token [Wilson 95 % interval], {images} images each, "
+        f"seeds 0 to {images - 1}\n{accuracy_table(metrics).to_text()}"
+    )
+    if metrics[0].contexts:
         print("\nin other prompts\n" + contexts_table(metrics).to_text())
 
 
-def find_distances(runs: list[RunFiles], metrics: list[dict], real: list[list[Path]],
-                   get_extractor: Callable[[], Extractor], features: list, before: dict | None) -> dict:
-    """The distances of these pictures to `real` ones: those of `before` where they are of just these already."""
-    pictures = {str(found["class_index"]): found["pictures"] for found in metrics}
+def find_distances(
+    runs: list[RunFiles],
+    metrics: list[ClassMetrics],
+    real: list[list[Path]],
+    get_extractor: Callable[[], Extractor],
+    features: list,
+    before: dict | None,
+) -> dict:
+    """The distances of these pictures to `real` ones; `before` where that is of just these."""
+    pictures = {str(found.class_index): found.pictures for found in metrics}
     stamps = [stamp_file(file) for files in real for file in files]
-    digest = digest_json([pictures, features, stamps, CODE, *[ORACLE] * (ORACLE in metrics[0])])
+    conditions = list(PAIR)
+    if BETTER_WORDS in metrics[0].conditions:
+        conditions.append(BETTER_WORDS)
+    digest = digest_json([pictures, features, stamps, CODE, conditions])
     if before and before.get("digest") == digest:
         return before
-    images = metrics[0]["images"]
-    arms = {arm: [run.eval_images / arm / f"{seed}.png" for run in runs for seed in range(images)]
-            for arm in (*ARMS, ORACLE) if arm in metrics[0]}
-    found = measure_fidelity(get_extractor(), arms, real, runs[0].cache)
+    files = {}
+    for condition in conditions:
+        files[condition] = []
+        for run in runs:
+            folder = run.eval_images / condition
+            files[condition] += [folder / f"{seed}.png" for seed in range(metrics[0].images)]
+    found = measure_fidelity(get_extractor(), files, real, runs[0].cache)
     return {**found, "pictures": pictures, "digest": digest}
 
 
@@ -107,17 +140,23 @@ def find_metrics(run: RunFiles) -> list[Path]:
     return sorted(file for file in files if file.exists())
 
 
-def collect_classes(run: RunFiles, ours: list[dict]) -> list[dict]:
-    """The metrics of all classes of a run that were evaluated as `ours`; others may be evaluated again just now."""
+def collect_classes(run: RunFiles, ours: list[ClassMetrics]) -> list[dict]:
+    """The metrics of all classes of a run that were evaluated as `ours`, as JSON has them.
+
+    Others may be evaluated anew just now.
+    """
     found = {}  # by number: a renamed class counts once
     for file in find_metrics(run):
         try:
             metrics = load_metrics(file)
             others = list_differences(metrics, ours[0])
             require(not others, f"'{file}' was evaluated with another {', '.join(others)}")
-            found[metrics["class_index"]] = metrics
         except FileNotFoundError:
             continue
         except UserError as error:
             print(f"warning: left out of the summary: {error_message(error)}", file=sys.stderr)
-    return list((found | {metrics["class_index"]: metrics for metrics in ours}).values())
+            continue
+        found[metrics.class_index] = metrics
+    for metrics in ours:
+        found[metrics.class_index] = metrics
+    return [asdict(metrics) for metrics in found.values()]

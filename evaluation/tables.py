@@ -13,12 +13,20 @@ class Table(NamedTuple):
 
     def to_text(self) -> str:
         """Aligned columns, then the note."""
-        lines = [[str(cell) for cell in line] for line in (self.header, *self.rows)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        text = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-                         for line in lines)
-        return f"{text}\n{self.note}" if self.note else text
+        cells = [list(map(str, row)) for row in (self.header, *self.rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = []
+        for row in cells:
+            padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+            lines.append("  ".join(padded).rstrip())
+        if self.note:
+            lines.append(self.note)
+        return "\n".join(lines)
 
     def to_markdown(self) -> str:
-        return "\n".join(f"| {' | '.join(map(str, line))} |"
-                         for line in (self.header, ["---"] * len(self.header), *self.rows))
+        """As Markdown has it; without the note."""
+        rule = ["---"] * len(self.header)
+        lines = []
+        for row in (self.header, rule, *self.rows):
+            lines.append(f"| {' | '.join(map(str, row))} |")
+        return "\n".join(lines)

@@ -11,86 +11,157 @@ import functools
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
 from evaluation.attention import WORDS, map_attention, overlay_map
-from evaluation.images import Arm
-from evaluation.pictures import draw_sheet
+from evaluation.drawing import Condition
 from evaluation.read_image import read_image
+from evaluation.sheets import draw_sheet
 from evaluation.statistics import compare_classes, correct_pvalues, interval_over_classes
-from experiments import common
+from evaluation.tables import Table
+from experiments.material import Sets, cached_result, draw_sets, learn_tokens, load_vectors
+from experiments.study import (
+    EXPLORATORY,
+    Study,
+    StudyResult,
+    open_study,
+    parse_options,
+    publish_result,
+    run_script,
+)
 from experiments.trainings import describe_tests
 from prompt_datasets import TEMPLATES, TargetClass
 
 HIDDEN = 0.25  # of a picture's places
-PLACES = [f"{end} attended, {word}" for word in WORDS for end in ("most", "least")]
-RANDOM, OTHER = "random", "least attended, token, in a picture of another class"
-CONTRASTS = [("most attended, token", "nothing"), ("most attended, token", RANDOM), ("least attended, token", RANDOM),
-             ("least attended, token", OTHER), ("least attended, token", "least attended, noun")]
+SHOWN, SHOWN_CLASSES = 8, 5  # pictures of a class on the sheet, and classes
+NOTHING, RANDOM = "nothing", "random"
+OTHER = "least attended, token, in a picture of another class"
+PLACES = [
+    NOTHING,
+    "most attended, token",
+    "least attended, token",
+    "most attended, noun",
+    "least attended, noun",
+    RANDOM,
+    OTHER,
+]
+CONTRASTS = [
+    ("most attended, token", NOTHING),
+    ("most attended, token", RANDOM),
+    ("least attended, token", RANDOM),
+    ("least attended, token", OTHER),
+    ("least attended, token", "least attended, noun"),
+]
 
 
-def map_class(lab: common.Lab, target: TargetClass, vectors: torch.Tensor) -> list:
+def map_class(study: Study, target: TargetClass, vectors: torch.Tensor) -> list:
     """Attention maps [N][2][h][w] of the first `--images` seeds to the token and to the noun."""
-    prompt = TEMPLATES[0].format(f"{lab.config.placeholder_token} {target.name}")
-    arm = Arm("", prompt, vectors, lab.options.images)
-    return [map_attention(lab.get_generator(), arm, target.name, seed, lab.drawer.sampling).tolist()
-            for seed in range(arm.images)]
+    session = study.session
+    prompt = TEMPLATES[0].format(f"{study.config.placeholder_token} {target.name}")
+    arm = Condition("", prompt, vectors, study.options.images)
+    maps = []
+    for seed in range(arm.images):
+        found = map_attention(session.generator, arm, target.name, seed, session.sampling)
+        maps.append(found.tolist())
+    return maps
 
 
 def hide_places(image: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
     """An image [3, H, W] with its mean colour in the HIDDEN places [h, w] of most attention."""
     order = attention.flatten().argsort(descending=True)
-    hidden = torch.zeros(attention.numel()).index_fill(0, order[:round(HIDDEN * len(order))], 1)
+    count = round(HIDDEN * len(order))
+    hidden = torch.zeros(attention.numel()).index_fill(0, order[:count], 1)
     mask = F.interpolate(hidden.view(1, 1, *attention.shape), image.shape[1:], mode="nearest")[0]
     return torch.where(mask > 0, image.mean((1, 2), keepdim=True), image)
 
 
 @torch.no_grad()
-def judge_hidden(lab: common.Lab, target: TargetClass, files: list, maps: torch.Tensor,
-                 others: torch.Tensor) -> dict[str, float]:
-    """The share right of a class's pictures as they are, and with places hidden by their own maps [N, 2, h, w] or by
-    those of `others`.
+def judge_hidden(
+    study: Study, target: TargetClass, files: list, maps: torch.Tensor, others: torch.Tensor
+) -> dict[str, float]:
+    """The share right of a class's pictures as they are, and with places hidden.
+
+    By their own maps [N, 2, h, w], or by those of `others`.
     """
-    noise = torch.rand(maps[:, 0].shape, generator=torch.Generator().manual_seed(target.index))
+    token, noun = maps[:, 0], maps[:, 1]
+    noise = torch.rand(token.shape, generator=torch.Generator().manual_seed(target.index))
     images = [to_tensor(read_image(file)) for file in files]
-    ranks = [maps[:, 0], -maps[:, 0], maps[:, 1], -maps[:, 1], noise, -others[:, 0]]
-    hidden = {"nothing": images, **{place: list(map(hide_places, images, places)) for place, places in zip(
-        (*PLACES, RANDOM, OTHER), ranks, strict=True)}}
-    judge = lab.get_judge()
-    return {place: (judge(torch.stack(some).to(judge.device)).argmax(1) == target.index).float().mean().item()
-            for place, some in hidden.items()}
+    hidden = {NOTHING: images}
+    ranks = (token, -token, noun, -noun, noise, -others[:, 0])
+    for place, attention in zip(PLACES[1:], ranks, strict=True):
+        hidden[place] = list(map(hide_places, images, attention))
+    judge = study.session.judge
+    shares = {}
+    for place, some in hidden.items():
+        predicted = judge(torch.stack(some).to(judge.device)).argmax(1)
+        shares[place] = (predicted == target.index).float().mean().item()
+    return shares
+
+
+def list_sheet_rows(
+    target: TargetClass, files: list, maps: torch.Tensor
+) -> list[tuple[str, list[Image.Image]]]:
+    """A class's first pictures, and the same with what the token and the noun look at."""
+    pictures = [read_image(file) for file in files[:SHOWN]]
+    rows = [(f"{target.label}: picture", pictures)]
+    for j, word in enumerate(WORDS):
+        overlaid = list(map(overlay_map, pictures, maps[:SHOWN, j]))
+        rows.append((f"its {word}", overlaid))
+    return rows
+
+
+def draw_maps(study: Study, sets: Sets, maps: dict[TargetClass, torch.Tensor]):
+    """Write the study's figure."""
+    step = max(1, len(study.targets) // SHOWN_CLASSES)
+    rows = []
+    for target in study.targets[::step]:
+        rows += list_sheet_rows(target, sets[target], maps[target])
+    title = "where the token and the noun look"
+    draw_sheet(rows, study.out / "attention.png", cell=72, title=title)
 
 
 def main(argv: list[str] | None = None):
-    lab = common.open_lab(common.parse_options(__doc__, argv, "all", quick={"images": 2}, images=20))
-    folders = common.learn_tokens(lab)
-    vectors = common.load_vectors(folders)
-    sets, right, rows = common.draw_sets(lab, vectors, lab.options.images), {}, []
-    maps = {target: torch.tensor(common.cached_result(
-        lab, functools.partial(map_class, lab, target, vectors[target]), attention=target.number,
-        images=lab.options.images)) for target in lab.targets}
-    for i, (target, files) in enumerate(sets.items()):
-        other = lab.targets[(i + len(lab.targets) // 2) % len(lab.targets)]
-        right[target.title] = judge_hidden(lab, target, files, maps[target], maps[other])
-        if i % max(1, len(lab.targets) // 5) == 0:
-            pictures = list(map(read_image, files[:8]))
-            rows.append((f"{target.label}: picture", pictures))
-            rows += [(f"its {word}", [overlay_map(picture, attention) for picture, attention in zip(
-                pictures, maps[target][:8, j], strict=True)]) for j, word in enumerate(WORDS)]
-    draw_sheet(rows, lab.out / "attention.png", cell=72, title="where the token and the noun look")
-    by_place = {place: [shares[place] for shares in right.values()] for place in ("nothing", *PLACES, RANDOM, OTHER)}
-    tests = correct_pvalues({f"{ours}, beside {theirs}": compare_classes(by_place[ours], by_place[theirs])
-                             for ours, theirs in CONTRASTS})
-    common.publish_result(
-        lab, "attention", common.EXPLORATORY, "What the token looks at",
-        f"Right when {HIDDEN:.0%} of a picture is painted over: {describe_tests(tests)}",
-        ["painted over", "right class"],
-        [[place, interval_over_classes(shares)] for place, shares in by_place.items()],
-        f"One training, {lab.options.images} held-out pictures per class. Maps: cross-attention averaged over heads, "
-        "layers and steps. The share painted over, and the least attended places, were set after a first run, in which "
-        "10% of most attention made no difference; the picture of another class after a second one.",
-        {"right": right, "tests": tests})
+    """Map what tokens look at, hide it, judge again, and publish the page."""
+    options = parse_options(__doc__, argv, "all", quick={"images": 2}, images=20)
+    study = open_study(options)
+    vectors = load_vectors(learn_tokens(study))
+    sets = draw_sets(study, vectors, options.images)
+    maps = {}
+    for target in study.targets:
+        make = functools.partial(map_class, study, target, vectors[target])
+        found = cached_result(study, make, attention=target.number, images=options.images)
+        maps[target] = torch.tensor(found)
+    draw_maps(study, sets, maps)
+
+    right = {}
+    half_round = len(study.targets) // 2
+    for i, target in enumerate(study.targets):
+        other = study.targets[(i + half_round) % len(study.targets)]
+        right[target.title] = judge_hidden(study, target, sets[target], maps[target], maps[other])
+    by_place = {}
+    for place in PLACES:
+        by_place[place] = [shares[place] for shares in right.values()]
+    tests = {}
+    for ours, theirs in CONTRASTS:
+        tests[f"{ours}, beside {theirs}"] = compare_classes(by_place[ours], by_place[theirs])
+    tests = correct_pvalues(tests)
+    rows = [[place, interval_over_classes(shares)] for place, shares in by_place.items()]
+    publish_result(
+        study,
+        StudyResult(
+            "attention",
+            EXPLORATORY,
+            "What the token looks at",
+            f"Right when {HIDDEN:.0%} of a picture is painted over: {describe_tests(tests)}",
+            Table(["painted over", "right class"], rows),
+            f"One training, {options.images} held-out pictures per class. Maps: cross-attention averaged over heads, "
+            "layers and steps. The share painted over, and the least attended places, were set after a first run, in "
+            "which 10% of most attention made no difference; the picture of another class after a second one.",
+            {"right": right, "tests": tests},
+        ),
+    )
 
 
 if __name__ == "__main__":
-    common.run_script(main)
+    run_script(main)

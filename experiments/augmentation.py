@@ -8,95 +8,229 @@ A small classifier learns from k real pictures per class, alone or with as many 
 
 from statistics import mean
 
-from evaluation.statistics import compare_classes, correct_pvalues, interval_over_classes
-from experiments import common, small
+from evaluation.statistics import (
+    Comparison,
+    Interval,
+    compare_classes,
+    correct_pvalues,
+    interval_over_classes,
+)
+from evaluation.tables import Table
+from experiments.material import (
+    Sets,
+    cached_result,
+    digest_training,
+    draw_sets,
+    learn_tokens,
+    load_real_images,
+    load_vectors,
+    stamp_sets,
+)
 from experiments.plots import plot_curves
+from experiments.small_classifiers import (
+    Samples,
+    load_sets,
+    measure_classifier,
+    save_classifier,
+    train_classifier,
+)
+from experiments.study import (
+    EXPLORATORY,
+    Study,
+    StudyResult,
+    open_study,
+    parse_options,
+    publish_result,
+    run_script,
+)
 from experiments.textual_inversion import invert_pictures
 from experiments.trainings import describe_tests, judge_sets, list_seeds
 
 BATCH = 32
-REAL, PLAIN, TOKEN, GUIDED, INVERTED = ARMS = (
-    "real alone", "+ plain prompt", "+ class token", "+ class token, guide of the k pictures", "+ textual inversion")
+REAL = "real alone"
+PLAIN = "+ plain prompt"
+TOKEN = "+ class token"
+GUIDED = "+ class token, guide of the k pictures"
+INVERTED = "+ textual inversion"
+CONDITIONS = (REAL, PLAIN, TOKEN, GUIDED, INVERTED)
+CHEAP = (REAL, PLAIN, TOKEN)  # these run for every k
 CONTRASTS = ((TOKEN, REAL), (TOKEN, PLAIN), (TOKEN, INVERTED), (GUIDED, REAL), (GUIDED, PLAIN))
+Results = dict[str, dict[int, list[float]]]  # accuracy by class of every condition and k
 
 
-def draw_arm(lab: common.Lab, arm: str, seed: int, few: common.Sets | None = None, guide: str = "") -> common.Sets:
-    """What an arm adds to the `few` real pictures, by a training of its own for each seed, counted from 0; `guide` is
-    the classifier that saw them alone.
+def draw_condition(
+    study: Study, condition: str, seed: int, few: Sets | None = None, guide: str = ""
+) -> Sets:
+    """What a condition adds to the `few` real pictures, by a training of its own for each seed.
+
+    Seeds count from 0; `guide` is the classifier that saw those pictures alone.
     """
-    first = list_seeds(lab)[seed]
-    options, vectors, phrase = lab.options, dict.fromkeys(lab.targets), None
-    if arm == TOKEN:
-        vectors = common.load_vectors(common.learn_tokens(lab, seed=first))
-    elif arm == GUIDED:
-        vectors = common.load_vectors(common.learn_tokens(
-            lab, classifier=guide, labels=None, evaluator=None, epoch_size=options.epoch_size,
-            num_train_epochs=options.updates, seed=first))
-    elif arm == INVERTED:
-        vectors = invert_pictures(lab, few, [options.inversion_steps], seed)[0][options.inversion_steps]
-        phrase = lab.config.placeholder_token
-    return common.draw_sets(lab, vectors, options.images, phrase=phrase)
+    options = study.options
+    first = list_seeds(study)[seed]
+    vectors, phrase = dict.fromkeys(study.targets), None
+    if condition == TOKEN:
+        vectors = load_vectors(learn_tokens(study, seed=first))
+    elif condition == GUIDED:
+        folders = learn_tokens(
+            study,
+            classifier=guide,
+            labels=None,
+            evaluator=None,
+            epoch_size=options.epoch_size,
+            num_train_epochs=options.updates,
+            seed=first,
+        )
+        vectors = load_vectors(folders)
+    elif condition == INVERTED:
+        steps = options.inversion_steps
+        of_steps, _ = invert_pictures(study, few, [steps], seed)
+        vectors, phrase = of_steps[steps], study.config.placeholder_token
+    return draw_sets(study, vectors, options.images, phrase=phrase)
 
 
-def measure_arm(lab: common.Lab, arm: str, k: int, seed: int, real: common.Sets,
-                test: small.Samples) -> list[float]:
-    """The test accuracy by class of an arm with k real pictures per class, which are of this seed alone."""
-    options = lab.options
+def measure_condition(
+    study: Study, condition: str, k: int, seed: int, real: Sets, test: Samples
+) -> list[float]:
+    """The test accuracy by class with k real pictures per class, which are of this seed alone."""
+    options = study.options
     first = options.test + max(options.k) * seed
-    few = {target: files[first:first + k] for target, files in real.items()}
-    training = {"k": k, "seed": seed, "first": first, "steps": options.steps, "batch": BATCH,
-                "pictures": common.stamp_sets(few)}
-    guide = lab.work / "guides" / common.digest_training(lab.config, **training)
+    few = {target: files[first : first + k] for target, files in real.items()}
+    training = {
+        "k": k,
+        "seed": seed,
+        "first": first,
+        "steps": options.steps,
+        "batch": BATCH,
+        "pictures": stamp_sets(few),
+    }
+    guide = study.work / "guides" / digest_training(study.config, **training)
 
-    def train_arm() -> list[float]:
-        sets = [few] if arm == REAL else [few, draw_arm(lab, arm, seed, few, str(guide))]
-        model = small.train_classifier(lab.labels, list(map(small.load_sets, sets)), options.steps, BATCH, seed,
-                                       f"k = {k}, seed {seed}, {arm}")
-        if arm == REAL:
-            small.save_classifier(model, guide)
-        return small.measure_classifier(model, *test)
+    def train_and_measure() -> list[float]:
+        parts = [load_sets(few)]
+        if condition != REAL:
+            drawn = draw_condition(study, condition, seed, few, str(guide))
+            parts.append(load_sets(drawn))
+        title = f"k = {k}, seed {seed}, {condition}"
+        labels = study.session.labels
+        model = train_classifier(labels, parts, options.steps, BATCH, seed, title)
+        if condition == REAL:
+            save_classifier(model, guide)
+        return measure_classifier(model, *test)
 
-    return common.cached_result(lab, train_arm, arm=arm, **training, first_seed=list_seeds(lab)[seed],
-                                test=options.test, images=options.images,
-                                tokens=[options.epoch_size, options.updates, options.inversion_steps])
+    return cached_result(
+        study,
+        train_and_measure,
+        arm=condition,
+        **training,
+        first_seed=list_seeds(study)[seed],
+        test=options.test,
+        images=options.images,
+        tokens=[options.epoch_size, options.updates, options.inversion_steps],
+    )
+
+
+def measure_conditions(study: Study, real: Sets, test: Samples) -> Results:
+    """The accuracy by class of every condition and k, over seeds."""
+    options = study.options
+    results: Results = {}
+    for condition in CONDITIONS:
+        results[condition] = {}
+        for k in options.k:
+            if condition not in CHEAP and k not in options.trained:
+                continue
+            of_seeds = []
+            for seed in range(options.seeds):
+                of_seeds.append(measure_condition(study, condition, k, seed, real, test))
+            results[condition][k] = [mean(shares) for shares in zip(*of_seeds, strict=True)]
+    return results
+
+
+def compare_conditions(results: Results) -> dict[str, Comparison]:
+    """The tests of CONTRASTS, at every k that both have."""
+    tests = {}
+    for ours, theirs in CONTRASTS:
+        for k, accuracies in results[ours].items():
+            if k in results[theirs]:
+                test = compare_classes(accuracies, results[theirs][k])
+                tests[f"k = {k}, '{ours}' beside '{theirs}'"] = test
+    return correct_pvalues(tests)
+
+
+def measure_right(study: Study, condition: str, seeds: int) -> Interval:
+    """How many of the drawn pictures show their class."""
+    sets = [draw_condition(study, condition, seed) for seed in range(seeds)]
+    return interval_over_classes([mean(shares) for shares in judge_sets(study, sets).values()])
 
 
 def main(argv: list[str] | None = None):
-    options = common.parse_options(
-        __doc__, argv, "all", quick={"k": [1, 2], "seeds": 2, "images": 2, "test": 2, "steps": 2, "inversion_steps": 2},
-        real_images=None, k=[1, 2, 5, 10], trained=[2], seeds=3, images=12, test=60, steps=120, inversion_steps=120,
-        epoch_size=8, updates=12)
-    lab = common.open_lab(options)
-    real = common.load_real_images(lab, options.test + max(options.k) * options.seeds)
-    test = small.load_sets({target: files[:options.test] for target, files in real.items()})
-    results = {arm: {k: [mean(shares) for shares in zip(*(
-        measure_arm(lab, arm, k, seed, real, test) for seed in range(options.seeds)), strict=True)]
-                     for k in options.k if arm in (REAL, PLAIN, TOKEN) or k in options.trained} for arm in ARMS}
-    plot_curves(lab.out / "augmentation.png", "real pictures per class (k)", "accuracy on real pictures",
-                {arm: {str(k): interval_over_classes(values) for k, values in by_k.items()}
-                 for arm, by_k in results.items()})
-    tests = correct_pvalues({f"k = {k}, '{ours}' beside '{theirs}'": compare_classes(results[ours][k],
-                                                                                     results[theirs][k])
-                             for ours, theirs in CONTRASTS for k in results[ours] if k in results[theirs]})
-    right = {arm: interval_over_classes([mean(shares) for shares in judge_sets(lab, [
-        draw_arm(lab, arm, seed) for seed in range(options.seeds if arm == TOKEN else 1)]).values()])
-             for arm in (PLAIN, TOKEN)}
-    rows = [[arm, *(interval_over_classes(by_k[k]) if k in by_k else "" for k in options.k)]
-            for arm, by_k in results.items()]
-    common.publish_result(
-        lab, "augmentation", common.EXPLORATORY,
-        "Pictures drawn with class tokens help to train a classifier from few real ones",
-        f"Accuracy: {describe_tests(tests)}",
-        ["trained on", *(f"k = {k}" for k in options.k)], rows,
+    """Train every classifier, and publish the page."""
+    quick = {"k": [1, 2], "seeds": 2, "images": 2, "test": 2, "steps": 2, "inversion_steps": 2}
+    options = parse_options(
+        __doc__,
+        argv,
+        "all",
+        quick=quick,
+        real_images=None,
+        k=[1, 2, 5, 10],
+        trained=[2],
+        seeds=3,
+        images=12,
+        test=60,
+        steps=120,
+        inversion_steps=120,
+        epoch_size=8,
+        updates=12,
+    )
+    study = open_study(options)
+    real = load_real_images(study, options.test + max(options.k) * options.seeds)
+    test = load_sets({target: files[: options.test] for target, files in real.items()})
+    results = measure_conditions(study, real, test)
+    curves = {}
+    for condition, by_k in results.items():
+        curves[condition] = {str(k): interval_over_classes(values) for k, values in by_k.items()}
+    plot_curves(
+        study.out / "augmentation.png",
+        "real pictures per class (k)",
+        "accuracy on real pictures",
+        curves,
+    )
+    tests = compare_conditions(results)
+    right = {
+        PLAIN: measure_right(study, PLAIN, 1),
+        TOKEN: measure_right(study, TOKEN, options.seeds),
+    }
+    rows = []
+    for condition, by_k in curves.items():
+        rows.append([condition, *(by_k.get(str(k), "") for k in options.k)])
+    note = (
         f"Accuracy by class on {options.test} real pictures each, over {options.seeds} seeds with real pictures of "
         f"their own. Of the drawn pictures {right[PLAIN]} show their class ('{PLAIN}'), and {right[TOKEN]} "
         f"('{TOKEN}'). The guide of '{TOKEN}' was trained on far more than k pictures; that of '{GUIDED}' is '{REAL}', "
         f"and its tokens had {options.updates} updates of {options.epoch_size} pictures at most; textual inversion had "
         f"{options.inversion_steps} steps. "
         "Empty cells were not run (`--trained`). All classes of a cell share its classifiers, one for each seed, so "
-        "their accuracies are not independent and the p-values are a guide.",
-        {"accuracies": results, "steps": options.steps, "drawn": options.images, "right": right, "tests": tests})
+        "their accuracies are not independent and the p-values are a guide."
+    )
+    data = {
+        "accuracies": results,
+        "steps": options.steps,
+        "drawn": options.images,
+        "right": right,
+        "tests": tests,
+    }
+    publish_result(
+        study,
+        StudyResult(
+            "augmentation",
+            EXPLORATORY,
+            "Pictures drawn with class tokens help to train a classifier from few real ones",
+            f"Accuracy: {describe_tests(tests)}",
+            Table(["trained on", *(f"k = {k}" for k in options.k)], rows),
+            note,
+            data,
+        ),
+    )
 
 
 if __name__ == "__main__":
-    common.run_script(main)
+    run_script(main)

@@ -8,8 +8,18 @@ default if it is right in ENOUGH and LEAST on the other classes too. The former 
 """
 
 from evaluation.statistics import correct_pvalues, interval_over_classes
-from experiments import common
+from evaluation.tables import Table
+from experiments.material import draw_sets, learn_tokens, measure_accuracy
 from experiments.plots import plot_tradeoff
+from experiments.study import (
+    TESTED,
+    Study,
+    StudyResult,
+    open_study,
+    parse_options,
+    publish_result,
+    run_script,
+)
 from experiments.trainings import (
     Trainings,
     compare_trainings,
@@ -20,115 +30,215 @@ from experiments.trainings import (
 
 ENOUGH, LEAST = 0.98, 0.90
 PAPER, DEFAULT = "the paper's loop", "the former default"
-OURS = {"train_timesteps": [999, 800, 600], "train_guidance_scale": None, "lr": 5e-3, "epoch_size": 16,
-             "num_train_epochs": 80, "target_accuracy": 0.96, "fresh_noise": True}
-UNGUIDED = {**OURS, "train_timesteps": [999, 600], "train_guidance_scale": 1.0, "lr": 0.015,
-            "num_train_epochs": 20}
+OURS = {
+    "train_timesteps": [999, 800, 600],
+    "train_guidance_scale": None,
+    "lr": 5e-3,
+    "epoch_size": 16,
+    "num_train_epochs": 80,
+    "target_accuracy": 0.96,
+    "fresh_noise": True,
+}
+UNGUIDED = {
+    **OURS,
+    "train_timesteps": [999, 600],
+    "train_guidance_scale": 1.0,
+    "lr": 0.015,
+    "num_train_epochs": 20,
+}
 STOPLESS = {**UNGUIDED, "target_accuracy": 1.0}
 LONG = {**OURS, "train_guidance_scale": 1.0, "lr": 0.01}
+FIVE = {**STOPLESS, "epoch_size": 5, "num_train_epochs": 40}
 CANDIDATES = {
-    "999 600, target 0.96": UNGUIDED, "999 600, target 0.9": {**UNGUIDED, "target_accuracy": 0.9},
+    "999 600, target 0.96": UNGUIDED,
+    "999 600, target 0.9": {**UNGUIDED, "target_accuracy": 0.9},
     "999 600, 8 pictures": {**UNGUIDED, "epoch_size": 8},
-    "999 800 600, target 0.9": {**UNGUIDED, "train_timesteps": [999, 800, 600], "target_accuracy": 0.9},
+    "999 800 600, target 0.9": {
+        **UNGUIDED,
+        "train_timesteps": [999, 800, 600],
+        "target_accuracy": 0.9,
+    },
     "8 pictures, 20 updates": {**STOPLESS, "epoch_size": 8},
-    "5 pictures, 40 updates": {**STOPLESS, "epoch_size": 5, "num_train_epochs": 40},
-    "5 pictures, 40 updates, lr 0.01": {**STOPLESS, "epoch_size": 5, "num_train_epochs": 40, "lr": 0.01},
-    "999 800 600, 80 updates": LONG, "600, 80 updates": {**LONG, "train_timesteps": [600]}}
+    "5 pictures, 40 updates": FIVE,
+    "5 pictures, 40 updates, lr 0.01": {**FIVE, "lr": 0.01},
+    "999 800 600, 80 updates": LONG,
+    "600, 80 updates": {**LONG, "train_timesteps": [600]},
+}
 REFERENCES = {
-    PAPER: {**OURS, "train_timesteps": None, "epoch_size": 5, "num_train_epochs": 50, "target_accuracy": 0.7,
-            "fresh_noise": False},
-    DEFAULT: OURS}
+    PAPER: {
+        **OURS,
+        "train_timesteps": None,
+        "epoch_size": 5,
+        "num_train_epochs": 50,
+        "target_accuracy": 0.7,
+        "fresh_noise": False,
+    },
+    DEFAULT: OURS,
+}
+ODD, EVEN = 1, 0  # numbers of classes, modulo 2
 
 
-def measure_settings(lab: common.Lab, settings: dict[str, dict], parity: int, images: int) -> dict[str, Trainings]:
-    """What settings give on the classes with odd numbers (`parity` 1) or even ones (0)."""
-    targets, seeds = [target for target in lab.targets if target.number % 2 == parity], list_seeds(lab)
-    for seed in seeds:  # one training of every setting after the other: seconds of the same minutes
+def measure_settings(
+    study: Study, settings: dict[str, dict], parity: int, images: int
+) -> dict[str, Trainings]:
+    """What settings give on the classes with ODD or EVEN numbers."""
+    targets = [target for target in study.targets if target.number % 2 == parity]
+    seeds = list_seeds(study)
+    # one training of every setting after the other: seconds of the same minutes
+    for seed in seeds:
         for changes in settings.values():
-            common.learn_tokens(lab, targets, **changes, seed=seed)
-    return {name: measure_trainings(lab, seeds, images, targets, **changes) for name, changes in settings.items()}
+            learn_tokens(study, targets, **changes, seed=seed)
+    found = {}
+    for name, changes in settings.items():
+        found[name] = measure_trainings(study, seeds, images, targets, **changes)
+    return found
 
 
 def is_enough(found: Trainings) -> bool:
+    """Whether a setting satisfies the rule."""
     return found.mean_right().mean >= ENOUGH and found.least_right() >= LEAST
 
 
 def choose_setting(found: dict[str, Trainings]) -> str:
     """The name of the setting that the rule takes."""
     good = [name for name, trainings in found.items() if is_enough(trainings)]
-    return min(good, key=lambda name: found[name].seconds) if good else \
-        max(found, key=lambda name: found[name].mean_right().mean)
+    if good:
+        return min(good, key=lambda name: found[name].seconds)
+    return max(found, key=lambda name: found[name].mean_right().mean)
 
 
 def write_flags(changes: dict) -> str:
     """The flags of run.py that set what differs from the default."""
-    words = {name: " ".join(map(str, value)) if isinstance(value, list) else f"{value:g}"
-             for name, value in changes.items() if value != OURS[name] and value is not None}
-    return " ".join(f"--{name} {value}" for name, value in words.items())
-
-
-def describe_trainings(found: Trainings, before: Trainings) -> list[str]:
-    return [str(found.mean_right()), f"{found.least_right():.2f}", f"{found.updates:.0f}", f"{found.unet_calls:.0f}",
-            f"{found.seconds:.1f}", f"{found.seconds / before.seconds:.2f}"]
-
-
-def main(argv: list[str] | None = None):
-    options = common.parse_options(
-        __doc__, argv, "all", quick={"class_index": "5-8", "seeds": 2, "images": 2, "choice_images": 2}, seeds=3,
-        images=50, choice_images=50)
-    lab = common.open_lab(options)
-    plain = [common.measure_accuracy(lab, common.draw_sets(lab, {target: None}, options.images))
-             .value for target in lab.targets if target.number % 2 == 0]
-    tried = measure_settings(lab, {DEFAULT: OURS, **CANDIDATES}, 1, options.choice_images)
-    chosen = choose_setting({name: found for name, found in tried.items() if name != DEFAULT})
-    compared = {**REFERENCES, chosen: CANDIDATES[chosen]}
-    even = measure_settings(lab, compared, 0, options.images)
-    odd = measure_settings(lab, {name: compared[name] for name in (DEFAULT, chosen)}, 1, options.images)
-    parts = {"odd: the choice": tried, "even: the test": even,
-             "all": {name: found.join_classes(even[name]) for name, found in odd.items()}}
-    tests = correct_pvalues({f"{ours} beside {theirs}": compare_trainings(even[ours], even[theirs])
-                             for ours, theirs in ((chosen, DEFAULT), (chosen, PAPER), (DEFAULT, PAPER))})
-    sentence = describe_decision(chosen, tried, even) + " Right, on the even classes: " + "; ".join(
-        f"{name}: {describe_test(test)}" for name, test in tests.items()) + "."
-    plot_tradeoff(lab.out / "default.png", f"{write_flags(CANDIDATES[chosen])}\nbeside the former default: "
-                  f"{describe_test(tests[f'{chosen} beside {DEFAULT}'])}, {compare_seconds(chosen, even)}", plain, even,
-                  {name: found for name, found in tried.items() if name not in even}, chosen)
-    write_page(lab, sentence, chosen, parts, {
-        "chosen": chosen, "settings": CANDIDATES | REFERENCES, "without": interval_over_classes(plain), "tests": tests})
+    flags = []
+    for name, value in changes.items():
+        if value is None or value == OURS[name]:
+            continue
+        words = " ".join(map(str, value)) if isinstance(value, list) else f"{value:g}"
+        flags.append(f"--{name} {words}")
+    return " ".join(flags)
 
 
 def compare_seconds(chosen: str, even: dict[str, Trainings]) -> str:
+    """The seconds of the chosen setting beside the former default's."""
     return f"in {even[chosen].seconds / even[DEFAULT].seconds:.0%} of its seconds"
 
 
 def describe_decision(chosen: str, tried: dict[str, Trainings], even: dict[str, Trainings]) -> str:
     """What the rule took, and whether the classes of the test confirm it."""
-    by_rule = "The rule takes" if is_enough(tried[chosen]) else "None satisfies the rule on the odd classes; best is"
-    end = "so it became the default" if is_enough(even[chosen]) else \
-        "which does not satisfy the rule, so the default stays"
-    return (f"{by_rule} `{write_flags(CANDIDATES[chosen])}`. On the even classes it is right in "
-            f"{even[chosen].mean_right()}, in {even[chosen].least_right():.2f} of the least class of any training, "
-            f"{compare_seconds(chosen, even)}: {end}.")
+    by_rule = "None satisfies the rule on the odd classes; best is"
+    if is_enough(tried[chosen]):
+        by_rule = "The rule takes"
+    end = "which does not satisfy the rule, so the default stays"
+    if is_enough(even[chosen]):
+        end = "so it became the default"
+    return (
+        f"{by_rule} `{write_flags(CANDIDATES[chosen])}`. On the even classes it is right in "
+        f"{even[chosen].mean_right()}, in {even[chosen].least_right():.2f} of the least class of any training, "
+        f"{compare_seconds(chosen, even)}: {end}."
+    )
 
 
-def write_page(lab: common.Lab, sentence: str, chosen: str, parts: dict[str, dict[str, Trainings]], data: dict):
-    options = lab.options
-    rows = [[f"**{name}**" if name == chosen else name, where, *describe_trainings(found, part[DEFAULT])]
-            for where, part in parts.items() for name, found in part.items()]
-    common.publish_result(
-        lab, "default", common.TESTED, "The default, by rule", sentence,
-        ["setting", "classes", "right", "least in any training", "updates", "UNet calls", "seconds",
-         "of the former default's seconds"], rows,
+def main(argv: list[str] | None = None):
+    """Choose on one half of the classes, test on the other, and publish the page."""
+    quick = {"class_index": "5-8", "seeds": 2, "images": 2, "choice_images": 2}
+    options = parse_options(__doc__, argv, "all", quick=quick, seeds=3, images=50, choice_images=50)
+    study = open_study(options)
+    plain = []
+    for target in study.targets:
+        if target.number % 2 == EVEN:
+            sets = draw_sets(study, {target: None}, options.images)
+            plain.append(measure_accuracy(study, sets).value)
+    tried = measure_settings(study, {DEFAULT: OURS, **CANDIDATES}, ODD, options.choice_images)
+    candidates = {name: found for name, found in tried.items() if name != DEFAULT}
+    chosen = choose_setting(candidates)
+    compared = {**REFERENCES, chosen: CANDIDATES[chosen]}
+    even = measure_settings(study, compared, EVEN, options.images)
+    on_all = {name: compared[name] for name in (DEFAULT, chosen)}
+    odd = measure_settings(study, on_all, ODD, options.images)
+    tests = {}
+    for ours, theirs in ((chosen, DEFAULT), (chosen, PAPER), (DEFAULT, PAPER)):
+        tests[f"{ours} beside {theirs}"] = compare_trainings(even[ours], even[theirs])
+    tests = correct_pvalues(tests)
+    others = {name: found for name, found in tried.items() if name not in even}
+    title = (
+        f"{write_flags(CANDIDATES[chosen])}\nbeside the former default: "
+        f"{describe_test(tests[f'{chosen} beside {DEFAULT}'])}, {compare_seconds(chosen, even)}"
+    )
+    plot_tradeoff(study.out / "default.png", title, plain, even, others, chosen)
+    parts = {
+        "odd: the choice": tried,
+        "even: the test": even,
+        "all": {name: found.join_classes(even[name]) for name, found in odd.items()},
+    }
+    described = "; ".join(f"{name}: {describe_test(test)}" for name, test in tests.items())
+    data = {
+        "chosen": chosen,
+        "settings": CANDIDATES | REFERENCES,
+        "without": interval_over_classes(plain),
+        "tests": tests,
+        "trainings": {where: describe_part(part) for where, part in parts.items()},
+    }
+    publish_result(
+        study,
+        StudyResult(
+            "default",
+            TESTED,
+            "The default, by rule",
+            f"{describe_decision(chosen, tried, even)} Right, on the even classes: {described}.",
+            make_table(parts, chosen),
+            write_note(study),
+            data,
+        ),
+    )
+
+
+def describe_part(part: dict[str, Trainings]) -> dict[str, dict]:
+    """What settings gave, as JSON has it."""
+    return {name: found._asdict() for name, found in part.items()}
+
+
+def make_table(parts: dict[str, dict[str, Trainings]], chosen: str) -> Table:
+    """A row per setting and part of the classes."""
+    header = [
+        "setting",
+        "classes",
+        "right",
+        "least in any training",
+        "updates",
+        "UNet calls",
+        "seconds",
+        "of the former default's seconds",
+    ]
+    rows = []
+    for where, part in parts.items():
+        for name, found in part.items():
+            row = [
+                f"**{name}**" if name == chosen else name,
+                where,
+                str(found.mean_right()),
+                f"{found.least_right():.2f}",
+                f"{found.updates:.0f}",
+                f"{found.unet_calls:.0f}",
+                f"{found.seconds:.1f}",
+                f"{found.seconds / part[DEFAULT].seconds:.2f}",
+            ]
+            rows.append(row)
+    return Table(header, rows)
+
+
+def write_note(study: Study) -> str:
+    """What the table rests on."""
+    options = study.options
+    return (
         f"Rule, fixed before: of those right in {ENOUGH} or more, and in {LEAST} or more of any class in any training, "
         f"on the odd classes ({options.choice_images} pictures), the one with fewest seconds, or the most accurate one "
         f"where there is none. {options.seeds} trainings, {options.images} held-out pictures per class and training. "
         "Added after a first run on 25 pictures, in which none of four was enough: the last five candidates, the other "
         "25 pictures, and the test of the former default beside the paper's loop. Updates, UNet calls (one image each) "
         "and seconds are per class, eight classes at once. The paper's loop: its trajectory, guidance, prompts, seeds "
-        "and stops, with the learning rate of the former default.",
-        {**data, "trainings": {where: {name: found._asdict() for name, found in part.items()}
-                               for where, part in parts.items()}})
+        "and stops, with the learning rate of the former default."
+    )
 
 
 if __name__ == "__main__":
-    common.run_script(main)
+    run_script(main)

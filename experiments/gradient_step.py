@@ -1,4 +1,4 @@
-"""Where the gradient enters: guidance in training, where the final step starts, how many steps carry a graph.
+"""Where the gradient enters: guidance in training, where the final step starts, how many steps have a graph.
 
     python -m experiments.gradient_step
 
@@ -10,7 +10,7 @@ over updates, and the cosine between minus their mean and the way to the adjecti
 """
 
 import functools
-from dataclasses import replace
+from collections import defaultdict
 from statistics import mean
 from typing import NamedTuple
 
@@ -18,13 +18,25 @@ import torch
 import torch.nn.functional as F
 
 from evaluation.statistics import correct_pvalues
-from experiments import common
+from evaluation.tables import Table
+from experiments.material import cached_result, draw_sets, learn_tokens, load_vectors
 from experiments.plots import plot_tradeoff
+from experiments.study import (
+    EXPLORATORY,
+    TESTED,
+    Study,
+    StudyResult,
+    open_study,
+    parse_options,
+    publish_result,
+    run_script,
+)
 from experiments.trainings import (
     Trainings,
     compare_trainings,
     describe_test,
     describe_tests,
+    is_clear,
     judge_sets,
     list_seeds,
     measure_trainings,
@@ -32,15 +44,16 @@ from experiments.trainings import (
 from method.losses import cross_entropy
 from method.update import Batch, token_gradient
 from miniature.world import THINGS
+from models.base import Generator
 from models.batch_size import fit_batch_size
-from models.stable_diffusion import StableDiffusion
+from models.sampling import SamplingSettings
 from prompt_datasets import TEMPLATES
-from tokens.class_token import start_vectors
-from utils import require
+from runs.session import Session
 
 TEN = tuple(range(999, 0, -100))  # ten steps, the last from 99
 SPREAD = 3  # updates' pictures at the start, whose gradients are compared
 AT_ONCE = 40  # pictures with a graph
+OTHER_NOISE = 10**6  # added to a seed, for the noise of a shared trajectory's final step
 PAPER = "the paper's trajectory, guidance 3"
 
 
@@ -54,160 +67,307 @@ class Variant(NamedTuple):
     draws: int = 1  # of noise for the final step, from one trajectory
 
 
-SHORT, GUIDED = Variant((999, 800, 600)), Variant((999, 800, 600), 3.0)
-STARTS, GUIDANCES = (800, 600, 300), (1.0, 2.0, 3.0, 5.0)
-EXPLORED = {f"{' '.join(map(str, timesteps))}, guidance {guidance:g}": Variant(timesteps, guidance)
-            for start in STARTS for timesteps, guidances in (
-                ((start,), (1.0,)), ((999, start), GUIDANCES), ((999, (999 + start) // 2, start), (1.0,)))
-            for guidance in guidances}  # of one training
+SHORT = Variant((999, 800, 600))
+GUIDED = Variant((999, 800, 600), 3.0)
+
+
+def list_explored() -> dict[str, Variant]:
+    """The variants of one training: where the final step starts, what is before it, and guidance."""
+    found = {}
+    for start in (800, 600, 300):
+        variants = [Variant((start,))]
+        variants += [Variant((999, start), guidance) for guidance in (1.0, 2.0, 3.0, 5.0)]
+        variants.append(Variant((999, (999 + start) // 2, start)))
+        for variant in variants:
+            steps = " ".join(map(str, variant.timesteps))
+            found[f"{steps}, guidance {variant.guidance:g}"] = variant
+    return found
+
+
+EXPLORED = list_explored()
 LOOPS = {
-    "999 800 600, guidance 1": SHORT, "999 800 600, guidance 3": GUIDED, "600 alone, guidance 1": Variant((600,)),
+    "999 800 600, guidance 1": SHORT,
+    "999 800 600, guidance 3": GUIDED,
+    "600 alone, guidance 1": Variant((600,)),
     "two noise draws, guidance 1": SHORT._replace(draws=2),
     PAPER: Variant(None, 3.0),
-    **{f"ten steps, graph of {steps}{', stop-gradient' * stop}": Variant(TEN, 1.0, steps, stop)
-       for steps, stop in ((1, False), (5, False), (5, True))}}
-MORE_LOOPS = {f"ten steps, graph of {steps}{', stop-gradient' * stop}": Variant(TEN, 1.0, steps, stop)
-              for steps in (2, 10) for stop in (False, True)}  # of one training
+    "ten steps, graph of 1": Variant(TEN, graph_steps=1),
+    "ten steps, graph of 5": Variant(TEN, graph_steps=5),
+    "ten steps, graph of 5, stop-gradient": Variant(TEN, graph_steps=5, stop_gradient=True),
+}
+MORE_LOOPS = {  # of one training
+    "ten steps, graph of 2": Variant(TEN, graph_steps=2),
+    "ten steps, graph of 2, stop-gradient": Variant(TEN, graph_steps=2, stop_gradient=True),
+    "ten steps, graph of 10": Variant(TEN, graph_steps=10),
+    "ten steps, graph of 10, stop-gradient": Variant(TEN, graph_steps=10, stop_gradient=True),
+}
 CONTRASTS = (
-    ("999 800 600, guidance 1", "999 800 600, guidance 3"), ("999 800 600, guidance 1", "600 alone, guidance 1"),
+    ("999 800 600, guidance 1", "999 800 600, guidance 3"),
+    ("999 800 600, guidance 1", "600 alone, guidance 1"),
     ("999 800 600, guidance 3", PAPER),
     ("two noise draws, guidance 1", "999 800 600, guidance 1"),
     ("ten steps, graph of 5", "ten steps, graph of 1"),
-    ("ten steps, graph of 5, stop-gradient", "ten steps, graph of 5"))
+    ("ten steps, graph of 5, stop-gradient", "ten steps, graph of 5"),
+)
 
 
-class VariedLoop(StableDiffusion):
-    """A generator whose trajectories carry the gradient as a Variant says."""
+class SharedTrajectories:
+    """A generator in which several images of a prompt share a trajectory up to its final step."""
 
-    def __init__(self, generator: StableDiffusion, variant: Variant):
-        super().__init__(generator.prompt_encoders, generator.denoiser, generator.networks[-1], generator.scheduler,
-                         str(generator.device))
-        self.variant = variant
+    def __init__(self, generator: Generator, draws: int):
+        """`draws` images share one trajectory."""
+        self.generator = generator
+        self.draws = draws
 
-    def sample(self, cond, seeds, settings, grad_steps=1, batch_size=None, start=None):
-        if self.variant.draws == 1:
-            return super().sample(cond, seeds, settings, self.variant.graph_steps, batch_size, start)
-        prompt_of = cond.detach().flatten(1).unique(dim=0, return_inverse=True)[1]
-        drawn, place = torch.tensor(share_trajectories(prompt_of.tolist(), self.variant.draws)).unique(
-            return_inverse=True)
+    def __getattr__(self, name: str):
+        return getattr(self.generator, name)
+
+    def sample(
+        self,
+        cond: torch.Tensor,
+        seeds: torch.Tensor,
+        settings: SamplingSettings,
+        batch_size: int | None = None,
+    ) -> torch.Tensor:
+        """As the generator's; the final step has noise of its own for every image."""
+        _, prompt_of = cond.detach().flatten(1).unique(dim=0, return_inverse=True)
+        followed = torch.tensor(share_trajectories(prompt_of.tolist(), self.draws))
+        drawn, place = followed.unique(return_inverse=True)
         with torch.no_grad():
-            start = super().sample(cond[drawn.to(cond.device)], seeds[drawn], settings)[place.to(cond.device)]
+            latents = self.generator.sample(cond[drawn.to(cond.device)], seeds[drawn], settings)
+            start = latents[place.to(cond.device)]
         last_step = settings._replace(timesteps=settings.timesteps[-1:])
-        return super().sample(cond, seeds + 10**6, last_step, 1, batch_size, start)
-
-    def guided_noise(self, latents, *arguments):
-        return super().guided_noise(latents.detach() if self.variant.stop_gradient else latents, *arguments)
+        return self.generator.sample(cond, seeds + OTHER_NOISE, last_step, batch_size, start)
 
 
 def share_trajectories(prompt_of: list[int], draws: int) -> list[int]:
-    """Of every image the one whose trajectory it shares: `draws` images of one prompt follow the first of them."""
-    same = {prompt: [i for i, other in enumerate(prompt_of) if other == prompt] for prompt in prompt_of}
-    return [same[prompt][same[prompt].index(i) // draws * draws] for i, prompt in enumerate(prompt_of)]
+    """Of every image the one whose trajectory it shares.
+
+    `draws` images of one prompt follow the first of them.
+    """
+    images_of = defaultdict(list)
+    for image, prompt in enumerate(prompt_of):
+        images_of[prompt].append(image)
+    followed = []
+    for image, prompt in enumerate(prompt_of):
+        place = images_of[prompt].index(image)
+        first = place // draws * draws
+        followed.append(images_of[prompt][first])
+    return followed
 
 
-def open_variant(lab: common.Lab, variant: Variant) -> common.Lab:
-    """The lab whose tokens learn by a variant of the loop."""
-    generator = lab.get_generator()
-    require(type(generator) is StableDiffusion, "this experiment is for Stable Diffusion 1 and 2 and the miniature")
-    steps = variant.timesteps and list(variant.timesteps)
-    config = replace(lab.config, train_timesteps=steps, train_guidance_scale=variant.guidance)
-    loop = variant[2:] if variant[2:] != SHORT[2:] else ()
-    return lab._replace(config=config, loop=loop, get_generator=functools.cache(lambda: VariedLoop(generator, variant)))
+def change_loop(session: Session, variant: Variant):
+    """Have a session train by a variant of the loop."""
+    session.training_sampling = session.training_sampling._replace(
+        grad_steps=variant.graph_steps, stop_gradient=variant.stop_gradient
+    )
+    if variant.draws > 1:
+        session.generator = SharedTrajectories(session.generator, variant.draws)
 
 
-def measure_gradients(lab: common.Lab, update: int) -> torch.Tensor:
-    """The gradient [C, K * D] of every class's mean loss over an update's pictures, at the initialiser."""
-    config, generator, classes = lab.config, lab.get_generator(), len(lab.targets)
-    size, count = config.epoch_size, min(config.number_of_prompts, config.epoch_size)
-    start = start_vectors(generator, config.initializer_token, config.num_vectors)
-    vectors = start.repeat(classes * count, 1, 1).requires_grad_()
-    prompts = [template.format(f"{config.placeholder_token} {target.name}")
-               for target in lab.targets for template in TEMPLATES[:count]]
-    images = torch.arange(classes * size)
-    batch = Batch(prompts, images // size * count + images % size % count, config.seed + update * size + images % size,
-                  torch.tensor([target.index for target in lab.targets], device=start.device).repeat_interleave(size),
-                  torch.full((len(images),), 1 / size, device=start.device))
+def open_variant(study: Study, variant: Variant) -> Study:
+    """The study whose tokens learn by a variant of the loop."""
+    steps = list(variant.timesteps) if variant.timesteps else None
+    session = study.session.with_settings(
+        train_timesteps=steps, train_guidance_scale=variant.guidance
+    )
+    change = functools.partial(change_loop, variant=variant)
+    change(session)
+    of_gradient = (variant.graph_steps, variant.stop_gradient, variant.draws)
+    loop = of_gradient if of_gradient != (1, False, 1) else ()
+    return study._replace(session=session, loop=loop, change_loop=change)
+
+
+def measure_gradients(study: Study, update: int) -> torch.Tensor:
+    """The gradient [C, K * D] of every class's mean loss over an update's pictures, at the start."""
+    config, session = study.config, study.session
+    generator, targets = session.generator, study.targets
+    size = config.epoch_size
+    templates = TEMPLATES[: min(config.number_of_prompts, size)]
+    prompts = []
+    for target in targets:
+        phrase = f"{config.placeholder_token} {target.name}"
+        prompts += [template.format(phrase) for template in templates]
+    start = session.start_vectors(generator)
+    vectors = start.repeat(len(prompts), 1, 1).requires_grad_()
+    images = torch.arange(len(targets) * size)
+    of_class, in_class = images // size, images % size
+    indices = torch.tensor([target.index for target in targets], device=start.device)
+    batch = Batch(
+        prompts,
+        prompt_of=of_class * len(templates) + in_class % len(templates),
+        seeds=config.seed + update * size + in_class,
+        targets=indices.repeat_interleave(size),
+        weights=torch.full((len(images),), 1 / size, device=start.device),
+    )
     step = fit_batch_size(token_gradient, config.batch_size, AT_ONCE)
-    step(generator, cross_entropy(lab.get_guide()), vectors, batch, common.method_settings(config)[1])
-    return vectors.grad.view(classes, count, -1).sum(1).cpu()
+    loss_fn = cross_entropy(session.classifier)
+    step(generator, loss_fn, vectors, batch, session.training_sampling)
+    return vectors.grad.view(len(targets), len(templates), -1).sum(1).cpu()
 
 
-def find_directions(lab: common.Lab) -> torch.Tensor:
-    """From the initialiser to what names each class [C, K * D]: its adjectives, or a trained token."""
-    generator, ends = lab.get_generator(), []
-    for target in lab.targets:
-        words = next((thing.adjectives for thing in THINGS if thing.label == target.label), ())
-        ends.append(torch.stack([generator.initial_vectors(word) for word in words]).mean(0).cpu() if words else
-                    common.load_vectors(common.learn_tokens(lab, [target]))[target])
-    return (torch.stack(ends) - generator.initial_vectors(lab.config.initializer_token).cpu()).flatten(1)
+def find_directions(study: Study) -> torch.Tensor:
+    """From the start to what names each class [C, K * D]: its adjectives, or a trained token."""
+    generator = study.session.generator
+    adjectives = {thing.label: thing.adjectives for thing in THINGS}
+    ends = []
+    for target in study.targets:
+        words = adjectives.get(target.label, ())
+        if words:
+            named = torch.stack([generator.initial_vectors(word) for word in words])
+            ends.append(named.mean(0).cpu())
+        else:
+            ends.append(load_vectors(learn_tokens(study, [target]))[target])
+    start = generator.initial_vectors(study.config.initializer_token).cpu()
+    return (torch.stack(ends) - start).flatten(1)
 
 
-def measure_start(lab: common.Lab, directions: torch.Tensor) -> list[float]:
-    """Cosine and spread of the gradients at the initialiser, means over the classes."""
-    gradients = torch.stack([measure_gradients(lab, update) for update in range(SPREAD)])
-    cosines = F.cosine_similarity(-gradients.mean(0), directions, dim=1)
-    return [cosines.mean().item(), (gradients.std(0).norm(dim=1) / gradients.mean(0).norm(dim=1)).mean().item()]
+def measure_start(study: Study, directions: torch.Tensor) -> list[float]:
+    """Cosine and spread of the gradients at the start, means over the classes."""
+    gradients = torch.stack([measure_gradients(study, update) for update in range(SPREAD)])
+    average = gradients.mean(0)
+    cosines = F.cosine_similarity(-average, directions, dim=1)
+    spreads = gradients.std(0).norm(dim=1) / average.norm(dim=1)
+    return [cosines.mean().item(), spreads.mean().item()]
 
 
-def measure_variant(lab: common.Lab, variant: Variant, seeds: list[int], images: int) -> Trainings:
+def measure_variant(study: Study, variant: Variant, seeds: list[int], images: int) -> Trainings:
     """What a variant of the loop learns in the trainings of `seeds`."""
-    found, share = measure_trainings(open_variant(lab, variant), seeds, images), 1.0
-    if variant.draws > 1:  # share a trajectory, and each takes the final step again
-        size, prompts = lab.config.epoch_size, lab.config.number_of_prompts
-        drawn = set(share_trajectories([i % prompts for i in range(size)], variant.draws))
-        share = len(drawn) / size + 1 / len(variant.timesteps)
-    return found._replace(unet_calls=found.unet_calls * share)
+    found = measure_trainings(open_variant(study, variant), seeds, images)
+    if variant.draws == 1:
+        return found
+    # images share a trajectory, and each takes the final step anew
+    size, prompts = study.config.epoch_size, study.config.number_of_prompts
+    followed = share_trajectories([i % prompts for i in range(size)], variant.draws)
+    share = len(set(followed)) / size
+    return found._replace(unet_calls=found.unet_calls * (share + 1 / len(variant.timesteps)))
 
 
-def measure_starts(lab: common.Lab, loops: dict[str, Variant]) -> dict[str, list[float]]:
-    """Cosine and spread of each variant's gradients at the initialiser."""
-    directions = find_directions(lab)
-    return {name: common.cached_result(varied, functools.partial(measure_start, varied, directions),
-                                       loop=variant, spread=SPREAD, classes=[target.number for target in lab.targets])
-            for name, variant in loops.items() for varied in [open_variant(lab, variant)]}
+def measure_starts(study: Study, loops: dict[str, Variant]) -> dict[str, list[float]]:
+    """Cosine and spread of every variant of the loop."""
+    directions = find_directions(study)
+    numbers = [target.number for target in study.targets]
+    found = {}
+    for name, variant in loops.items():
+        varied = open_variant(study, variant)
+        measure = functools.partial(measure_start, varied, directions)
+        found[name] = cached_result(varied, measure, loop=variant, spread=SPREAD, classes=numbers)
+    return found
 
 
-def main(argv: list[str] | None = None, explored: dict[str, Variant] = EXPLORED, loops: dict[str, Variant] = LOOPS,
-         more_loops: dict[str, Variant] = MORE_LOOPS, contrasts: tuple = CONTRASTS, reference: str = PAPER):
-    options = common.parse_options(
-        __doc__, argv, "all", quick={"seeds": 2, "images": 1, "updates": 2, "epoch_size": 4, "map_images": 1},
-        seeds=3, images=10, updates=8, epoch_size=6, map_images=5)
-    lab = common.open_lab(options, epoch_size=options.epoch_size, num_train_epochs=options.updates,
-                          early_stopping=options.updates, target_accuracy=1.0, fresh_noise=True)
-    seeds, plain = list_seeds(lab), common.draw_sets(lab, dict.fromkeys(lab.targets), options.images)
-    tried = {name: measure_variant(lab, variant, seeds[:1], options.map_images) for name, variant in explored.items()}
-    found = {name: measure_variant(lab, variant, seeds, options.images) for name, variant in loops.items()}
-    more = {name: measure_variant(lab, variant, seeds[:1], options.images) for name, variant in more_loops.items()}
-    starts = measure_starts(lab, loops | more_loops)
-    tests = correct_pvalues({f"{ours}, beside {theirs}": compare_trainings(found[ours], found[theirs])
-                             for ours, theirs in contrasts})
-    plot_tradeoff(lab.out / "gradient_step.png", "\n".join(
-        f"{name}:\n{describe_test(test)}" for name, test in tests.items() if test.pvalue < 0.05),
-        [mean(shares) for shares in judge_sets(lab, [plain]).values()], found, tried | more, reference=reference)
-    write_page(lab, found, tried | more, starts, tests)
+def main(
+    argv: list[str] | None = None,
+    explored: dict[str, Variant] = EXPLORED,
+    loops: dict[str, Variant] = LOOPS,
+    more_loops: dict[str, Variant] = MORE_LOOPS,
+    contrasts: tuple = CONTRASTS,
+    reference: str = PAPER,
+):
+    """Measure every variant, and publish the page."""
+    quick = {"seeds": 2, "images": 1, "updates": 2, "epoch_size": 4, "map_images": 1}
+    options = parse_options(
+        __doc__,
+        argv,
+        "all",
+        quick=quick,
+        seeds=3,
+        images=10,
+        updates=8,
+        epoch_size=6,
+        map_images=5,
+    )
+    study = open_study(
+        options,
+        epoch_size=options.epoch_size,
+        num_train_epochs=options.updates,
+        early_stopping=options.updates,
+        target_accuracy=1.0,
+        fresh_noise=True,
+    )
+    seeds = list_seeds(study)
+    one_seed = seeds[:1]
+
+    def measure_all(variants: dict[str, Variant], of_seeds: list[int], images: int):
+        found = {}
+        for name, variant in variants.items():
+            found[name] = measure_variant(study, variant, of_seeds, images)
+        return found
+
+    tried = measure_all(explored, one_seed, options.map_images)
+    found = measure_all(loops, seeds, options.images)
+    more = measure_all(more_loops, one_seed, options.images)
+    starts = measure_starts(study, loops | more_loops)
+    tests = {}
+    for ours, theirs in contrasts:
+        tests[f"{ours}, beside {theirs}"] = compare_trainings(found[ours], found[theirs])
+    tests = correct_pvalues(tests)
+
+    clear = [f"{name}:\n{describe_test(test)}" for name, test in tests.items() if is_clear(test)]
+    plain_sets = draw_sets(study, dict.fromkeys(study.targets), options.images)
+    plain = [mean(shares) for shares in judge_sets(study, [plain_sets]).values()]
+    plot_tradeoff(
+        study.out / "gradient_step.png",
+        "\n".join(clear),
+        plain,
+        found,
+        tried | more,
+        reference=reference,
+    )
+    publish_result(study, write_result(study, found, tried | more, starts, tests))
 
 
-def write_page(lab: common.Lab, found: dict[str, Trainings], explored: dict[str, Trainings],
-               starts: dict[str, list[float]], tests: dict):
-    options = lab.options
-    rows = [[name, kind, str(trainings.mean_right()), f"{trainings.least_right():.2f}",
-             *(f"{value:.2f}" for value in starts.get(name, [])), *[""] * (0 if name in starts else 2),
-             f"{trainings.unet_calls:.0f}", f"{trainings.seconds:.1f}"]
-            for kind, part in ((common.TESTED, found), (common.EXPLORATORY, explored))
-            for name, trainings in part.items()]
-    common.publish_result(
-        lab, "gradient_step", common.TESTED, "Where the gradient enters, and how many steps need one",
-        f"After {options.updates} updates: {describe_tests(tests)}",
-        ["variant of the loop", "kind", "right class", "least", "cosine", "spread", "UNet calls per class",
-         "seconds per class"], rows,
+def write_result(
+    study: Study,
+    found: dict[str, Trainings],
+    explored: dict[str, Trainings],
+    starts: dict[str, list[float]],
+    tests: dict,
+) -> StudyResult:
+    """The study's page."""
+    options = study.options
+    rows = []
+    for kind, part in ((TESTED, found), (EXPLORATORY, explored)):
+        for name, trainings in part.items():
+            start = [f"{value:.2f}" for value in starts.get(name, [])] or ["", ""]
+            row = [
+                name,
+                kind,
+                str(trainings.mean_right()),
+                f"{trainings.least_right():.2f}",
+                *start,
+                f"{trainings.unet_calls:.0f}",
+                f"{trainings.seconds:.1f}",
+            ]
+            rows.append(row)
+    header = [
+        "variant of the loop",
+        "kind",
+        "right class",
+        "least",
+        "cosine",
+        "spread",
+        "UNet calls per class",
+        "seconds per class",
+    ]
+    note = (
         f"{options.updates} updates of {options.epoch_size} pictures. Tested: {options.seeds} trainings, "
         f"{options.images} held-out pictures per class and training; exploratory: one training, and "
         f"{options.map_images} pictures where guidance, the start of the final step and the steps before it vary. "
         "Cosine: between the first descent direction and the way from the initialiser to the adjectives that name "
         f"the class. Spread: standard deviation of {SPREAD} updates' gradients at the start over the norm of their "
-        "mean.", {"tests": tests, "updates": options.updates, "starts": starts, "loops": {
-            name: trainings._asdict() for name, trainings in (found | explored).items()}})
+        "mean."
+    )
+    measured = {name: trainings._asdict() for name, trainings in (found | explored).items()}
+    return StudyResult(
+        "gradient_step",
+        TESTED,
+        "Where the gradient enters, and how many steps need one",
+        f"After {options.updates} updates: {describe_tests(tests)}",
+        Table(header, rows),
+        note,
+        {"tests": tests, "updates": options.updates, "starts": starts, "loops": measured},
+    )
 
 
 if __name__ == "__main__":
-    common.run_script(main)
+    run_script(main)

@@ -1,6 +1,6 @@
 """How a picture changes while its token is learned: a GIF, a filmstrip, and the judge's probability at each update.
 
-    python -m experiments.iterations
+python -m experiments.iterations
 """
 
 from itertools import zip_longest
@@ -12,54 +12,105 @@ import torch
 from PIL import Image
 
 from evaluation.accuracy import judge_images
-from evaluation.pictures import caption_image, save_animation
-from experiments import common
+from evaluation.sheets import caption_image, save_animation
+from evaluation.tables import Table
+from experiments.material import draw_sets, learn_tokens, show_sets
 from experiments.plots import plot_curves
+from experiments.study import (
+    SHOWN,
+    Study,
+    StudyResult,
+    open_study,
+    parse_options,
+    publish_result,
+    run_script,
+)
+from prompt_datasets import TargetClass
+from runs.folders import RunFolder
 from system.tensor_files import read_tensors
 from system.text_files import read_json_lines
 from utils import replace_file
 
 SEEDS = 8
+STRIPS = 2  # seeds whose filmstrip is shown
+FRAMES = 10  # of a filmstrip
+Film = dict[int, list[Path]]  # every seed's picture by update
 
 
-def write_animation(films: list[dict[int, list[Path]]], path: Path):
+def draw_film(study: Study, target: TargetClass, run: RunFolder) -> Film:
+    """The class's pictures by the vectors of each kept update."""
+    vectors, _ = read_tensors(run.vectors_file)
+    film = {}
+    for update, of_update in sorted(vectors.items()):
+        sets = draw_sets(study, {target: torch.atleast_2d(of_update.float())}, SEEDS)
+        film[int(update)] = sets[target]
+    return film
+
+
+def write_animation(films: list[Film], path: Path):
     """The classes' first seeds side by side; a film that ends earlier holds its last picture."""
-    rows = [[np.pad(caption_image(files[0], f"update {update}"), ((0, 0), (4, 4), (0, 0)), constant_values=255)
-             for update, files in film.items()] for film in films]
-    frames = [Image.fromarray(np.hstack([row[-1] if picture is None else picture
-                                         for picture, row in zip(pictures, rows, strict=True)]))
-              for pictures in zip_longest(*rows)]
+    rows = []
+    for film in films:
+        row = []
+        for update, files in film.items():
+            pixels = np.asarray(caption_image(files[0], f"update {update}"))
+            row.append(np.pad(pixels, ((0, 0), (4, 4), (0, 0)), constant_values=255))
+        rows.append(row)
+    frames = []
+    for pictures in zip_longest(*rows):
+        shown = []
+        for picture, row in zip(pictures, rows, strict=True):
+            shown.append(row[-1] if picture is None else picture)
+        frames.append(Image.fromarray(np.hstack(shown)))
     with replace_file(path) as temporary:
         save_animation(frames, temporary)
 
 
 def main(argv: list[str] | None = None):
-    options = common.parse_options(__doc__, argv, "7,13,16", quick={"class_index": "7,13"})
-    lab = common.open_lab(options, fresh_noise=True)  # which keeps the vectors
-    films, curves, rows = {}, {}, []
-    for target, run in common.learn_tokens(lab).items():
-        films[target] = film = {
-            int(update): common.draw_sets(lab, {target: torch.atleast_2d(vectors.float())}, SEEDS)[target]
-            for update, vectors in sorted(read_tensors(run.vectors_file)[0].items())}
-        values = [judge_images(lab.get_judge(), files, target.index).mean_target_probability
-                  for files in film.values()]
-        curves[target.title] = dict(zip(film, values, strict=True))
-        rows.append([target.title, len(read_json_lines(run.history_file)), values[0], values[-1]])
-    plot_curves(lab.out / "iterations_curve.png", "update", "probability of the class",
-                {title: {update: [value] for update, value in curve.items()} for title, curve in curves.items()})
-    common.show_sets(lab, {f"seed {seed}": {target: [files[seed] for files in film.values()] for target, film in
-                                            films.items()} for seed in range(2)}, lab.out / "iterations.png",
-                     "from the first update to the last, evenly spaced", count=10)
-    write_animation(list(films.values()), lab.out / "iterations.gif")
-    first, last = (mean(row[i] for row in rows) for i in (2, 3))
-    common.publish_result(
-        lab, "iterations", common.SHOWN, "A picture changes as its token is learned",
-        f"The judge's probability of the class changes from {first:.2f} to {last:.2f}, on the same seeds.",
-        ["class", "updates", "probability at the first", "at the last"],
-        [[title, updates, f"{before:.2f}", f"{after:.2f}"] for title, updates, before, after in rows],
-        f"Means over {SEEDS} seeds that no update was trained on. See also [iterations.gif](iterations.gif) and "
-        "[iterations_curve.png](iterations_curve.png).", {"probabilities": curves, "seeds": SEEDS})
+    """Draw the films, and publish the page."""
+    options = parse_options(__doc__, argv, "7,13,16", quick={"class_index": "7,13"})
+    study = open_study(options, fresh_noise=True)  # which keeps the vectors
+    films, curves, points, rows = {}, {}, {}, []
+    for target, run in learn_tokens(study).items():
+        film = draw_film(study, target, run)
+        curve = {}
+        for update, files in film.items():
+            found = judge_images(study.session.judge, files, target.index)
+            curve[update] = found.mean_target_probability
+        films[target] = film
+        curves[target.title] = curve
+        points[target.title] = {update: [value] for update, value in curve.items()}
+        values = list(curve.values())
+        updates = len(read_json_lines(run.history_file))
+        rows.append([target.title, updates, values[0], values[-1]])
+    plot_curves(study.out / "iterations_curve.png", "update", "probability of the class", points)
+    strips = {}
+    for seed in range(STRIPS):
+        strips[f"seed {seed}"] = {
+            target: [files[seed] for files in film.values()] for target, film in films.items()
+        }
+    title = "from the first update to the last, evenly spaced"
+    show_sets(study.targets, strips, study.out / "iterations.png", title, count=FRAMES)
+    write_animation(list(films.values()), study.out / "iterations.gif")
+    first = mean(before for *_, before, _ in rows)
+    last = mean(after for *_, after in rows)
+    cells = []
+    for name, updates, before, after in rows:
+        cells.append([name, updates, f"{before:.2f}", f"{after:.2f}"])
+    publish_result(
+        study,
+        StudyResult(
+            "iterations",
+            SHOWN,
+            "A picture changes as its token is learned",
+            f"The judge's probability of the class changes from {first:.2f} to {last:.2f}, on the same seeds.",
+            Table(["class", "updates", "probability at the first", "at the last"], cells),
+            f"Means over {SEEDS} seeds that no update was trained on. See also [iterations.gif](iterations.gif) and "
+            "[iterations_curve.png](iterations_curve.png).",
+            {"probabilities": curves, "seeds": SEEDS},
+        ),
+    )
 
 
 if __name__ == "__main__":
-    common.run_script(main)
+    run_script(main)

@@ -16,73 +16,137 @@ from torchvision.transforms.functional import to_tensor
 from tqdm import tqdm
 
 from evaluation.statistics import compare_classes, correct_pvalues, interval_over_classes
-from experiments import common
+from evaluation.tables import Table
+from experiments.material import WORLD, draw_sets, learn_tokens, load_vectors, show_sets
+from experiments.study import (
+    TESTED,
+    Study,
+    StudyResult,
+    open_study,
+    parse_options,
+    publish_result,
+    run_script,
+)
 from experiments.trainings import describe_test, judge_sets, list_seeds
 from miniature import world
 from models.denoising import compute_denoising_loss, encode_images
+from models.generator import PRECISIONS
+from runs.session import open_generator
 from system.paths import find_path
 from utils import replace_file, require
 
-BATCH, LR = 24, 5e-4
+BATCH = 24
+LR = 5e-4
 WITHOUT_CAPTION = 0.1  # of the pictures, for guidance
+OWN, OTHER = "its own generator", "the other generator"
 
 
-def train_denoiser(lab: common.Lab, drawings: int, steps: int) -> Path:
+def train_denoiser(study: Study, drawings: int, steps: int) -> Path:
     """A copy of the miniature whose denoiser was trained further on new drawings; all else is the same."""
-    folder = lab.work / f"generator_{steps}_{BATCH}_{LR}_{drawings}"
+    config = study.config
+    folder = study.work / f"generator_{steps}_{BATCH}_{LR}_{drawings}"
     if folder.exists():
         return folder
-    generator, rng = common.open_generator(lab.config), random.Random("transfer")
-    drawn = [(index, world.sample_context(rng)) for index in (world.sample_class(rng) for _ in range(drawings))]
-    images = torch.stack([to_tensor(world.draw(index, rng, context)) for index, context in tqdm(drawn, desc="drawing")])
-    captions = ["" if rng.random() < WITHOUT_CAPTION else world.write_caption(index, rng, context)
-                for index, context in drawn]
+    precision = PRECISIONS[config.mixed_precision]
+    generator = open_generator(  # one of its own, which is trained
+        config.model, config.device, precision, False, False, config.placeholder_token
+    )
+    images, captions = draw_captioned(drawings)
     with torch.no_grad():
-        cond = torch.cat([generator.encode(captions[i:i + 100]) for i in range(0, drawings, 100)])
+        cond = torch.cat([generator.encode(captions[i : i + 100]) for i in range(0, drawings, 100)])
     latents = torch.cat([encode_images(generator, part)[0] for part in images.split(50)])
-    denoiser, noise_source = generator.denoiser.requires_grad_(True).train(), torch.Generator().manual_seed(1)
+    denoiser = generator.denoiser.requires_grad_(True).train()
+    noise_source = torch.Generator().manual_seed(1)
     optimizer = torch.optim.AdamW(denoiser.parameters(), LR, weight_decay=0.01)
     for _ in tqdm(range(steps), desc="another denoiser", unit="step"):
         rows = torch.randint(drawings, (BATCH,), generator=noise_source)
         optimizer.zero_grad()
-        compute_denoising_loss(generator, latents[rows], cond[rows], noise_source).backward()
+        loss = compute_denoising_loss(generator, latents[rows], cond[rows], noise_source)
+        loss.backward()
         optimizer.step()
     with replace_file(folder) as temporary:
-        shutil.copytree(find_path(lab.config.model), temporary)
+        shutil.copytree(find_path(config.model), temporary)
         denoiser.save_pretrained(temporary / "unet")
     return folder
 
 
+def draw_captioned(drawings: int) -> tuple[torch.Tensor, list[str]]:
+    """So many pictures [N, 3, H, W] of the miniature's world, and their captions, some of them empty."""
+    rng = random.Random("transfer")
+    sights = []
+    for _ in range(drawings):
+        index = world.sample_class(rng)
+        sights.append((index, world.sample_context(rng)))
+    images = []
+    for index, context in tqdm(sights, desc="drawing"):
+        images.append(to_tensor(world.draw(index, rng, context)))
+    captions = []
+    for index, context in sights:
+        is_empty = rng.random() < WITHOUT_CAPTION
+        captions.append("" if is_empty else world.write_caption(index, rng, context))
+    return torch.stack(images), captions
+
+
 def main(argv: list[str] | None = None):
-    options = common.parse_options(
-        __doc__, argv, "all", quick={"seeds": 2, "images": 1, "drawings": 8, "steps": 1}, other=None, seeds=3,
-        images=10, drawings=1200, steps=100)
-    lab = common.open_lab(options)
-    require(options.other or lab.config.real_images == common.WORLD,
-            "give --other, a checkpoint of the same text encoder")
-    runs = [common.learn_tokens(lab, seed=seed) for seed in list_seeds(lab)]
-    trainings = [common.load_vectors(folders) for folders in runs]
-    other = options.other or str(train_denoiser(lab, options.drawings, options.steps).resolve())
-    shown, right = {}, {}
-    for name, drawing_lab in (("its own generator", lab), ("the other generator", common.open_lab(options,
-                                                                                                  model=other))):
-        arms = {"without": [dict.fromkeys(trainings[0])], "with": trainings}
-        sets = {arm: [common.draw_sets(drawing_lab, vectors, options.images) for vectors in many]
-                for arm, many in arms.items()}
-        shown |= {f"{arm}, {name}": many[0] for arm, many in sets.items()}
-        right[name] = {arm: [mean(shares) for shares in judge_sets(lab, many).values()] for arm, many in sets.items()}
-    tests = correct_pvalues({name: compare_classes(arms["with"], arms["without"]) for name, arms in right.items()})
-    rows = [[name, *map(interval_over_classes, arms.values()), tests[name]] for name, arms in right.items()]
-    common.show_sets(lab, shown, lab.out / "transfer.png")
-    common.publish_result(
-        lab, "transfer", common.TESTED, "A token works on another checkpoint of the same text encoder",
-        f"On another checkpoint the token takes the right class from {rows[1][1]} to {rows[1][2]}: "
-        f"{describe_test(tests['the other generator'])}.",
-        ["drawn by", "without", "with the token", "difference"], rows,
+    """Draw with the same tokens on both checkpoints, and publish the page."""
+    quick = {"seeds": 2, "images": 1, "drawings": 8, "steps": 1}
+    options = parse_options(
+        __doc__,
+        argv,
+        "all",
+        quick=quick,
+        other=None,
+        seeds=3,
+        images=10,
+        drawings=1200,
+        steps=100,
+    )
+    study = open_study(options)
+    require(
+        options.other or study.config.real_images == WORLD,
+        "give --other, a checkpoint of the same text encoder",
+    )
+    trainings = []
+    for seed in list_seeds(study):
+        trainings.append(load_vectors(learn_tokens(study, seed=seed)))
+    other = options.other or str(train_denoiser(study, options.drawings, options.steps).resolve())
+    conditions = {"without": [dict.fromkeys(trainings[0])], "with": trainings}
+    shown, right, tests = {}, {}, {}
+    for name, drawn_by in ((OWN, study), (OTHER, open_study(options, model=other))):
+        right[name] = {}
+        for condition, many in conditions.items():
+            sets = [draw_sets(drawn_by, vectors, options.images) for vectors in many]
+            shown[f"{condition}, {name}"] = sets[0]
+            shares = judge_sets(study, sets).values()
+            right[name][condition] = [mean(of_class) for of_class in shares]
+        tests[name] = compare_classes(right[name]["with"], right[name]["without"])
+    tests = correct_pvalues(tests)
+    rows = []
+    for name, by_condition in right.items():
+        without = interval_over_classes(by_condition["without"])
+        with_token = interval_over_classes(by_condition["with"])
+        rows.append([name, without, with_token, tests[name]])
+    show_sets(study.targets, shown, study.out / "transfer.png")
+    trained = f"the same, its UNet trained further for {options.steps} steps of {BATCH} drawings"
+    note = (
         f"{options.seeds} trainings, {options.images} held-out pictures per class and training. The other generator: "
-        + (options.other or f"the same, its UNet trained further for {options.steps} steps of {BATCH} drawings") + ".",
-        {"right": right, "tests": tests})
+        f"{options.other or trained}."
+    )
+    _, without, with_token, _ = rows[1]
+    publish_result(
+        study,
+        StudyResult(
+            "transfer",
+            TESTED,
+            "A token works on another checkpoint of the same text encoder",
+            f"On another checkpoint the token takes the right class from {without} to {with_token}: "
+            f"{describe_test(tests[OTHER])}.",
+            Table(["drawn by", "without", "with the token", "difference"], rows),
+            note,
+            {"right": right, "tests": tests},
+        ),
+    )
 
 
 if __name__ == "__main__":
-    common.run_script(main)
+    run_script(main)

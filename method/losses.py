@@ -15,6 +15,7 @@ Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, 
 
 def cross_entropy(classifier: Classifier, generator: Generator | None = None) -> Loss:
     """Cross-entropy of a frozen classifier (Sec. 3.1)."""
+
     def compute_loss(images, targets, vectors=None):
         logits = classifier(images)
         return F.cross_entropy(logits, targets, reduction="none"), logits.argmax(1) == targets
@@ -32,7 +33,9 @@ def norm_penalty(classifier: Classifier, generator: Generator) -> Loss:
     def compute_loss(images, targets, vectors):
         loss, correct = compute_cross_entropy(images, targets)
         parts = vectors.split(generator.token_widths, dim=-1)  # [B, K, W] of every text encoder
-        excess = torch.stack([part.norm(dim=-1) / norm - 1 for part, norm in zip(parts, norms, strict=True)])
+        excess = torch.stack(
+            [part.norm(dim=-1) / norm - 1 for part, norm in zip(parts, norms, strict=True)]
+        )
         return loss + excess.square().mean((0, 2)), correct
 
     return compute_loss
@@ -64,15 +67,31 @@ def build_loss(name: str, classifier: Classifier, generator: Generator) -> Loss:
 
 def check_function(function: Callable, name: str, device: torch.device):
     """Score two images of noise; a UserError unless that gives two finite losses with a gradient."""
-    images, targets = torch.rand(2, 3, 64, 64, device=device, requires_grad=True), torch.zeros(2, device=device).long()
+    images, targets = (
+        torch.rand(2, 3, 64, 64, device=device, requires_grad=True),
+        torch.zeros(2, device=device).long(),
+    )
     try:
         with torch.enable_grad():
             losses = function(images, targets)
-            gradient, = torch.autograd.grad(losses.flatten()[0], images, allow_unused=True)
+            (gradient,) = torch.autograd.grad(losses.flatten()[0], images, allow_unused=True)
     except Exception as error:  # a user's function raises what it raises
-        raise UserError(f"loss '{name}' fails on images [2, 3, 64, 64] and targets [2], or gives no gradient: "
-                        f"{type(error).__name__} {join_lines(error)[:200]}") from error
-    require(losses.shape == (2,), f"loss '{name}' gives {list(losses.shape)} for two images and must give [2]")
-    require(losses.isfinite().all() and gradient is not None and gradient.isfinite().all() and gradient[0].any(),
-            f"loss '{name}' gives a non-finite loss, or no gradient for the images")
-    require(not gradient[1].any(), f"loss '{name}' of one image depends on another: batches would change the token")
+        raise UserError(
+            f"loss '{name}' fails on images [2, 3, 64, 64] and targets [2], or gives no gradient: "
+            f"{type(error).__name__} {join_lines(error)[:200]}"
+        ) from error
+    require(
+        losses.shape == (2,),
+        f"loss '{name}' gives {list(losses.shape)} for two images and must give [2]",
+    )
+    require(
+        losses.isfinite().all()
+        and gradient is not None
+        and gradient.isfinite().all()
+        and gradient[0].any(),
+        f"loss '{name}' gives a non-finite loss, or no gradient for the images",
+    )
+    require(
+        not gradient[1].any(),
+        f"loss '{name}' of one image depends on another: batches would change the token",
+    )

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from command_line import parse_settings
-from evaluation.pictures import draw_sheet
+from evaluation.sheets import draw_sheet
 from miniature import world
 from miniature.workers import share_jobs
 from models.classifiers import load_classifier

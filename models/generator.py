@@ -1,77 +1,29 @@
-"""The frozen text-to-image model: what every family can do, and how one is loaded."""
+"""How the frozen text-to-image model is loaded, whichever family it is of."""
 
 import logging
 import random
-from typing import Protocol
 
 import torch
 import transformers
 from diffusers import DiffusionPipeline
 from huggingface_hub.utils import enable_progress_bars
 
+from models.base import Generator
 from models.checkpoints import opening_checkpoint
 from models.hub import locate_source
 from models.loading import load_stable_diffusion
-from models.sampling import SamplingSettings
 from models.stable_diffusion_xl import load_stable_diffusion_xl
 from system.paths import find_path
 from utils import UserError, join_lines, require
 
-transformers.utils.logging.disable_progress_bar()  # weights load in a blink ...
-enable_progress_bars()  # ... but downloads do not
+transformers.utils.logging.disable_progress_bar()  # hide loading bars ...
+enable_progress_bars()  # ... but keep download bars
 logging.getLogger("diffusers.configuration_utils").setLevel(logging.ERROR)  # 'expected types' of the safety checker
 
 FAMILIES = {  # by the pipeline that model_index.json names
     "StableDiffusionPipeline": load_stable_diffusion, "LatentConsistencyModelPipeline": load_stable_diffusion,
     "StableDiffusionXLPipeline": load_stable_diffusion_xl}
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-class Generator(Protocol):
-    """A family of text-to-image models: one file in this folder, with its diffusers pipeline as the reference.
-
-    `cond` is one tensor that holds whatever the denoiser reads of a prompt; latents and images are batches.
-    """
-
-    networks: tuple[torch.nn.Module, ...]  # all frozen weights
-    denoiser: torch.nn.Module  # what predicts the noise, one of them
-    token_widths: tuple[int, ...]  # of a token's vectors in each text encoder; D is their sum
-    device: torch.device
-    dtype: torch.dtype
-
-    def set_placeholder(self, placeholder: str):
-        """Teach the tokenizer the word that stands for the token."""
-
-    def initial_vectors(self, initializer: str, num_vectors: int | None = None) -> torch.Tensor:
-        """The vectors [K, D], float32, that training starts from: the tokens of a phrase, in turn."""
-
-    def vocabulary_norms(self) -> tuple[float, ...]:
-        """The mean norm of the vocabulary's vectors, of every text encoder."""
-
-    def nearest_words(self, vectors: torch.Tensor) -> list[str]:
-        """Of every text encoder and vector [K, D]: the words of the vocabulary with the largest cosine."""
-
-    def check_prompts(self, prompts: list[str], num_vectors: int):
-        """Raise UserError for a prompt that is too long with a token of so many vectors."""
-
-    def encode(self, prompts: list[str], vectors: torch.Tensor | None = None) -> torch.Tensor:
-        """Prompts [P] and the token's vectors in each [P, K, D] -> cond [P, ...], differentiable in `vectors`."""
-
-    def sample(self, cond: torch.Tensor, seeds, settings: SamplingSettings, grad_steps: int = 1,
-               batch_size: int | None = None, start: torch.Tensor | None = None) -> torch.Tensor:
-        """cond [B, ...] and seeds [B] -> latents z_0, with a graph through the last `grad_steps` steps."""
-
-    def check_sampling(self, settings: SamplingSettings, is_training: bool = False):
-        """Raise UserError for settings that `sample` would not take, or through which no gradient would come."""
-
-    def describe_mismatches(self, settings: SamplingSettings) -> list[str]:
-        """What the checkpoint was made for, where `settings` ask for something else, in words."""
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents z_0 -> images [B, 3, H, W] in [0, 1], float32, differentiable."""
-
-    def compile_networks(self):
-        """Compile what runs in every step or with a graph."""
 
 
 def check_compiler(device: str):

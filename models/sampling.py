@@ -28,6 +28,8 @@ class SamplingSettings(NamedTuple):
     num_inference_steps: int  # of the checkpoint's own scheduler
     timesteps: tuple[int, ...] | None = None  # instead of these steps, from noise to image, then a jump to z_0
     guidance_rescale: float = 0.0  # phi of Lin et al. 2023, Sec. 3.4
+    grad_steps: int = 1  # the last steps, which alone have a graph: gradient skipping (Sec. 3.2)
+    stop_gradient: bool = False  # at the denoiser's input, where several steps have one
 
 
 def seeded_generators(seeds) -> list[torch.Generator]:

@@ -4,6 +4,7 @@ import torch
 from diffusers.models.embeddings import get_timestep_embedding
 from torch.utils.checkpoint import checkpoint
 
+from models.base import Generator
 from models.placeholder import PromptEncoder
 from models.sampling import (
     SamplingSettings,
@@ -17,108 +18,142 @@ from models.sampling import (
 )
 
 
-class StableDiffusion:
+class StableDiffusion(Generator):
     """The parts of a latent diffusion model that take part in drawing; all weights frozen."""
 
-    def __init__(self, prompt_encoders: tuple[PromptEncoder, ...], unet, vae, scheduler, device: str):
-        self.prompt_encoders, self.unet, self.vae, self.scheduler = prompt_encoders, unet, vae, scheduler
-        self.networks, self.denoiser = (*(encoder.text_encoder for encoder in prompt_encoders), unet, vae), unet
-        for network in self.networks:
-            network.requires_grad_(False).eval().to(device)
-            if device.startswith("cuda"):
-                network.to(memory_format=torch.channels_last)  # fastest for its convolutions; no gain on a CPU
-        self.token_widths = tuple(encoder.token_width for encoder in prompt_encoders)
-        self.device, self.dtype = unet.device, unet.dtype
-        self.scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels per latent
-
-    def set_placeholder(self, placeholder: str):
-        """Teach the tokenizers the word that stands for the token; see `add_placeholder`."""
-        for encoder in self.prompt_encoders:
-            encoder.set_placeholder(placeholder)
-
-    def initial_vectors(self, initializer: str, num_vectors: int | None = None) -> torch.Tensor:
-        """The vectors [K, D], float32, that training starts from: the embeddings of the phrase `initializer`."""
-        parts = [encoder.initial_vectors(initializer, num_vectors) for encoder in self.prompt_encoders]
-        return torch.cat(parts, dim=1).to(self.device)
-
-    def vocabulary_norms(self) -> tuple[float, ...]:
-        """The mean norm of the vocabulary's vectors, of every text encoder."""
-        return tuple(encoder.mean_norm() for encoder in self.prompt_encoders)
-
-    def nearest_words(self, vectors: torch.Tensor) -> list[str]:
-        """The words of every text encoder's vocabulary that the vectors [K, D] point to."""
-        parts = zip(self.prompt_encoders, vectors.split(self.token_widths, 1), strict=True)
-        return [words for encoder, part in parts for words in encoder.nearest_words(part)]
-
-    def check_prompts(self, prompts: list[str], num_vectors: int):
-        """Raise UserError for a prompt that is too long with a token of so many vectors."""
-        for encoder in self.prompt_encoders:
-            encoder.check_prompts(prompts, num_vectors)
+    def __init__(
+        self, prompt_encoders: tuple[PromptEncoder, ...], unet, vae, scheduler, device: str
+    ):
+        scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        super().__init__(prompt_encoders, unet, vae, scheduler, device, scale_factor)
+        self.unet = unet
+        self.vae = vae
 
     def encode(self, prompts: list[str], vectors: torch.Tensor | None = None) -> torch.Tensor:
-        """Prompts and the token's vectors [P, K, D] in each -> prompt_embeds [P, L, D], differentiable in `vectors`."""
-        encoder, = self.prompt_encoders
-        return encoder.encode(prompts, vectors, getattr(encoder.text_encoder.config, "use_attention_mask", False))[0]
+        """Prompts [P], and the token in each [P, K, D] -> prompt_embeds [P, L, D]."""
+        (encoder,) = self.prompt_encoders
+        use_mask = getattr(encoder.text_encoder.config, "use_attention_mask", False)
+        return encoder.encode(prompts, vectors, use_mask)[0]
 
     def encode_negative(self) -> torch.Tensor:
         """What guidance leads away from, as `encode` gives it."""
         return self.encode([""])
 
-    def sample(self, cond: torch.Tensor, seeds, settings: SamplingSettings, grad_steps: int = 1,
-               batch_size: int | None = None, start: torch.Tensor | None = None) -> torch.Tensor:
+    def sample(
+        self,
+        cond: torch.Tensor,
+        seeds,
+        settings: SamplingSettings,
+        batch_size: int | None = None,
+        start: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """cond [B, ...] and their seeds -> latents z_0 [B, 4, h, w].
 
-        Gradient skipping (Sec. 3.2): autograd records the last `grad_steps` steps alone. With `batch_size` their graph
-        is made again on the way back, for so many images at a time. With latents `start` the trajectory begins at
-        these, noised to the first timestep, instead of pure noise.
+        Gradient skipping (Sec. 3.2): autograd records the last `settings.grad_steps` steps alone.
+        With `batch_size` their graph is recomputed on the way back, for so many images at a time.
+        With latents `start` the trajectory begins at these, noised to the first timestep, instead
+        of pure noise.
         """
-        scheduler, generators = new_scheduler(self.scheduler, settings, seeds), seeded_generators(seeds)
-        step_kwargs, negative = step_arguments(scheduler, generators), None
+        scheduler = new_scheduler(self.scheduler, settings, seeds)
+        generators = seeded_generators(seeds)
+        step_kwargs = step_arguments(scheduler, generators)
+        negative = None
         if settings.guidance_scale > 1 and not self.unet.config.time_cond_proj_dim:
             with torch.no_grad():
                 negative = self.encode_negative().expand_as(cond)
         noise = self.initial_noise(generators, settings)
-        latents = noise * scheduler.init_noise_sigma if start is None else \
-            scheduler.add_noise(start, noise, scheduler.timesteps[:1])
-        timesteps = move_timesteps(scheduler.timesteps, self.device)  # for the UNet; the scheduler's stay on the CPU
-        first_recorded = len(timesteps) - grad_steps if torch.is_grad_enabled() else len(timesteps)
+        if start is None:
+            latents = noise * scheduler.init_noise_sigma
+        else:
+            latents = scheduler.add_noise(start, noise, scheduler.timesteps[:1])
+        # for the UNet; the scheduler's stay on the CPU
+        timesteps = move_timesteps(scheduler.timesteps, self.device)
+        first_recorded = len(timesteps)
+        if torch.is_grad_enabled():
+            first_recorded -= settings.grad_steps
         for i, t in enumerate(scheduler.timesteps):
             is_recorded = i >= first_recorded
             with torch.set_grad_enabled(is_recorded):
-                noise = self.guided_noise(scheduler.scale_model_input(latents, t), timesteps[i],
-                                          cond if is_recorded else cond.detach(), negative, settings, batch_size)
+                inputs = scheduler.scale_model_input(latents, t)
+                if settings.stop_gradient:
+                    inputs = inputs.detach()
+                step_cond = cond if is_recorded else cond.detach()
+                noise = self.guided_noise(
+                    inputs, timesteps[i], step_cond, negative, settings, batch_size
+                )
             latents = scheduler.step(noise, t, latents, **step_kwargs).prev_sample
         return latents
 
-    def guided_noise(self, latents, t, cond, negative, settings: SamplingSettings, batch_size: int | None = None):
-        """Classifier-free guidance (Ho & Salimans 2022), rescaled (Lin et al. 2023); none where `negative` is None.
+    def guided_noise(
+        self,
+        latents: torch.Tensor,
+        t: torch.Tensor,
+        cond: torch.Tensor,
+        negative: torch.Tensor | None,
+        settings: SamplingSettings,
+        batch_size: int | None = None,
+    ) -> torch.Tensor:
+        """Classifier-free guidance (Ho & Salimans 2022); none where `negative` is None.
 
-        A UNet distilled from guided ones reads the scale as an embedding instead (Luo et al. 2023, Sec. 4.3).
+        Rescaled as in Lin et al. 2023. A UNet distilled from guided ones reads the scale as an
+        embedding instead (Luo et al. 2023, Sec. 4.3).
         """
-        width, scale = self.unet.config.time_cond_proj_dim, settings.guidance_scale
+        scale = settings.guidance_scale
         if negative is None:
-            embedded = get_timestep_embedding(torch.tensor([1000 * (scale - 1)]), width) if width else None
+            embedded = self.embed_guidance(scale)
             return self.predict_noise(latents, t, cond, batch_size, embedded)
         if torch.is_grad_enabled():  # two calls, so that the conditional half alone has a graph
             unconditional = self.predict_noise(latents, t, negative)
             conditional = self.predict_noise(latents, t, cond, batch_size)
         else:
-            both = self.predict_noise(torch.cat([latents] * 2), t, torch.cat([negative, cond]))
+            both_latents = torch.cat([latents] * 2)
+            both = self.predict_noise(both_latents, t, torch.cat([negative, cond]))
             unconditional, conditional = both.chunk(2)
         guided = unconditional + scale * (conditional - unconditional)
         if not settings.guidance_rescale:
             return guided
-        ratio = conditional.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)
+        deviation = conditional.std((1, 2, 3), keepdim=True)
+        ratio = deviation / guided.std((1, 2, 3), keepdim=True)
         return guided * (1 + settings.guidance_rescale * (ratio - 1))
 
-    def predict_noise(self, latents, t, cond, batch_size: int | None = None, scale=None) -> torch.Tensor:
-        """The UNet's prediction [B, 4, h, w]; `batch_size` as in `sample`, `scale` [1, E] as in `guided_noise`."""
+    def embed_guidance(self, scale: float) -> torch.Tensor | None:
+        """The guidance scale [1, E] as a distilled UNet reads it; None for other UNets."""
+        width = self.unet.config.time_cond_proj_dim
+        if not width:
+            return None
+        return get_timestep_embedding(torch.tensor([1000 * (scale - 1)]), width)
+
+    def predict_noise(
+        self,
+        latents: torch.Tensor,
+        t: torch.Tensor,
+        cond: torch.Tensor,
+        batch_size: int | None = None,
+        scale: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The UNet's prediction [B, 4, h, w].
+
+        `batch_size` is as in `sample`, `scale` [1, E] from `embed_guidance`.
+        """
         if batch_size is None or not torch.is_grad_enabled():
-            timestep_cond = None if scale is None else scale.expand(len(latents), -1).to(latents)
-            return self.unet(latents, t, timestep_cond=timestep_cond, **self.unet_arguments(latents, cond)).sample
-        parts = zip(latents.split(batch_size), cond.split(batch_size), strict=True)
-        return torch.cat([checkpoint(self.predict_noise, z, t, part, scale=scale, use_reentrant=False,
-                                     preserve_rng_state=False) for z, part in parts])
+            timestep_cond = None
+            if scale is not None:
+                timestep_cond = scale.expand(len(latents), -1).to(latents)
+            arguments = self.unet_arguments(latents, cond)
+            return self.unet(latents, t, timestep_cond=timestep_cond, **arguments).sample
+        parts = []
+        for z, c in zip(latents.split(batch_size), cond.split(batch_size), strict=True):
+            part = checkpoint(
+                self.predict_noise,
+                z,
+                t,
+                c,
+                scale=scale,
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+            parts.append(part)
+        return torch.cat(parts)
 
     def unet_arguments(self, latents: torch.Tensor, cond: torch.Tensor) -> dict:
         """What the UNet reads besides latents [B, 4, h, w] and timestep."""

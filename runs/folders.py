@@ -10,8 +10,8 @@ import torch
 import transformers
 from filelock import FileLock
 
+from evaluation.drawing import RECORD, choose_frames
 from evaluation.files import RunFiles
-from evaluation.images import RECORD, choose_frames
 from method.class_training import TrainedToken, finite_or_none
 from models.batch_size import peak_memory_gb
 from models.labels import folder_name, read_labels
@@ -29,13 +29,18 @@ SOURCES = ("model", "classifier", "class_names", "initializer_token")  # setting
 class RunFolder(RunFiles):
     """A class under one exp_id: its files, its lock, and what of it is done."""
 
-    def __init__(self, output_path: str, classifier: str, target: TargetClass, exp_id: str,
-                 defaults: dict | None = None):
+    def __init__(
+        self,
+        output_path: str,
+        classifier: str,
+        target: TargetClass,
+        exp_id: str,
+        defaults: dict | None = None,
+    ):
         """`defaults` are those of settings that an older config.yml does not have."""
         super().__init__(Path(output_path, "img", folder_name(classifier), target.folder, exp_id))
         self.target, self.defaults = target, to_words(defaults or {})
         self.lock = FileLock(self.tokens.with_name(f".{exp_id}.lock"))
-        self.notes: list[str] = []  # what this process did: printed in one line, once the class is finished
 
     def try_lock(self) -> bool:
         """Claim the class, unless another process holds it."""
@@ -48,7 +53,13 @@ class RunFolder(RunFiles):
 
     def results_of_images(self) -> list[Path]:
         """What tells of evaluation pictures, and is wrong once they are drawn again."""
-        return [self.metrics_file, self.grid_file, self.report_file, self.summary_file, self.summary_report]
+        return [
+            self.metrics_file,
+            self.grid_file,
+            self.report_file,
+            self.summary_file,
+            self.summary_report,
+        ]
 
     def last_change(self) -> tuple:
         """Tells whether another process has trained, evaluated or failed the class since; not compared with a clock."""
@@ -64,69 +75,125 @@ class RunFolder(RunFiles):
             before = read_yaml(str(self.config_file), "lr: 0.001")
         except UserError as error:
             raise UserError(f"{error}; {remedy}") from error
-        require(all(isinstance(before.get(name), str) for name in ("model", "classifier", "lr", "skip_exists")),
-                f"'{self.config_file}' does not hold the settings of a run; {remedy}")
+        require(
+            all(
+                isinstance(before.get(name), str)
+                for name in ("model", "classifier", "lr", "skip_exists")
+            ),
+            f"'{self.config_file}' does not hold the settings of a run; {remedy}",
+        )
         before = {**now, **self.defaults, **before}
-        changed = [f"{name} {before[name]}, now {now[name]}" for name in names if name != "labels"
-                   and before[name] != now[name] and not (name in SOURCES and is_same_source(before[name], now[name]))]
+        changed = [
+            f"{name} {before[name]}, now {now[name]}"
+            for name in names
+            if name != "labels"
+            and before[name] != now[name]
+            and not (name in SOURCES and is_same_source(before[name], now[name]))
+        ]
         start = settings.get("initializer_token", "")
-        if "initializer_token" in names and names_file(start) and self.start_file.exists() \
-                and not torch.equal(load_token(self.start_file).vectors, load_token(start).vectors):
+        if (
+            "initializer_token" in names
+            and names_file(start)
+            and self.start_file.exists()
+            and not torch.equal(load_token(self.start_file).vectors, load_token(start).vectors)
+        ):
             changed.append(f"another content of '{start}'")
-        if "labels" in names and settings["classifier"].startswith("zero-shot:") and not (
-                self.labels_file.exists() and read_labels(str(self.labels_file)) == read_labels(settings["labels"])):
-            changed.append(f"the labels of '{self.labels_file}', now those of '{settings['labels']}'")
+        if (
+            "labels" in names
+            and settings["classifier"].startswith("zero-shot:")
+            and not (
+                self.labels_file.exists()
+                and read_labels(str(self.labels_file)) == read_labels(settings["labels"])
+            )
+        ):
+            changed.append(
+                f"the labels of '{self.labels_file}', now those of '{settings['labels']}'"
+            )
         return changed
 
     def refuse_other_settings(self, settings: dict, names: list[str]):
         """Raise UserError where a token, or half of one, was trained with other settings than these."""
         old_state = self.state_file.with_suffix(".safetensors")
-        require(self.token_file.exists() or not old_state.exists(),
-                f"'{old_state}' is of an earlier version, which cannot be resumed: --skip_exists False starts over")
+        require(
+            self.token_file.exists() or not old_state.exists(),
+            f"'{old_state}' is of an earlier version, which cannot be resumed: --skip_exists False starts over",
+        )
         if not (self.token_file.exists() or self.state_file.exists()):
             return
         foreign = self.token_file.exists() and not (
-            self.config_file.exists() and "imported_from" not in load_token(self.token_file).header)
-        require(not foreign, f"'{self.tokens}' holds a token that was not trained there: give a new --exp_id, or "
-                             "--skip_exists False to start over")
+            self.config_file.exists() and "imported_from" not in load_token(self.token_file).header
+        )
+        require(
+            not foreign,
+            f"'{self.tokens}' holds a token that was not trained there: give a new --exp_id, or "
+            "--skip_exists False to start over",
+        )
         changed = self.changed_settings(settings, names)
         what = "token" if self.token_file.exists() else "half-trained token"
-        require(not changed, f"the {what} in '{self.tokens}' was trained with {'; '.join(changed)}: another setting is "
-                             "another run, so give a new --exp_id or the old setting; --skip_exists False starts over")
+        require(
+            not changed,
+            f"the {what} in '{self.tokens}' was trained with {'; '.join(changed)}: another setting is "
+            "another run, so give a new --exp_id or the old setting; --skip_exists False starts over",
+        )
 
     def check_token(self, classifier: str, test_size: int):
         """Raise UserError unless there is a token of this classifier that has not seen the evaluation's seeds."""
-        require(self.token_file.exists(), f"no token at '{self.token_file}'; --train True makes one")
+        require(
+            self.token_file.exists(), f"no token at '{self.token_file}'; --train True makes one"
+        )
         try:
             header = load_token(self.token_file).header
         except UserError as error:
             raise UserError(f"{error}; remove it and train again") from error
         guide = header.get("classifier", classifier)
-        place, _ = split_revision(classifier)  # of another revision: a warning, once it is evaluated
-        require(is_same_source(guide, place), f"'{self.token_file}' was trained with the classifier '{guide}', "
-                                                   f"not '{classifier}': give that one, or another --exp_id")
+        place, _ = split_revision(
+            classifier
+        )  # of another revision: a warning, once it is evaluated
+        require(
+            is_same_source(guide, place),
+            f"'{self.token_file}' was trained with the classifier '{guide}', "
+            f"not '{classifier}': give that one, or another --exp_id",
+        )
         check_held_out(self.token_file, header, test_size)
 
-    def import_token(self, token: ClassToken, placeholder: str, source: str, start_over: bool):
-        """Keep a token of any origin as this class's; a UserError where the run has another, or a training of its own.
+    def import_token(
+        self, token: ClassToken, placeholder: str, source: str, start_over: bool
+    ) -> list[str]:
+        """Keep a token of any origin as this class's, and say so; nothing to say where it is there already.
 
         Any classifier may judge it; the one that guided it, if its file says so, stays in the header as guided_by.
+
+        Raises:
+            UserError: the run has another token, or a training of its own.
         """
-        require(not (self.config_file.exists() or self.state_file.exists()),
-                f"'{self.tokens}' holds a training of its own: give a new --exp_id")
+        require(
+            not (self.config_file.exists() or self.state_file.exists()),
+            f"'{self.tokens}' holds a training of its own: give a new --exp_id",
+        )
         if self.token_file.exists() and not start_over:
-            require(torch.equal(load_token(self.token_file).vectors, token.vectors),
-                    f"'{self.tokens}' holds another token than '{source}': give a new --exp_id, or --skip_exists False")
-            return
+            require(
+                torch.equal(load_token(self.token_file).vectors, token.vectors),
+                f"'{self.tokens}' holds another token than '{source}': give a new --exp_id, or --skip_exists False",
+            )
+            return []
         guide = {"guided_by": token.header["classifier"]} if "classifier" in token.header else {}
         header = {key: value for key, value in token.header.items() if key != "classifier"} | guide
-        save_token(self.token_file, placeholder, token.vectors, token.widths,
-                   {**header, **self.describe_class(), "imported_from": source})
-        self.notes.append(f"a token of {len(token.vectors)} vectors, taken from '{source}'")
+        save_token(
+            self.token_file,
+            placeholder,
+            token.vectors,
+            token.widths,
+            {**header, **self.describe_class(), "imported_from": source},
+        )
+        return [f"a token of {len(token.vectors)} vectors, taken from '{source}'"]
 
     def describe_class(self) -> dict:
         """The class in a token's header."""
-        return {"class_index": self.target.number, "class_name": self.target.name, "label": self.target.label}
+        return {
+            "class_index": self.target.number,
+            "class_name": self.target.name,
+            "label": self.target.label,
+        }
 
     def delete_leftovers(self):
         """Remove what a killed process was just writing, or about to remove; only whoever holds the class may."""
@@ -141,14 +208,23 @@ class RunFolder(RunFiles):
         for file in (*self.results_of_images(), self.eval_images / RECORD):
             file.unlink(missing_ok=True)
 
-    def begin_training(self, settings: dict, start_over: bool = False):
-        """Resume a half-trained token, or write config.yml in the place of all that is there."""
+    def begin_training(self, settings: dict, start_over: bool = False) -> list[str]:
+        """Write config.yml in the place of all that is there, unless a half-trained token is to go on.
+
+        Returns what is to be said of it.
+        """
         if self.state_file.exists() and not start_over:
-            self.notes.append("training resumed")
-            return
-        written = self.tokens / ".config.yml.tmp"  # before anything is removed: the disk may be full
-        write_yaml(written, {**settings, "class_index": str(self.target.number), "skip_exists": True})
-        for file in (self.token_file, self.state_file):  # first: a kill here leaves nothing that seems whole
+            return ["training resumed"]
+        written = (
+            self.tokens / ".config.yml.tmp"
+        )  # before anything is removed: the disk may be full
+        write_yaml(
+            written, {**settings, "class_index": str(self.target.number), "skip_exists": True}
+        )
+        for file in (
+            self.token_file,
+            self.state_file,
+        ):  # first: a kill here leaves nothing that seems whole
             file.unlink(missing_ok=True)
         for path in (*self.tokens.iterdir(), self.train_images):
             if path.is_dir() and not path.is_symlink():
@@ -157,14 +233,22 @@ class RunFolder(RunFiles):
                 path.unlink(missing_ok=True)
         self.delete_evaluation()
         if settings.get("labels"):
-            write_text(self.labels_file, "".join(f"{label}\n" for label in read_labels(settings["labels"])))
+            write_text(
+                self.labels_file, "".join(f"{label}\n" for label in read_labels(settings["labels"]))
+            )
         if names_file(settings.get("initializer_token", "")):
             start = load_token(settings["initializer_token"])
-            save_token(self.start_file, start.placeholder, start.vectors, start.widths, start.header)
+            save_token(
+                self.start_file, start.placeholder, start.vectors, start.widths, start.header
+            )
         written.replace(self.config_file)
+        return []
 
-    def save_training(self, trained: TrainedToken, widths: tuple[int, ...], settings: dict):
-        """Write a token with its history and versions, last of all; then the training's state is no longer needed."""
+    def save_training(self, trained: TrainedToken, widths: tuple[int, ...], settings: dict) -> str:
+        """Write a token with its history and versions, last of all; then the training's state is no longer needed.
+
+        Returns how the training went, in words.
+        """
         updates, frames = len(trained.every_update), choose_frames(trained.every_update)
         if settings["fresh_noise"]:  # no seed comes back: the film over the updates has to be drawn
             write_tensors(self.vectors_file, frames)
@@ -173,16 +257,36 @@ class RunFolder(RunFiles):
             if update.name not in kept:
                 shutil.rmtree(update)
         peak = round(peak_memory_gb(str(trained.vectors.device)), 2)
-        write_json(self.cost_file, {"updates": updates, "seconds": round(trained.seconds, 1),
-                                    "peak_memory_gb": finite_or_none(peak)})
-        save_token(self.token_file, settings["placeholder_token"], trained.vectors, widths, {
-            **self.describe_class(), "classifier": settings["classifier"], "base_model": settings["model"],
-            **self.describe_seeds(settings["seed"]), "updates": updates, "loss": f"{trained.loss:.4f}",
-            "train_accuracy": f"{trained.accuracy:.4f}", "stopped": trained.stopped, "torch": torch.__version__,
-            "diffusers": diffusers.__version__, "transformers": transformers.__version__,
-            "python": platform.python_version()})
+        write_json(
+            self.cost_file,
+            {
+                "updates": updates,
+                "seconds": round(trained.seconds, 1),
+                "peak_memory_gb": finite_or_none(peak),
+            },
+        )
+        save_token(
+            self.token_file,
+            settings["placeholder_token"],
+            trained.vectors,
+            widths,
+            {
+                **self.describe_class(),
+                "classifier": settings["classifier"],
+                "base_model": settings["model"],
+                **self.describe_seeds(settings["seed"]),
+                "updates": updates,
+                "loss": f"{trained.loss:.4f}",
+                "train_accuracy": f"{trained.accuracy:.4f}",
+                "stopped": trained.stopped,
+                "torch": torch.__version__,
+                "diffusers": diffusers.__version__,
+                "transformers": transformers.__version__,
+                "python": platform.python_version(),
+            },
+        )
         self.state_file.unlink(missing_ok=True)
-        self.notes.append(f"{updates} updates in {trained.seconds:.0f} s, stopped: {trained.stopped}")
+        return f"{updates} updates in {trained.seconds:.0f} s, stopped: {trained.stopped}"
 
     def describe_seeds(self, seed: int) -> dict:
         """The least seed that a token has seen, in its header; nothing where the file it started from does not say."""
@@ -191,19 +295,20 @@ class RunFolder(RunFiles):
         before = load_token(self.start_file).header.get("seed")
         return {"seed": min(seed, int(before))} if before else {}
 
-    def save_metrics(self, metrics: dict):
-        """Write metrics.json, last of all: it says that the class is finished."""
-        write_json(self.metrics_file, metrics)
-
 
 def check_held_out(path: Path, header: dict[str, str], test_size: int):
     """Raise UserError where the training of a token, as its file says, saw seeds that evaluation uses."""
     seed = header.get("seed", str(test_size))
-    require(re.fullmatch("[0-9]{1,10}", seed) and int(seed) < 2**32,
-            f"'{path}' names {seed[:20]!r} as the seed of its training, and seeds go from 0 to {2**32 - 1}: remove it "
-            "and train again")
-    require(int(seed) >= test_size, f"'{path}' was trained on seeds from {seed} on, which {test_size} evaluation "
-                                    f"images would use too: give --test_size {seed} or less")
+    require(
+        re.fullmatch("[0-9]{1,10}", seed) and int(seed) < 2**32,
+        f"'{path}' names {seed[:20]!r} as the seed of its training, and seeds go from 0 to {2**32 - 1}: remove it "
+        "and train again",
+    )
+    require(
+        int(seed) >= test_size,
+        f"'{path}' was trained on seeds from {seed} on, which {test_size} evaluation "
+        f"images would use too: give --test_size {seed} or less",
+    )
 
 
 def describe_paths(folders: list[RunFolder], file: str) -> str:

@@ -31,15 +31,21 @@ def try_lock(lock: BaseFileLock) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # filelock's, of a disk without locks: `warn_without_locks` says more
+            warnings.simplefilter(
+                "ignore"
+            )  # filelock's, of a disk without locks: `warn_without_locks` says more
             lock.acquire(blocking=False)
     except Timeout:
         return False
     except NotImplementedError as error:  # older releases of filelock
-        raise UserError(f"'{path}' cannot be locked: {ANOTHER_DISK}, or pip install --upgrade filelock") from error
+        raise UserError(
+            f"'{path}' cannot be locked: {ANOTHER_DISK}, or pip install --upgrade filelock"
+        ) from error
     except OSError as error:
         if error.errno in NO_LOCKS:
-            raise UserError(f"'{path}' cannot be locked ({error.strerror}): {ANOTHER_DISK}") from error
+            raise UserError(
+                f"'{path}' cannot be locked ({error.strerror}): {ANOTHER_DISK}"
+            ) from error
         raise
     return True
 
@@ -61,8 +67,11 @@ def warn_without_locks(output_path: str):
     probe.release()
     Path(probe.lock_file).unlink(missing_ok=True)
     if has_none:
-        print(f"warning: '{output_path}' is on a disk without file locks, so a process that dies on another machine "
-              "keeps its classes until its lock is removed", file=sys.stderr)
+        print(
+            f"warning: '{output_path}' is on a disk without file locks, so a process that dies on another machine "
+            "keeps its classes until its lock is removed",
+            file=sys.stderr,
+        )
 
 
 def describe_silence(lock_file: Path, files: Iterable[Path], patience: float = PATIENCE) -> str:
@@ -79,8 +88,10 @@ def describe_silence(lock_file: Path, files: Iterable[Path], patience: float = P
         age = os.fstat(now.fileno()).st_mtime - max(written, default=0)
     if not written or age <= patience:
         return ""
-    return f"'{lock_file}' has shown no sign of life for {describe_duration(age)}: if no process works there any " \
-           "more, remove that file and run the same command again"
+    return (
+        f"'{lock_file}' has shown no sign of life for {describe_duration(age)}: if no process works there any "
+        "more, remove that file and run the same command again"
+    )
 
 
 def describe_duration(seconds: float) -> str:

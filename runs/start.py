@@ -38,8 +38,10 @@ def check_checkpoints(config: RunConfig):
     for checkpoint in wanted:
         name, source = checkpoint.name, checkpoint.source
         called = f"'{name}'" if name == source else f"'{name}' ({source})"
-        require(checkpoint.file is None or find_cached_file(source, checkpoint.file),
-                f"cannot open {called}: {explain_missing(source)} {checkpoint.instead}")
+        require(
+            checkpoint.file is None or find_cached_file(source, checkpoint.file),
+            f"cannot open {called}: {explain_missing(source)} {checkpoint.instead}",
+        )
     if not is_asked_for:
         print("the hub does not answer: checkpoints are taken from this disk", file=sys.stderr)
 
@@ -49,7 +51,9 @@ def list_hub_checkpoints(config: RunConfig) -> list[HubCheckpoint]:
     found = []
     draws = config.train or config.evaluate or config.estimate
     if draws and not find_path(config.model):
-        found.append(HubCheckpoint(config.model, config.model, "model_index.json", WITHOUT_GPU_OR_NETWORK))
+        found.append(
+            HubCheckpoint(config.model, config.model, "model_index.json", WITHOUT_GPU_OR_NETWORK)
+        )
     classifiers = [config.classifier]
     if config.evaluate and config.evaluator:
         classifiers.append(config.evaluator)
@@ -70,7 +74,10 @@ def pin_checkpoints(config: RunConfig) -> RunConfig:
     """The settings with the commit of every hub checkpoint that the command opens, such as someone/model@1a2b..."""
     from models.pins import pin_checkpoint  # here: it imports torch
 
-    pinned = {"model": pin_checkpoint(config.model), "classifier": pin_checkpoint(config.classifier)}
+    pinned = {
+        "model": pin_checkpoint(config.model),
+        "classifier": pin_checkpoint(config.classifier),
+    }
     if config.evaluate and config.evaluator:
         pinned["evaluator"] = pin_checkpoint(config.evaluator)
     if config.evaluate and config.real_images and not config.features.startswith("inception"):

@@ -1,26 +1,22 @@
-"""Which classes and which GPU this process takes: the same command, started as often as one likes, shares them."""
+"""Which class next: the same command, started as often as one likes, shares the classes of a run."""
 
-import itertools
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from dataclasses import asdict, dataclass, field
 
-import torch
 from tqdm import tqdm
 
-from method.class_training import Trainer, TrainingSettings
-from method.losses import Loss
-from method.update import train_tokens
-from models.generator import Generator
-from models.sampling import SamplingSettings
-from runs.folders import RunFolder
-from runs.tracking import RunTrackers
-from tokens.class_token import start_vectors
+from config import names_deciding
+from evaluation.files import MANY
+from method.class_training import ClassTraining, DivergenceError, UpdateFigures
+from method.update import compute_gradients
+from runs.checks import check_settings, import_token, list_untrained, load_models
+from runs.folders import RunFolder, describe_paths, list_titles
+from runs.locks import warn_without_locks
+from runs.session import Session
 from utils import (
     DISK_FULL,
-    WITHOUT_GPU_OR_NETWORK,
     UserError,
     error_message,
     is_out_of_memory,
@@ -30,33 +26,29 @@ from utils import (
 )
 
 
-def choose_device(device: str, mixed_precision: str, local_rank: int) -> str:
-    """The device to compute on; `local_rank` is this process's number among a launcher's on this machine, or -1."""
-    kind, _, number = device.partition(":")
-    require(kind != "cuda" or torch.cuda.is_available(), "no CUDA GPU here: use --device cpu --mixed_precision no, "
-                                                         f"which is slow, {WITHOUT_GPU_OR_NETWORK}")
-    require(not number or int(number) < torch.cuda.device_count(),
-            f"no GPU {number} here: there are {torch.cuda.device_count()}, counted from 0")
-    require(kind != "mps" or torch.backends.mps.is_available(), f"no Apple GPU here, {WITHOUT_GPU_OR_NETWORK}")
-    require(kind != "cpu" or mixed_precision != "fp16", "a CPU has no fast fp16: use --mixed_precision no")
-    if kind != "cuda" or local_rank < 0:
-        return device
-    require(not number, f"--device {device} would put all processes on one GPU: give --device cuda, for one each")
-    require(local_rank < torch.cuda.device_count(),
-            f"no GPU for process {local_rank + 1} of this machine, which has {torch.cuda.device_count()}: give as many "
-            "--num_processes per machine as it has GPUs")
-    return f"cuda:{local_rank}"
+@dataclass
+class ClassWork:
+    """A class that this process holds: its training, if it has one, and what its line will say."""
+
+    folder: RunFolder
+    training: ClassTraining | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 class Sweep:
-    """The classes of one command; other processes may work on them at the same time, each class by one of them."""
+    """The classes of one command; other processes may work on them too, each class by one of them."""
 
-    def __init__(self, folders: list[RunFolder], is_finished: Callable[[RunFolder], bool], start_over: bool):
-        """`start_over`: what was finished before this command does not count."""
-        self.folders, self.is_finished, self.start_over = folders, is_finished, start_over
-        self.changes_before = {folder: folder.last_change() for folder in folders}
-        self.failed: list[RunFolder] = []  # by this process
+    def __init__(self, session: Session):
+        self.session = session
+        self.folders = list(session.folders.values())
+        self.start_over = not session.config.skip_exists  # what was there before does not count
+        self.changes_before = {folder: folder.last_change() for folder in self.folders}
+        self.claimed: set[RunFolder] = set()  # by this process, as the next two
+        self.failed: list[RunFolder] = []
         self.finished: set[RunFolder] = set()
+        self.errors: list[Exception] = []  # of the failed classes
+        self.to_do: list[RunFolder] = []  # what needed work at the start
+        self.started = time.monotonic()
 
     def needs_work(self, folder: RunFolder) -> bool:
         """Whether a class is neither finished nor failed in this sweep, by any process."""
@@ -68,183 +60,317 @@ class Sweep:
             self.finished.add(folder)
         return folder not in self.finished
 
+    def is_finished(self, folder: RunFolder) -> bool:
+        """Whether all that this command asks of a class is there, of these settings."""
+        if not folder.token_file.exists():
+            return False
+        if not self.session.config.evaluate:
+            return True
+        return self.session.evaluation.is_finished(folder)
+
     def is_to_start_over(self, folder: RunFolder) -> bool:
+        """Whether what is there of a class is from before this command, which starts over."""
         return self.start_over and folder.last_change() == self.changes_before[folder]
 
     def has_failed(self, folder: RunFolder) -> bool:
-        *_, before = self.changes_before[folder]
-        *_, now = folder.last_change()
-        return folder in self.failed or now not in (None, before)
+        """Whether a class failed in this sweep, here or in another process."""
+        *_, failed_before = self.changes_before[folder]
+        *_, failed_now = folder.last_change()
+        return folder in self.failed or failed_now not in (None, failed_before)
 
-    def claim_classes(self) -> Iterator[RunFolder]:
-        """Every class that needs work and that no other process holds, its lock held until `release_class`.
+    def claim_class(self) -> RunFolder | None:
+        """The first class that needs work and that no other process holds; its lock is now held here.
 
-        Takes over what a process that died left. Does not wait for classes that others hold.
+        Takes over what a process that died has left. Does not wait for classes that others hold.
         """
-        claimed = set()
-        while True:
-            for folder in self.folders:
-                if folder not in claimed and self.needs_work(folder) and folder.try_lock():
-                    if self.needs_work(folder):  # not finished by another between look and lock
-                        break
-                    folder.lock.release()
-            else:
-                return
-            claimed.add(folder)
+        for folder in self.folders:
+            if folder in self.claimed or not self.needs_work(folder) or not folder.try_lock():
+                continue
+            if not self.needs_work(folder):  # finished by another between look and lock
+                folder.lock.release()
+                continue
+            self.claimed.add(folder)
             folder.delete_leftovers()
-            yield folder
+            return folder
+        return None
 
-    def release_class(self, folder: RunFolder, error: Exception | None = None):
-        """The class is done with, finished or failed; error.txt says why, of an unforeseen error all of it."""
-        if error:
-            self.failed.append(folder)
-            is_foreseen = isinstance(error, (UserError, OSError))
-            write_text(folder.error_file, f"{error}\n" if is_foreseen else "".join(traceback.format_exception(error)))
-        else:
-            self.finished.add(folder)
-            folder.error_file.unlink(missing_ok=True)
+    def finish_class(self, work: ClassWork):
+        """A class is trained and evaluated: release it, and print its line."""
+        folder = work.folder
+        self.finished.add(folder)
+        folder.error_file.unlink(missing_ok=True)
         folder.lock.release()
+        notes = [*work.notes, *self.note_rest()]
+        print_class(folder, f": {'; '.join(notes)}")
 
-    def list_untouched(self, folders: list[RunFolder]) -> list[RunFolder]:
-        """Those that no process has trained, evaluated or failed since this command began: a look at a few files."""
-        return [folder for folder in folders if folder not in self.finished and folder not in self.failed
-                and folder.last_change() == self.changes_before[folder]]
+    def fail_class(self, work: ClassWork, error: Exception):
+        """A class cannot be finished: write why into error.txt, release it, and print its line.
+
+        Raises `error` where no other class would fare better, such as on a full disk.
+        """
+        if is_of_machine(error):
+            raise error
+        folder = work.folder
+        if work.training:
+            work.training.bar.close()
+        self.failed.append(folder)
+        if isinstance(error, (UserError, OSError)):
+            write_text(folder.error_file, f"{error}\n")
+        else:
+            write_text(folder.error_file, "".join(traceback.format_exception(error)))
+            error = unforeseen_error(error, folder)
+        self.errors.append(error)
+        folder.lock.release()
+        rest = self.note_rest()
+        if rest:  # else the command's own last line says it
+            print_class(folder, f" failed: {'; '.join([error_message(error), *rest])}", sys.stderr)
+
+    def note_rest(self) -> list[str]:
+        """How many of several classes are done, and how long the rest takes at this pace."""
+        if len(self.folders) == 1:
+            return []
+        left = [folder for folder in self.to_do if self.is_untouched(folder)]
+        seconds = time.monotonic() - self.started
+        return [describe_rest(len(self.to_do), len(left), seconds)]
+
+    def is_untouched(self, folder: RunFolder) -> bool:
+        """Whether no process has trained, evaluated or failed a class since this command began."""
+        if folder in self.finished or folder in self.failed:
+            return False
+        return folder.last_change() == self.changes_before[folder]
 
     def left_to_others(self) -> list[RunFolder]:
+        """The classes that still need work, and that other processes hold."""
         return [folder for folder in self.folders if self.needs_work(folder)]
 
-
-class TrainingJob(NamedTuple):
-    """How the classes of a sweep are trained; models are loaded when the first class is."""
-
-    get_generator: Callable[[], Generator]
-    get_loss: Callable[[], Loss]
-    settings: TrainingSettings
-    sampling: SamplingSettings
-    record: dict  # all settings of the run, for config.yml
-    decisive: list[str]  # the names of those that decide the token
-    classes_at_once: int
-    batch_size: int | None
-    trackers: RunTrackers | None = None
+    def release_locks(self):
+        """Let other processes have what this one did not finish."""
+        for folder in self.folders:
+            folder.lock.release()
 
 
-def work_on_classes(sweep: Sweep, job: TrainingJob | None, evaluate_class: Callable[[RunFolder], None]):
-    """Train (with a `job`) and evaluate every class that this process can claim; the errors of those that failed.
+def run_sweep(session: Session):
+    """Train and evaluate the classes that no other process takes.
+
+    Whoever finishes the last one writes the summary.
+
+    Raises:
+        UserError: settings that cannot work, classes that failed, or locks that seem abandoned.
+    """
+    warn_without_locks(session.config.output_path)
+    check_settings(session)
+    sweep = Sweep(session)
+    notes = prepare_models(session, sweep)
+    work_on_classes(session, sweep, notes)
+    silent = print_results(session, sweep)
+    if sweep.errors and len(sweep.folders) == 1:
+        raise sweep.errors[0]
+    require(
+        not sweep.errors,
+        f"{len(sweep.errors)} of {len(sweep.folders)} classes failed (see the messages above): "
+        + list_titles(sweep.failed),
+    )
+    if silent:
+        raise UserError(describe_silent(silent))
+
+
+def work_on_classes(session: Session, sweep: Sweep, notes: list[str] | None = None):
+    """Train and evaluate every class that this process can claim.
 
     Whatever one class fails of does not end the others; a full disk or memory ends all of them.
+    `notes` are what is to be said of every class before the rest.
     """
-    errors, to_do, started = [], sweep.left_to_others(), time.monotonic()
-
-    def finish_class(folder: RunFolder, error: Exception | None):
-        try:
-            if error:
-                raise error
-            evaluate_class(folder)
-        except Exception as failure:
-            if is_of_machine(failure):
-                raise
-            error = failure
-            errors.append(as_user_error(error, folder))
-        sweep.release_class(folder, error)
-        if len(sweep.folders) > 1:
-            left = len(sweep.list_untouched(to_do))
-            rest = describe_rest(len(to_do), left, time.monotonic() - started)
-            print_class(folder, f" failed: {error_message(errors[-1])}; {rest}" if error else
-                        f": {'; '.join([*folder.notes, rest])}", error)
-        elif not error:
-            print_class(folder, f": {'; '.join(folder.notes)}")
-
+    running: list[ClassWork] = []
+    sweep.to_do = sweep.left_to_others()
+    sweep.started = time.monotonic()
     try:
-        # models are loaded only where a class is to be trained; asked again at the end: others may have died meanwhile
-        while first := next(trainers := start_trainers(sweep, job, finish_class), None):
-            train_classes(sweep, job, itertools.chain([first], trainers), finish_class)
+        while True:
+            while len(running) < session.config.classes_at_once:
+                folder = sweep.claim_class()
+                if folder is None:
+                    break
+                work = ClassWork(folder, notes=list(notes or []))
+                start_class(session, sweep, work)
+                if work.training:
+                    running.append(work)
+            if not running:
+                break
+            running = train_update(session, sweep, running)
     finally:  # also where the disk is full
-        for folder in sweep.folders:
-            folder.lock.release()
-    return errors
+        sweep.release_locks()
 
 
-def train_classes(sweep: Sweep, job: TrainingJob, trainers: Iterator[Trainer],
-                  finish_class: Callable[[RunFolder, Exception | None], None]):
-    """Train and finish the classes of `trainers`; an unforeseen error fails those that were just training."""
-    folder_of = {folder.target: folder for folder in sweep.folders}
-    running: set[RunFolder] = set()
-
-    def note_started() -> Iterator[Trainer]:
-        for trainer in trainers:
-            running.add(folder_of[trainer.target])
-            yield trainer
-
+def start_class(session: Session, sweep: Sweep, work: ClassWork):
+    """Begin or resume a class's training; what is trained already is only evaluated."""
+    config, folder = session.config, work.folder
+    settings = asdict(config)
+    start_over = sweep.is_to_start_over(folder)
     try:
-        for trainer, end in train_tokens(job.get_generator(), job.get_loss(), note_started(), job.classes_at_once,
-                                         job.sampling, job.batch_size):
-            folder = folder_of[trainer.target]
-            if job.trackers:
-                job.trackers.log_update(folder, trainer, is_end=end is not None)
-            if end is None:
-                continue
-            if isinstance(end, UserError):
-                folder.state_file.unlink(missing_ok=True)  # it diverged: other settings may be tried
-                finish_class(folder, end)
-            else:
-                folder.save_training(end, job.get_generator().token_widths, job.record)
-                finish_class(folder, None)
-            running.remove(folder)
-    except Exception as failure:
-        if is_of_machine(failure):
+        if config.train and not start_over:  # another command may have come in between
+            folder.refuse_other_settings(settings, names_deciding("token"))
+        if config.train and (start_over or not folder.token_file.exists()):
+            work.notes += folder.begin_training(settings, start_over)
+            work.training = session.start_training(folder)
+            return
+        if start_over:
+            folder.delete_evaluation()
+        work.notes.append("trained already")
+    except Exception as error:  # a broken state, say
+        sweep.fail_class(work, error)
+        return
+    evaluate_class(session, sweep, work)
+
+
+def train_update(session: Session, sweep: Sweep, running: list[ClassWork]) -> list[ClassWork]:
+    """One update of all running classes; returns those that go on, the others being finished."""
+    trainings = [work.training for work in running if work.training]
+    try:
+        updates = compute_gradients(
+            trainings,
+            session.generator,
+            session.loss,
+            session.training_sampling,
+            session.fitted_gradient,
+        )
+    except Exception as error:  # in what they share, so that none of them can go on
+        for work in running:
+            sweep.fail_class(work, error)
+        return []
+    going_on = []
+    for work, figures in zip(running, updates, strict=True):
+        if finish_update(session, sweep, work, figures):
+            going_on.append(work)
+    return going_on
+
+
+def finish_update(session: Session, sweep: Sweep, work: ClassWork, figures: UpdateFigures) -> bool:
+    """One class's step after an update, and at its end its token and evaluation; whether it goes on."""
+    folder, training = work.folder, work.training
+    try:
+        try:
+            stop = training.finish_update(figures).stop
+        except DivergenceError:
+            folder.state_file.unlink(missing_ok=True)  # other settings may be tried
+            log_update(session, work, is_end=True)
             raise
-        for folder in running:
-            finish_class(folder, failure)
+        log_update(session, work, is_end=stop is not None)
+        if stop is None:
+            return True
+        trained = training.trained_token(stop)
+        note = folder.save_training(trained, session.generator.token_widths, asdict(session.config))
+        work.notes.append(note)
+    except Exception as error:
+        sweep.fail_class(work, error)
+        return False
+    evaluate_class(session, sweep, work)
+    return False
 
 
-def is_of_machine(error: Exception) -> bool:
-    """Whether no other class would fare better: the disk or the memory is full."""
-    return is_out_of_memory(error) or isinstance(error, OSError) and error.errno in DISK_FULL
+def log_update(session: Session, work: ClassWork, is_end: bool):
+    """Send a class's last update to the trackers, if there are any."""
+    if session.trackers:
+        session.trackers.log_update(work.folder, work.training, is_end)
 
 
-def as_user_error(error: Exception, folder: RunFolder) -> Exception:
-    """An error that has its line, as it is; an unforeseen one as a line that says where its traceback is."""
-    if isinstance(error, (UserError, OSError)):
-        return error
-    found = UserError(f"{type(error).__name__}: {join_lines(error)[:200]} (the traceback is in "
-                      f"'{folder.error_file}', and --debug shows it)")
-    found.__cause__ = error
-    return found
+def evaluate_class(session: Session, sweep: Sweep, work: ClassWork):
+    """Evaluate a class that has its token, if this command asks for it, and finish it."""
+    try:
+        if session.config.evaluate:
+            work.notes += session.evaluation.evaluate_class(work.folder)
+    except Exception as error:
+        sweep.fail_class(work, error)
+        return
+    sweep.finish_class(work)
 
 
-def print_class(folder: RunFolder, text: str, error: Exception | None = None):
-    """Print a class's line; `tqdm.write` would draw every bar again below it, which in a log is a line each."""
-    write = tqdm.write if sys.stderr.isatty() else print
-    write(f"class {folder.target.title}{text}", file=sys.stderr if error else sys.stdout)
+def prepare_models(session: Session, sweep: Sweep) -> list[str]:
+    """Load what this command needs, and try it, before anything is written.
+
+    Returns what is to be said of an imported token.
+    """
+    config = session.config
+    untrained = list_untrained(session)
+    notes = import_token(session) if config.token else []
+    if config.evaluate:
+        for folder in sweep.folders:
+            if folder not in untrained:
+                folder.check_token(config.classifier, config.test_size)
+        session.evaluation.find_real(sweep.folders[0].cache)
+    if untrained:
+        session.load_now("generator")
+    if any(sweep.needs_work(folder) for folder in sweep.folders):
+        load_models(session, is_training=bool(untrained))
+    return notes
+
+
+def print_results(session: Session, sweep: Sweep) -> dict[RunFolder, str]:
+    """Print where the results are, and the summary once no other process works on these classes.
+
+    Returns the classes whose holder seems dead, and what to say of their locks.
+    """
+    left = sweep.left_to_others()
+    silent = {}
+    alive = []
+    for folder in left:
+        silence = folder.describe_silence()
+        if silence:
+            silent[folder] = silence
+        else:
+            alive.append(folder)
+    if alive:
+        titles = list_titles(alive)
+        print(f"not finished here, since other processes hold them: {titles}")
+    done = [folder for folder in sweep.folders if folder in sweep.finished]
+    if not done:
+        return silent
+    evaluates = session.config.evaluate
+    if evaluates and not left:
+        is_new = session.evaluation.summarise_classes(done)
+        if not is_new and len(done) > MANY:  # a finished thousand is a line
+            return silent
+    print("token: " + describe_paths(done, "token_file"))
+    if evaluates:
+        print("pictures: " + describe_paths(done, "grid_file"))
+    return silent
 
 
 def describe_rest(total: int, left: int, seconds: float) -> str:
     """How many of the classes are done, and how long the rest takes at this pace."""
-    rest = f", about {tqdm.format_interval(seconds / (total - left) * left)} left" if left else ""
-    return f"{total - left} of {total} classes{rest}"
+    done = total - left
+    text = f"{done} of {total} classes"
+    if left:
+        text += f", about {tqdm.format_interval(seconds / done * left)} left"
+    return text
 
 
-def start_trainers(sweep: Sweep, job: TrainingJob | None,
-                   finish_class: Callable[[RunFolder, Exception | None], None]) -> Iterator[Trainer]:
-    """The trainer of every class that this process claims; what has its token, or cannot start, is finished here."""
-    for folder in sweep.claim_classes():
-        start_over = sweep.is_to_start_over(folder)
-        try:
-            if job and not start_over:  # another command may have come in between
-                folder.refuse_other_settings(job.record, job.decisive)
-            if job and (start_over or not folder.token_file.exists()):
-                folder.begin_training(job.record, start_over)
-                generator, settings = job.get_generator(), job.settings
-                start = start_vectors(generator, settings.initializer_token, settings.num_vectors)
-                trainer = Trainer(folder.target, start, settings, generator.dtype, folder.history_file,
-                                  folder.state_file, folder.train_images)
-            else:
-                if start_over:
-                    folder.delete_evaluation()
-                folder.notes.append("trained already")
-                finish_class(folder, None)
-                continue
-        except Exception as error:  # a broken state, say
-            finish_class(folder, error)
-            continue
-        yield trainer
+def is_of_machine(error: Exception) -> bool:
+    """Whether no other class would fare better: the disk or the memory is full."""
+    if is_out_of_memory(error):
+        return True
+    return isinstance(error, OSError) and error.errno in DISK_FULL
+
+
+def unforeseen_error(error: Exception, folder: RunFolder) -> UserError:
+    """An error that nobody wrote a line for, as a line that says where its traceback is."""
+    found = UserError(
+        f"{type(error).__name__}: {join_lines(error)[:200]} (the traceback is in "
+        f"'{folder.error_file}', and --debug shows it)"
+    )
+    found.__cause__ = error
+    return found
+
+
+def print_class(folder: RunFolder, text: str, stream=None):
+    """Print a class's line, on stdout by default.
+
+    `tqdm.write` would draw every bar again below it, which in a log is a line each.
+    """
+    write = tqdm.write if sys.stderr.isatty() else print
+    write(f"class {folder.target.title}{text}", file=stream or sys.stdout)
+
+
+def describe_silent(silences: dict[RunFolder, str]) -> str:
+    """What to do about classes whose holders seem dead, by what is to be said of their locks."""
+    first, *others = silences
+    more = f" (so are {list_titles(others)})" if others else ""
+    return f"class {first.target.title} is not finished{more}, and its lock {silences[first]}"

@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from method.class_training import HISTORY_KEYS, Trainer
+from method.class_training import HISTORY_KEYS, ClassTraining
 from runs.folders import RunFolder
 from utils import join_lines, require
 
@@ -59,7 +59,9 @@ class WandbRun:
         import wandb
 
         self.make_image = wandb.Image
-        self.run = wandb.init(project=PROJECT, name=title, config=settings, dir=str(output), reinit="create_new")
+        self.run = wandb.init(
+            project=PROJECT, name=title, config=settings, dir=str(output), reinit="create_new"
+        )
 
     def log_update(self, values: dict[str, float], images: np.ndarray, step: int):
         pictures = [self.make_image(pixels) for pixels in images]
@@ -89,7 +91,10 @@ class TrackioRun:
 
 
 TRACKERS: dict[str, Callable[[str, Path, dict], TrackedRun]] = {
-    "tensorboard": TensorBoardRun, "wandb": WandbRun, "trackio": TrackioRun}
+    "tensorboard": TensorBoardRun,
+    "wandb": WandbRun,
+    "trackio": TrackioRun,
+}
 
 
 class RunTrackers:
@@ -103,17 +108,20 @@ class RunTrackers:
         """
         wanted = TRACKERS if report_to == "all" else (report_to,)
         self.names = [name for name in wanted if importlib.util.find_spec(name)]
-        require(self.names, f"report_to '{report_to}' needs {' or '.join(wanted)}, which is not installed: pip install "
-                            "-r requirements-trackers.txt")
+        require(
+            self.names,
+            f"report_to '{report_to}' needs {' or '.join(wanted)}, which is not installed: pip install "
+            "-r requirements-trackers.txt",
+        )
         self.output, self.settings = Path(output_path), make_plain(settings)
         self.running: dict[tuple[RunFolder, str], TrackedRun] = {}
 
-    def log_update(self, folder: RunFolder, trainer: Trainer, is_end: bool):
+    def log_update(self, folder: RunFolder, training: ClassTraining, is_end: bool):
         """Log the last update of a class: HISTORY_KEYS and its first pictures; with the last one the run ends."""
-        line = trainer.history[-1]
+        line = training.history[-1]
         step = line["update"]
         values = {key: line[key] for key in HISTORY_KEYS[1:] if line[key] is not None}
-        files = sorted((trainer.image_folder / f"{step:03d}").glob("*.png"))[:SHOWN]
+        files = sorted((training.image_folder / f"{step:03d}").glob("*.png"))[:SHOWN]
         images = np.stack([np.asarray(Image.open(file)) for file in files])
         for name in list(self.names):
             try:
@@ -121,10 +129,15 @@ class RunTrackers:
                 run.log_update(values, images, step)
                 if is_end:
                     self.running.pop((folder, name)).finish_run()
-            except Exception as error:  # a tracker raises its own kinds, and is no reason to end a training
+            except (
+                Exception
+            ) as error:  # a tracker raises its own kinds, and is no reason to end a training
                 self.names.remove(name)
-                print(f"warning: report_to {name} fails and gets nothing from here on: {type(error).__name__} "
-                      f"{join_lines(error)[:200]}", file=sys.stderr)
+                print(
+                    f"warning: report_to {name} fails and gets nothing from here on: {type(error).__name__} "
+                    f"{join_lines(error)[:200]}",
+                    file=sys.stderr,
+                )
 
     def start_run(self, folder: RunFolder, name: str) -> TrackedRun:
         title = "/".join(folder.images.parts[-3:])  # classifier, class, exp_id
@@ -135,5 +148,7 @@ class RunTrackers:
 
 def make_plain(settings: dict) -> dict:
     """Settings as every tracker takes them: lists and None as text."""
-    return {key: value if isinstance(value, (bool, int, float, str)) else str(value)
-            for key, value in settings.items()}
+    return {
+        key: value if isinstance(value, (bool, int, float, str)) else str(value)
+        for key, value in settings.items()
+    }

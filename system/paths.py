@@ -26,9 +26,7 @@ def expand_path(text: str, setting: str) -> str:
         )
     unset = [name for name in re.findall(r"\$\{?(\w+)", full) if name not in os.environ]
     if unset:
-        require(
-            os.path.lexists(full), f"{setting} '{text}': the variable ${unset[0]} is not set"
-        )
+        require(os.path.lexists(full), f"{setting} '{text}': the variable ${unset[0]} is not set")
     return prefix + os.path.expandvars(full)
 
 

@@ -15,7 +15,9 @@ def end_on_signals():
     writer.setblocking(False)
     signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a child's signals are its own
+        os.register_at_fork(
+            after_in_child=lambda: signal.set_wakeup_fd(-1)
+        )  # a child's signals are its own
     for number in SIGNALS:
         signal.signal(number, end_process)
     threading.Thread(target=wait_for_signal, args=(reader, writer), daemon=True).start()
@@ -24,7 +26,7 @@ def end_on_signals():
 def wait_for_signal(reader: socket.socket, _writer: socket.socket):
     """The system writes the number of every signal that has a handler; both sockets stay open meanwhile."""
     while True:
-        number, = reader.recv(1)
+        (number,) = reader.recv(1)
         if number in SIGNALS:
             end_process(number)
 
@@ -34,7 +36,10 @@ def end_process(number: int, _frame=None):
     if not ENDING.acquire(blocking=False):  # another thread is at it
         return
     try:
-        os.write(2, f"\nstopped by {signal.Signals(number).name}: the same command resumes, or starts over where "
-                    "--skip_exists is False\n".encode())
+        os.write(
+            2,
+            f"\nstopped by {signal.Signals(number).name}: the same command resumes, or starts over where "
+            "--skip_exists is False\n".encode(),
+        )
     finally:  # also where nobody reads
         os._exit(128 + number)

@@ -54,7 +54,9 @@ def choose_progress(quiet: bool):
     if quiet or os.environ.get("LOCAL_RANK", "0") != "0":
         os.environ["TQDM_DISABLE"] = "1"
     elif sys.stderr is None or not sys.stderr.isatty():
-        os.environ.update(TQDM_DELAY="60", TQDM_MININTERVAL="60", TQDM_MAXINTERVAL="60", TQDM_NCOLS="100")
+        os.environ.update(
+            TQDM_DELAY="60", TQDM_MININTERVAL="60", TQDM_MAXINTERVAL="60", TQDM_NCOLS="100"
+        )
 
 
 def show_step(text: str):
@@ -71,10 +73,20 @@ def guard_output():
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)  # None: closed
         if stream is getattr(sys, f"__{name}__"):  # no test's
-            file = OptionalOutput(stream.fileno() if stream else os.devnull, "w", closefd=not stream)
+            file = OptionalOutput(
+                stream.fileno() if stream else os.devnull, "w", closefd=not stream
+            )
             kind = LinesOutput if name == "stderr" and not file.isatty() else io.TextIOWrapper
-            setattr(sys, name, kind(io.BufferedWriter(file), stream.encoding if stream else "utf-8",
-                                    "backslashreplace", line_buffering=True))
+            setattr(
+                sys,
+                name,
+                kind(
+                    io.BufferedWriter(file),
+                    stream.encoding if stream else "utf-8",
+                    "backslashreplace",
+                    line_buffering=True,
+                ),
+            )
 
 
 def exit_code(work: Callable[[], None], debug: bool = False) -> int:
@@ -92,3 +104,10 @@ def exit_code(work: Callable[[], None], debug: bool = False) -> int:
         tqdm.write(f"error: {error_message(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def run_script(main: Callable[[], None]):
+    """Run a script's `main`; a user error is one line and exit code 2."""
+    code = exit_code(main)
+    if code:
+        sys.exit(code)

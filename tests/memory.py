@@ -28,13 +28,13 @@ from benchmarks.random_weights import (
 from command_line import parse_settings
 from config import RunConfig
 from evaluation.tables import Table
-from experiments.common import run_script
 from method.losses import cross_entropy
 from method.update import token_gradient
 from models.generator import PRECISIONS
 from models.sampling import SamplingSettings
 from prompt_datasets import TEMPLATES
 from runs.estimate import EstimateSettings, Update, make_batch, measure_update, open_update
+from system.terminal import run_script
 from tests.conftest import MODEL_INDEX
 from utils import ROOT, write_json
 

@@ -14,12 +14,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 gradio = pytest.importorskip("gradio")
 
-import app  # noqa: E402  # gradio is optional
-from command_line import parse_settings  # noqa: E402
-from page import models as rooms  # noqa: E402
+from command_line import parse_settings  # noqa: E402  # gradio is optional
+from page import handlers, layout, models  # noqa: E402
+from prompt_datasets import select_classes  # noqa: E402
 from tokens.class_token import load_token  # noqa: E402
 from utils import ROOT, UserError  # noqa: E402
 
@@ -27,25 +28,25 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 
 @pytest.fixture(scope="module")
-def studio():
-    return rooms.open_studio(parse_settings(["--config", "configs/miniature.yml", "--num_train_epochs", "3"])[0])
+def session():
+    return models.open_session(parse_settings(["--config", "configs/miniature.yml", "--num_train_epochs", "3"])[0])
 
 
-def test_every_class_has_a_ready_token_which_draws_it_more_often(studio):
-    assert len(studio.tokens) == 16 and all(file.stat().st_size < 2000 for file in studio.tokens.values())
-    target = studio.targets[6]
-    shares = [sum(picture.seen_as[0][0] == target.index for picture in rooms.draw_pictures(
-        studio, target, "A photo of a {}", token, list(range(10)))) for token in (
-            None, load_token(studio.tokens[target]))]
+def test_every_class_has_a_ready_token_which_draws_it_more_often(session):
+    assert len(models.find_tokens(session)) == 16 and all(file.stat().st_size < 2000 for file in models.find_tokens(session).values())
+    target = session.targets[6]
+    shares = [sum(picture.seen_as[0][0] == target.index for picture in models.draw_pictures(
+        session, target, "A photo of a {}", token, list(range(10)))) for token in (
+            None, load_token(models.find_tokens(session)[target]))]
     assert shares[1] > shares[0] + 3
 
 
-def test_look_shows_the_same_seeds_twice_and_a_token_that_loads(studio, tmp_path):
-    (html, seed, button, usage), = app.look_at_class(studio, 7, "A painting of a {}", 5, str(tmp_path))
-    assert html.count("<figure>") == 2 * app.SHOWN and html.count("seed 5") == 4 and seed == 5
+def test_look_shows_the_same_seeds_twice_and_a_token_that_loads(session, tmp_path):
+    (html, seed, button, usage), = handlers.look_at_class(session, 7, "A painting of a {}", 5, str(tmp_path))
+    assert html.count("<figure>") == 2 * handlers.SHOWN and html.count("seed 5") == 4 and seed == 5
     assert "newclas-0007_jaguar jaguar" in usage and "&lt;newclas-0007_jaguar&gt;" in usage
-    assert torch.equal(load_token(button["value"]).vectors, load_token(studio.tokens[studio.targets[6]]).vectors)
-    (_, other, *_), = app.look_at_class(studio, 7, "A painting of a {}", None, str(tmp_path))
+    assert torch.equal(load_token(button["value"]).vectors, load_token(models.find_tokens(session)[session.targets[6]]).vectors)
+    (_, other, *_), = handlers.look_at_class(session, 7, "A painting of a {}", None, str(tmp_path))
     assert 0 <= other < 10**6
 
 
@@ -53,60 +54,60 @@ def test_look_shows_the_same_seeds_twice_and_a_token_that_loads(studio, tmp_path
     ("no place", 0, "needs one {}"), ("{} {}", 0, "needs one {}"), ("{0}", 0, "needs one {}"),
     ("a newclas {}", 0, "leave 'newclas' out"), ("a {} " + "very " * 80, 0, "token"), ("a {}", -1, "whole number"),
     ("a {}", 2.5, "whole number"), ("a {}", 2**32, "whole number")])
-def test_bad_input_is_one_line_for_the_visitor(studio, tmp_path, template, seed, right):
-    handler = app.show_errors(lambda *given: app.look_at_class(studio, *given))
+def test_bad_input_is_one_line_for_the_visitor(session, tmp_path, template, seed, right):
+    handler = handlers.show_errors(lambda *given: handlers.look_at_class(session, *given))
     with pytest.raises(gradio.Error, match=right) as raised:
         list(handler(7, template, seed, str(tmp_path)))
     assert "\n" not in str(raised.value) and "Traceback" not in str(raised.value)
 
 
 def test_labels_are_text_and_no_html():
-    picture = rooms.Picture(app.Image.new("RGB", (8, 8)), [(1, 0.5)])
+    picture = models.Picture(Image.new("RGB", (8, 8)), [(1, 0.5)])
     labels = ["<b>y</b>", "<script>x</script>"]
-    target, = rooms.select_classes("1", labels, labels)
-    html = app.show_rows([("row", [picture])], target, [0], labels)
+    target, = select_classes("1", labels, labels)
+    html = handlers.show_rows([("row", [picture])], target, [0], labels)
     assert "<script>" not in html and "<b>y</b>" not in html and "&lt;script&gt;" in html
 
 
 def test_two_classes_of_one_label_are_two_classes():
     """ImageNet's crane, the bird and the machine: what counts is the class that the judge names."""
     labels = ["crane", "tiger", "crane"]
-    target, = rooms.select_classes("1", labels, labels)
-    image = app.Image.new("RGB", (8, 8))
-    pictures = [rooms.Picture(image, [(seen, 0.9)]) for seen in (0, 0, 0, 2, 2, 2)]
-    html = app.show_rows([("row", pictures)], target, list(range(6)), labels)
+    target, = select_classes("1", labels, labels)
+    image = Image.new("RGB", (8, 8))
+    pictures = [models.Picture(image, [(seen, 0.9)]) for seen in (0, 0, 0, 2, 2, 2)]
+    html = handlers.show_rows([("row", pictures)], target, list(range(6)), labels)
     assert "3 of 6 are 1 (crane)" in html and html.count("ct-right") == 3 and html.count("<span>3 (crane)") == 3
-    targets = rooms.select_classes("all", labels, labels)
-    assert app.list_choices(targets, labels) == [("1 (crane)", 1), ("tiger", 2), ("3 (crane)", 3)]
+    targets = select_classes("all", labels, labels)
+    assert layout.list_choices(targets, labels) == [("1 (crane)", 1), ("tiger", 2), ("3 (crane)", 3)]
 
 
-def test_a_word_is_learned_update_by_update(studio, tmp_path):
-    steps = list(app.learn_live(studio, 7, str(tmp_path)))
+def test_a_word_is_learned_update_by_update(session, tmp_path):
+    steps = list(handlers.learn_live(session, 7, str(tmp_path)))
     assert [step[0].split("**")[1] for step in steps[1:-1]] == ["Update 1", "Update 2", "Update 3"]
-    assert all(step[1].count("<figure>") == app.SHOWN and "<svg" in step[2] for step in steps[1:-1])
-    assert "Learned" in steps[-1][0] and steps[-1][3].count("<figure>") == 2 * app.SHOWN
+    assert all(step[1].count("<figure>") == handlers.SHOWN and "<svg" in step[2] for step in steps[1:-1])
+    assert "Learned" in steps[-1][0] and steps[-1][3].count("<figure>") == 2 * handlers.SHOWN
 
 
-def test_the_live_token_is_the_command_s(studio, tmp_path):
+def test_the_live_token_is_the_command_s(session, tmp_path):
     """The same update of the same loop: what the page learns is what run.py learns."""
     from run import main
-    target = studio.targets[6]
-    *_, last = rooms.learn_word(studio, target, tmp_path / "page")
+    target = session.targets[6]
+    *_, last = models.learn_word(session, target, tmp_path / "page")
     assert main(["--config", "configs/miniature.yml", "--class_index", "7", "--train", "True", "--num_train_epochs",
                  "3", "--output_path", str(tmp_path)]) == 0
     theirs, = tmp_path.rglob("learned_embeds.safetensors")
     assert torch.equal(last.token.vectors, load_token(theirs).vectors)
 
 
-def test_who_stops_asking_stops_the_training(studio, tmp_path):
-    steps = rooms.learn_word(studio, studio.targets[6], tmp_path)
+def test_who_stops_asking_stops_the_training(session, tmp_path):
+    steps = models.learn_word(session, session.targets[6], tmp_path)
     first = next(steps)
     steps.close()
-    file = rooms.save_download(first.token, studio.targets[6], tmp_path)
+    file = models.save_download(first.token, session.targets[6], tmp_path)
     assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 1
-    status, html = next(app.finish_learning(studio, 7, str(file), str(tmp_path)))
-    assert "Stopped" in status and html.count("<figure>") == 2 * app.SHOWN
-    assert "no word yet" in next(app.finish_learning(studio, 7, None, str(tmp_path)))[0]
+    status, html = next(handlers.finish_learning(session, 7, str(file), str(tmp_path)))
+    assert "Stopped" in status and html.count("<figure>") == 2 * handlers.SHOWN
+    assert "no word yet" in next(handlers.finish_learning(session, 7, None, str(tmp_path)))[0]
 
 
 def run_in_fork(handler):
@@ -129,44 +130,43 @@ def run_in_fork(handler):
     return call_handler
 
 
-def test_a_handler_in_another_process_leaves_its_token(studio, tmp_path):
+def test_a_handler_in_another_process_leaves_its_token(session, tmp_path):
     """ZeroGPU's: the process has ended when the page copies the file that it offers."""
-    forked = run_in_fork(app.show_errors(functools.partial(app.learn_live, studio)))
+    forked = run_in_fork(handlers.show_errors(functools.partial(handlers.learn_live, session)))
     steps = list(forked(7, str(tmp_path)))
     assert "Learned" in steps[-1][0]
     assert load_token(steps[-1][4]["value"]).header["class_index"] == "7"
-    looked, = run_in_fork(functools.partial(app.look_at_class, studio))(7, "A photo of a {}", 0, str(tmp_path))
+    looked, = run_in_fork(functools.partial(handlers.look_at_class, session))(7, "A photo of a {}", 0, str(tmp_path))
     assert load_token(looked[2]["value"]).header["class_index"] == "7"
-    compared, = run_in_fork(functools.partial(app.finish_learning, studio))(7, steps[-1][4]["value"], str(tmp_path))
+    compared, = run_in_fork(functools.partial(handlers.finish_learning, session))(7, steps[-1][4]["value"], str(tmp_path))
     assert "Stopped" in compared[0]
 
 
-def test_stop_reaches_a_handler_in_another_process(studio, tmp_path):
+def test_stop_reaches_a_handler_in_another_process(session, tmp_path):
     """It ends after its update, with the best token so far, and the next learning starts anew."""
-    long = studio._replace(config=replace(studio.config, num_train_epochs=1000, target_accuracy=1.0,
-                                          early_stopping=1000))
-    forked = run_in_fork(functools.partial(app.learn_live, long))
+    long = session.with_settings(num_train_epochs=1000, target_accuracy=1.0, early_stopping=1000)
+    forked = run_in_fork(functools.partial(handlers.learn_live, long))
     steps = forked(7, str(tmp_path))
     _, first = next(steps), next(steps)
-    app.request_stop(str(tmp_path))
+    handlers.request_stop(str(tmp_path))
     shown = [first, *steps]
     assert "Update 1" in first[0] and len(shown) < 5
     assert load_token(shown[-1][4]["value"]).header["class_index"] == "7"
-    again = app.learn_live(long, 7, str(tmp_path))
+    again = handlers.learn_live(long, 7, str(tmp_path))
     assert "Learning" in next(again)[0] and "Update 1" in next(again)[0] and "Update 2" in next(again)[0]
-    app.begin_learning(str(tmp_path))  # as a start does while an earlier learning has not noticed its stop
+    handlers.begin_learning(str(tmp_path))  # as a start does while an earlier learning has not noticed its stop
     assert not list(again)
 
 
-def test_a_visitor_s_folder_has_a_lifetime_of_its_own(studio):
+def test_a_visitor_s_folder_has_a_lifetime_of_its_own(session):
     """It is made for each visitor, and gradio removes it when the visitor has gone, or after a day."""
-    states = [block for block in app.build_page(studio).blocks.values() if isinstance(block, gradio.State)]
-    state, = (state for state in states if state.delete_callback is app.remove_folder)
-    assert state.value is app.make_folder and state.time_to_live == app.LIFETIME
-    first, second = app.make_folder(), app.make_folder()
+    states = [block for block in layout.build_page(session).blocks.values() if isinstance(block, gradio.State)]
+    state, = (state for state in states if state.delete_callback is handlers.remove_folder)
+    assert state.value is handlers.make_folder and state.time_to_live == layout.LIFETIME
+    first, second = handlers.make_folder(), handlers.make_folder()
     assert first != second and os.path.isdir(first)
     for folder in (first, second):
-        app.remove_folder(folder)
+        handlers.remove_folder(folder)
         assert not os.path.exists(folder)
 
 
@@ -175,17 +175,17 @@ def test_a_judge_of_other_classes_is_refused(tmp_path):
     (tmp_path / "names.txt").write_text("bat, club\ncrane, bird\n")
     config = parse_settings(["--config", "configs/miniature_zero_shot.yml", "--labels", str(tmp_path / "names.txt")])[0]
     with pytest.raises(UserError, match="must know the same classes in the same order"):
-        rooms.open_studio(config)
+        models.open_session(config)
 
 
 def test_words_of_one_s_own(tmp_path):
     config = parse_settings(["--config", "configs/miniature_zero_shot.yml"])[0]
-    open_words = rooms.use_words(rooms.open_studio(replace(config, evaluator=None)), "crane, bird\njaguar, cat\n",
+    open_words = models.use_words(models.open_session(replace(config, evaluator=None)), "crane, bird\njaguar, cat\n",
                                  tmp_path)
     assert [target.label for target in open_words.targets] == ["crane, bird", "jaguar, cat"]
     for words, right in (("one", "holds 1 label:"), ("a\nA", "line 2: 'A' is on line 1 already")):
         with pytest.raises(UserError, match=f"^your list.*{right}"):
-            rooms.use_words(open_words, words, tmp_path)
+            models.use_words(open_words, words, tmp_path)
 
 
 def test_a_space_s_folder_serves_the_page(tmp_path):
@@ -194,8 +194,11 @@ def test_a_space_s_folder_serves_the_page(tmp_path):
     assert "hf upload" in done.stdout
     card = (tmp_path / "space/README.md").read_text()
     assert card.startswith("---\ntitle:") and "sdk: gradio" in card and not (tmp_path / "space/tests").exists()
-    code = "import app; from command_line import parse_settings as p; print(len(app.open_studio(p(['--config', " \
-           "'configs/miniature.yml'])[0]).tokens))"
+    code = (
+        "import app; from command_line import parse_settings as p; from page import models; "
+        "session = app.open_session(p(['--config', 'configs/miniature.yml'])[0]); "
+        "print(len(models.find_tokens(session)))"
+    )
     found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "space", capture_output=True, text=True)
     assert found.stdout.strip() == "16", found.stderr[-2000:]
     (tmp_path / "report.html").write_text("<p>a page</p>")
@@ -248,7 +251,7 @@ def test_the_page_in_a_browser(address, tmp_path):
             request.url))
         page.goto(address)
         page.wait_for_selector(".ct-pictures img", timeout=60_000)
-        assert page.locator(".ct-pictures img").count() == 2 * app.SHOWN
+        assert page.locator(".ct-pictures img").count() == 2 * handlers.SHOWN
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         with page.expect_download() as started:
             page.get_by_role("button", name="Download the token").first.click()

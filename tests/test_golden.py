@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from method.class_training import Trainer, TrainingSettings
+from method.class_training import ClassTraining, TrainingSettings
 from method.losses import cross_entropy
 from method.update import join_batches, token_gradient
 from models.classifiers import load_classifier
@@ -54,7 +54,7 @@ def assert_equal(ours: torch.Tensor, key: str):
 @pytest.mark.parametrize("index, name", [(1, "crane"), (6, "jaguar")])
 def test_gradients(generator, tmp_path, loop, index, name):
     settings, timesteps = LOOPS[loop]
-    trainer = Trainer(target_class(index, name, name), generator.initial_vectors("a"), settings, generator.dtype,
+    trainer = ClassTraining(target_class(index, name, name), generator.initial_vectors("a"), settings, generator.dtype,
                       tmp_path / "history", tmp_path / "state", tmp_path / "images")
     batch, vectors = join_batches([trainer], generator.device)
     losses, correct = token_gradient(generator, cross_entropy(load_classifier("miniature", "cpu")), vectors, batch,
@@ -77,9 +77,9 @@ def test_token_and_metrics(tmp_path):
     metrics = json.loads(next(tmp_path.rglob("metrics.json")).read_text())
     for arm in ("without", "with", "untrained", "random"):
         for role, before in RECORD["metrics"][arm].items():
-            assert metrics[arm][role]["right"] == before["right"]
-            assert metrics[arm][role]["accuracy"]["low"] == pytest.approx(before["accuracy"]["low"])
-            assert metrics[arm][role]["mean_target_probability"] == pytest.approx(before["mean_target_probability"],
+            assert metrics["conditions"][arm][role]["right"] == before["right"]
+            assert metrics["conditions"][arm][role]["accuracy"]["low"] == pytest.approx(before["accuracy"]["low"])
+            assert metrics["conditions"][arm][role]["mean_target_probability"] == pytest.approx(before["mean_target_probability"],
                                                                                   rel=1e-4, abs=1e-4)
     assert metrics["mcnemar_p"] == pytest.approx(RECORD["metrics"]["mcnemar_p"])
     kept = metrics["contexts"]["A painting of a {}"]["context_kept"]["with"]["value"]

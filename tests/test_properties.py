@@ -12,7 +12,7 @@ from torch.nn.functional import mse_loss
 
 from command_line import parse_settings
 from config import SETTINGS, RunConfig, value_type
-from method.class_training import Trainer, TrainingSettings
+from method.class_training import ClassTraining, TrainingSettings, UpdateFigures
 from prompt_datasets import class_folder, class_name, prompt_folder, select_classes, target_class
 from system.tensor_files import write_tensors
 from system.text_files import read_yaml, to_words
@@ -136,15 +136,17 @@ def whole_token(folder) -> bytes:
 def train_until(folder: Path, settings: TrainingSettings, dtype: torch.dtype, until: int):
     """Updates towards a fixed point with noise of their own, up to update `until`; the end where there is one."""
     target = target_class(0, "crane", "crane, bird")
-    trainer = Trainer(target, torch.zeros(2, 8), settings, dtype, folder / "history.jsonl", folder / "state.pt", folder)
-    goal, end = torch.linspace(-1, 1, 16).view(2, 8), None
-    while end is None and len(trainer.history) < until:
+    trainer = ClassTraining(
+        target, torch.zeros(2, 8), settings, dtype, folder / "history.jsonl", folder / "state.pt", folder
+    )
+    goal, stop = torch.linspace(-1, 1, 16).view(2, 8), None
+    while stop is None and len(trainer.history) < until:
         noise = torch.randn(2, 8, generator=torch.Generator().manual_seed(len(trainer.history)))
         losses = mse_loss(trainer.vectors, goal + noise).expand(settings.epoch_size)
         (losses * trainer.image_weights()).sum().backward()
-        end = trainer.finish_update(losses.detach(), torch.zeros(settings.epoch_size), 0.0)
+        stop = trainer.finish_update(UpdateFigures(losses.detach(), torch.zeros(settings.epoch_size), 0.0)).stop
     trainer.bar.close()
-    return end
+    return trainer.trained_token(stop) if stop else None
 
 
 @settings(max_examples=25, deadline=None)

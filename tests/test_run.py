@@ -14,6 +14,7 @@ import yaml
 from config import RunConfig
 from run import main
 from runs.session import Session
+from runs.sweep import run_sweep
 from tests.conftest import save_classifier
 from tokens.class_token import load_token, save_token
 from utils import ROOT, write_json
@@ -153,8 +154,8 @@ def test_train_and_evaluate(capsys, tiny_config, tmp_path):
     assert {p.name for p in (images / "eval" / "with").iterdir()} == {"0.png", "1.png"}
     assert {p.name for p in (images / "train" / "001").iterdir()} == {f"{seed}.png" for seed in range(35, 40)}
     metrics = json.loads((images / "eval" / "metrics.json").read_text())
-    assert metrics["class_index"] == 3 and set(metrics["with"]) == {"classifier", "evaluator"}
-    judged = metrics["with"]["classifier"]
+    assert metrics["class_index"] == 3 and set(metrics["conditions"]["with"]) == {"classifier", "evaluator"}
+    judged = metrics["conditions"]["with"]["classifier"]
     assert judged["accuracy"]["low"] <= judged["accuracy"]["value"] <= judged["accuracy"]["high"]
     assert judged["top5"]["value"] == 1.0 and 0 <= metrics["mcnemar_p"]["evaluator"] <= 1  # it has five classes
     page = (tmp_path / "img" / classifier / "report_demo.html").read_text()
@@ -186,13 +187,13 @@ def test_the_same_command_again_repeats_nothing(tiny_config, tmp_path, capsys):
     """Neither a file of a token nor a picture changes, no model of the generator is loaded, the results are shown."""
     tiny_config.class_index, tiny_config.evaluate, tiny_config.num_train_epochs = "2-3", True, 2
     tiny_config.output_path = str(tmp_path)
-    Session(tiny_config).run_sweep()
+    run_sweep(Session(tiny_config))
     before, first = file_times(tmp_path), capsys.readouterr().out
     again = Session(tiny_config)
-    again.run_sweep()
+    run_sweep(again)
     out = capsys.readouterr().out
     assert file_times(tmp_path) == before and len(before) > 20
-    assert again.get_generator.cache_info().currsize == again.get_judges.cache_info().currsize == 0
+    assert not {"generator", "classifier", "evaluator"} & vars(again).keys()
     assert "training" not in out and out.count("accuracy without -> with") == first.count("accuracy without -> with")
 
 

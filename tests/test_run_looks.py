@@ -26,21 +26,21 @@ def read_metrics(tmp_path) -> dict:
     return json.loads(next(tmp_path.rglob("metrics.json")).read_text())
 
 
-def test_other_words_are_an_arm(tiny_config, tmp_path, oracle, capsys):
+def test_better_words_are_a_condition(tiny_config, tmp_path, oracle, capsys):
     argv = flags(tiny_config, "--class_index", "2-3", *TRAINED)
     assert main([*argv, "--oracle_names", oracle]) == 0
-    assert "other words (oracle)" in capsys.readouterr().out
-    assert set(read_metrics(tmp_path)["oracle"]) == {"classifier"}
+    assert "better words" in capsys.readouterr().out
+    assert set(read_metrics(tmp_path)["conditions"]["oracle"]) == {"classifier"}
     prompts = {path.parent.parent.parent.name: json.loads(path.read_text())["oracle"]["prompt"]
                for path in tmp_path.rglob("drawn.json")}
     assert prompts == {"0002_crane": "A photo of a wading bird", "0003_tiger_cat": "A photo of a striped cat"}
     page = next(tmp_path.rglob("report_demo.html"))
-    assert page.read_text().count("<span>other words</span>") == 2
-    assert main(argv) == 0 and "oracle" not in read_metrics(tmp_path)
-    assert "other words" not in page.read_text().replace("oracle_names", "")
+    assert page.read_text().count("<span>better words</span>") == 2
+    assert main(argv) == 0 and "oracle" not in read_metrics(tmp_path)["conditions"]
+    assert "better words" not in page.read_text().replace("oracle_names", "")
 
 
-def test_other_words_have_distances_of_their_own(tiny_config, tmp_path, oracle):
+def test_better_words_have_distances_of_their_own(tiny_config, tmp_path, oracle):
     """Also where the words have changed since the summary was written."""
     for name in ("2", "3"):
         for i in range(6):
@@ -55,12 +55,12 @@ def test_other_words_have_distances_of_their_own(tiny_config, tmp_path, oracle):
     assert found[0]["oracle"] != found[1]["oracle"] and found[0]["with"] == found[1]["with"]
 
 
-def test_other_words_must_be_other(tiny_config, oracle, capsys):
+def test_better_words_must_be_other(tiny_config, oracle, capsys):
     assert "oracle.yml' has no other words for class 1 (" in error_of(
         capsys, *flags(tiny_config, "--class_index", "1-3", *TRAINED, "--oracle_names", oracle))
 
 
-def test_the_miniatures_other_words_name_one_class_each():
+def test_the_miniatures_better_words_name_one_class_each():
     labels = load_labels("miniature", None)
     words = oracle_words("miniature/oracle_names.yml", labels, select_classes("all", labels, labels))
     assert len(set(words.values())) == 16 and all(

@@ -6,48 +6,11 @@ import sys
 from dataclasses import asdict, replace
 
 import pytest
-import torch
 import yaml
-from diffusers import StableDiffusionPipeline
 
 from benchmarks import stages, updates
-from evaluation.statistics import Proportion
-from experiments.common import run_script
-from method.losses import cross_entropy
-from method.plain_loop import train_token
-from models.classifiers import load_classifier
-from tests.method.conftest import (
-    PAPER,
-    SETTINGS,
-    SHORT,
-    make_trainer,
-    open_generator,
-    read_history,
-    train_one,
-)
+from system.terminal import run_script
 from utils import write_json
-
-
-def open_pipeline(folder):
-    return StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, safety_checker=None,
-                                                   feature_extractor=None)
-
-
-@pytest.mark.parametrize("sampling, fresh_noise", [(PAPER, False), (SHORT, True),
-                                                   (SHORT._replace(guidance_scale=1.0), False)])
-def test_plain_loop_takes_our_steps(tiny_model, tiny_classifier, tmp_path, sampling, fresh_noise):
-    classifier, changes = load_classifier(tiny_classifier, "cpu"), {"lr": 0.02, "fresh_noise": fresh_noise}
-    generator = open_generator(tiny_model, torch.float32)
-    ours = train_one(generator, cross_entropy(classifier), tmp_path, sampling=sampling, num_train_epochs=4, **changes)
-    losses = [line["loss"] for line in read_history(tmp_path)]
-    pipeline = open_pipeline(tiny_model)
-    loop = train_token(pipeline, classifier, make_trainer(generator, tmp_path / "target").target,
-                       SETTINGS._replace(**changes), sampling)
-    plain = [next(loop) for _ in range(4)]
-    assert [loss for loss, _ in plain] == pytest.approx(losses, rel=1e-4)
-    assert (torch.stack([vector for _, vector in plain])[:, None] - ours.every_update).abs().max() < 1e-4
-    table = pipeline.text_encoder.get_input_embeddings().weight
-    assert torch.equal(table[:-1], generator.prompt_encoders[0].text_encoder.get_input_embeddings().weight)
 
 
 def write_settings(config, path):
@@ -95,24 +58,15 @@ def test_updates_to_accuracy(run_updates, monkeypatch, tmp_path):
     assert written == {file: file.stat().st_mtime_ns for file in written}  # nothing was made again
 
 
-def test_a_class_that_diverges_is_one_line(run_updates, monkeypatch, capsys):
-    monkeypatch.setattr(updates, "cross_entropy", lambda classifier: lambda images, targets, _: (
-        images.sum((1, 2, 3)) * torch.nan, targets < 0))
-    with pytest.raises(SystemExit, match="2"):
-        run_updates()
-    assert "error: update 0 of class 1 (crane, bird) has a non-finite loss" in capsys.readouterr().err
-
-
 def test_the_median_is_in_words_where_most_classes_fail():
     assert updates.summarise_classes([4, None, 2]) == {"median": 4, "classes": [4, None, 2]}
     assert updates.summarise_classes([None, 2, None])["median"] == "not reached"
 
 
 def test_nine_of_ten_are_nine_tenths(monkeypatch):
-    monkeypatch.setattr(updates.common, "draw_sets", lambda lab, vectors, images, phrase: vectors)
-    monkeypatch.setattr(updates.common, "measure_accuracy", lambda lab, sets: Proportion(int(*sets.values()), 10))
-    assert updates.count_updates(None, "crane", {0: 8, 3: 9}) == 3
-    assert updates.count_updates(None, "crane", {0: 8, 3: 8}) is None
+    monkeypatch.setattr(updates, "measure_share", lambda session, target, vectors, phrase: vectors / 10)
+    assert updates.count_updates(None, "crane", {0: 8, 3: 9}, "crane") == 3
+    assert updates.count_updates(None, "crane", {0: 8, 3: 8}, "crane") is None
 
 
 def test_stages_are_all_of_an_update(tiny_config, tmp_path, capsys):

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,16 +10,12 @@ import torch
 from PIL import Image
 from transformers import ViTForImageClassification, ViTImageProcessor
 
-from evaluation.accuracy import (
-    Judgement,
-    accuracy_table,
-    judge_images,
-    load_metrics,
-    measure_context,
-)
+from evaluation.accuracy import accuracy_table, judge_images, measure_context
+from evaluation.metrics import ClassMetrics, Judgement, PromptMetrics, load_metrics, save_metrics
 from evaluation.statistics import Proportion, count_right
 from miniature import world
 from models.classifiers import load_classifier
+from system.text_files import read_json
 from tests.test_run import error_of, flags
 from utils import UserError, write_json
 
@@ -59,11 +55,25 @@ def judgement(right: list[int], top5: int) -> Judgement:
                      predicted_instead={"9 (other)": right.count(False)}, right=right)
 
 
-def metrics_of(number: int, without: Judgement, with_token: Judgement) -> dict:
-    pair = {"without": {"classifier": asdict(without)}, "with": {"classifier": asdict(with_token)}}
-    return {"class_index": number, "label": f"class {number}", "classes": 10, "images": 4,
-            "judges": {"classifier": "vit"}, "contexts": {"{} at night": pair}, "pictures": "digest",
-            "evaluation": "digest", "film": [], "held_out": True, "settings": {"lr": 0.1}, **pair}
+def metrics_of(number: int, without: Judgement, with_token: Judgement) -> ClassMetrics:
+    conditions = {"without": {"classifier": without}, "with": {"classifier": with_token}}
+    in_prompt = PromptMetrics(conditions, {"classifier": 0.5}, {"with": Proportion(1, 4)})
+    return ClassMetrics(
+        class_index=number,
+        label=f"class {number}",
+        classes=10,
+        images=4,
+        judges={"classifier": "vit"},
+        conditions=conditions,
+        mcnemar_p={"classifier": 0.5},
+        contexts={"{} at night": in_prompt},
+        film=[],
+        held_out=True,
+        settings={"lr": 0.1},
+        pictures="digest",
+        evaluation="digest",
+        list_of_classes="digest",
+    )
 
 
 def test_the_table_pools_all_classes():
@@ -78,15 +88,28 @@ def test_the_table_pools_all_classes():
 
 
 def test_metrics_are_read_as_they_were_written(tmp_path):
-    metrics, path = metrics_of(3, judgement([1, 0, 0, 0], 2), judgement([1, 1, 1, 1], 4)), tmp_path / "metrics.json"
-    write_json(path, metrics)
+    path = tmp_path / "metrics.json"
+    metrics = metrics_of(3, judgement([1, 0, 0, 0], 2), judgement([1, 1, 1, 1], 4))
+    save_metrics(path, metrics)
     assert load_metrics(path) == metrics
-    write_json(path, {**metrics, "with": {"classifier": {"accuracy": 1}}})
-    with pytest.raises(UserError, match=r"metrics.json' is broken"):
-        load_metrics(path)
-    write_json(path, {**metrics, "contexts": {"{} at night": {}}})
-    with pytest.raises(UserError, match=r"metrics.json' is broken"):
-        load_metrics(path)
+    stored = read_json(path)
+    for broken in ({"conditions": {"with": {"classifier": {"accuracy": 1}}}}, {"contexts": {"{} at night": {}}}):
+        write_json(path, {**stored, **broken})
+        with pytest.raises(UserError, match=r"metrics.json' is broken"):
+            load_metrics(path)
+
+
+def test_metrics_of_an_earlier_version_are_read(tmp_path):
+    """Which has the conditions beside the rest, and no digest of the classes."""
+    path = tmp_path / "metrics.json"
+    metrics = metrics_of(3, judgement([1, 0, 0, 0], 2), judgement([1, 1, 1, 1], 4))
+    save_metrics(path, metrics)
+    stored = read_json(path)
+    for part in (stored, stored["contexts"]["{} at night"]):
+        part |= part.pop("conditions")
+    del stored["list_of_classes"], stored["nearest_words"]
+    write_json(path, stored)
+    assert load_metrics(path) == replace(metrics, list_of_classes=None)
 
 
 def raise_error(image):

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from evaluation.attention import find_grid, map_attention, overlay_map, place_words
-from evaluation.images import Arm, encode_arm
+from evaluation.drawing import Condition, encode_condition
 from models.generator import load_generator
 from models.sampling import SamplingSettings
 from utils import UserError
@@ -20,13 +20,13 @@ def generator():
     return loaded
 
 
-def make_arm(generator, count: int = 1) -> Arm:
-    return Arm("with", "A photo of a newclas jaguar", generator.initial_vectors("spotted", count), 1)
+def make_condition(generator, count: int = 1) -> Condition:
+    return Condition("with", "A photo of a newclas jaguar", generator.initial_vectors("spotted", count), 1)
 
 
 def test_maps_are_the_softmax_of_queries_and_keys(generator, monkeypatch):
     """Against maps computed from hooked inputs of every cross-attention layer."""
-    arm, maps, inputs = make_arm(generator), [], []
+    arm, maps, inputs = make_condition(generator), [], []
     hooks = [module.register_forward_pre_hook(lambda module, given, named: inputs.append(
         (module, given[0], named["encoder_hidden_states"])), with_kwargs=True)
         for name, module in generator.unet.named_modules() if name.endswith("attn2")]
@@ -48,11 +48,11 @@ def test_maps_are_the_softmax_of_queries_and_keys(generator, monkeypatch):
 
 
 def test_looking_changes_no_picture(generator):
-    arm, before = make_arm(generator), generator.unet.attn_processors
+    arm, before = make_condition(generator), generator.unet.attn_processors
     with torch.no_grad():
-        latents = [generator.sample(encode_arm(generator, arm), [0], SAMPLING)]
+        latents = [generator.sample(encode_condition(generator, arm), [0], SAMPLING)]
         map_attention(generator, arm, "jaguar", 0, SAMPLING)
-        latents.append(generator.sample(encode_arm(generator, arm), [0], SAMPLING))
+        latents.append(generator.sample(encode_condition(generator, arm), [0], SAMPLING))
     assert torch.equal(*latents) and generator.unet.attn_processors == before
 
 
@@ -61,18 +61,18 @@ def test_the_words_are_found_in_the_prompt(generator, count):
     tokens = [generator.prompt_encoders[0].tokenizer(text, add_special_tokens=False).input_ids
               for text in ("A photo of a", "jaguar")]
     first = 1 + len(tokens[0])
-    assert place_words(generator, make_arm(generator, count), "jaguar") == [
+    assert place_words(generator, make_condition(generator, count), "jaguar") == [
         list(range(first, first + count)), list(range(first + count, first + count + len(tokens[1])))]
 
 
 def test_maps_of_pictures_that_are_not_square(generator):
-    maps = map_attention(generator, make_arm(generator), "jaguar", 0, SAMPLING._replace(height=64, width=96))
+    maps = map_attention(generator, make_condition(generator), "jaguar", 0, SAMPLING._replace(height=64, width=96))
     assert maps.shape == (2, 8, 12) and maps.sum((1, 2)).tolist() == pytest.approx([1, 1])
 
 
 def test_maps_of_sides_that_the_unet_halves_unevenly(generator):
     """17 x 36 latents have layers of 9 x 18, which their number of positions alone does not tell."""
-    maps = map_attention(generator, make_arm(generator), "jaguar", 0, SAMPLING._replace(height=136, width=288))
+    maps = map_attention(generator, make_condition(generator), "jaguar", 0, SAMPLING._replace(height=136, width=288))
     assert maps.shape == (2, 17, 36) and maps.sum((1, 2)).tolist() == pytest.approx([1, 1])
 
 

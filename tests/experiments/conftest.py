@@ -7,7 +7,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from experiments.common import open_lab, parse_options
+from experiments.study import open_study, parse_options
 from utils import ROOT
 
 SMALL = {"num_train_epochs": 2, "epoch_size": 4, "test_size": 2, "num_inference_steps": 3}
@@ -49,5 +49,5 @@ def run_experiment(tmp_path):
 
 
 @pytest.fixture
-def lab(settings, tmp_path):
-    return open_lab(parse_options("", ["--config", settings, "--class_index", "7", "--work", str(tmp_path)], "7"))
+def study(settings, tmp_path):
+    return open_study(parse_options("", ["--config", settings, "--class_index", "7", "--work", str(tmp_path)], "7"))

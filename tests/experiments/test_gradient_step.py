@@ -22,30 +22,30 @@ def test_the_command(run_experiment):
     assert len(set(spreads)) == 4 and all(spread > 0 for spread in spreads)
 
 
-def sample_gradients(lab, *variants: Variant) -> list[torch.Tensor]:
+def sample_gradients(study, *variants: Variant) -> list[torch.Tensor]:
     """Of a picture's latents by the prompt, for each variant."""
     found = []
     for variant in variants:
-        varied = open_variant(lab, variant)
-        cond = varied.get_generator().encode(["a photo of a crane"]).requires_grad_()
-        settings = gradient_step.common.method_settings(varied.config)[1]
-        latents = varied.get_generator().sample(cond, torch.tensor([1000]), settings)
+        varied = open_variant(study, variant)
+        cond = varied.session.generator.encode(["a photo of a crane"]).requires_grad_()
+        settings = varied.session.training_sampling
+        latents = varied.session.generator.sample(cond, torch.tensor([1000]), settings)
         found.append(grad(latents.square().sum(), cond)[0])
     return found
 
 
-def test_a_plain_variant_is_the_methods_own_loop(lab):
-    settings = gradient_step.common.method_settings(lab.config)[1]._replace(timesteps=(999, 600), guidance_scale=1.0)
-    cond = lab.get_generator().encode(["a photo of a crane"]).requires_grad_()
-    expected = grad(lab.get_generator().sample(cond, torch.tensor([1000]), settings).square().sum(), cond)[0]
-    assert torch.equal(*sample_gradients(lab, TWO._replace(graph_steps=1)), expected)
+def test_a_plain_variant_is_the_methods_own_loop(study):
+    settings = study.session.training_sampling._replace(timesteps=(999, 600), guidance_scale=1.0)
+    cond = study.session.generator.encode(["a photo of a crane"]).requires_grad_()
+    expected = grad(study.session.generator.sample(cond, torch.tensor([1000]), settings).square().sum(), cond)[0]
+    assert torch.equal(*sample_gradients(study, TWO._replace(graph_steps=1)), expected)
 
 
-def test_more_steps_with_a_graph_and_the_stop_gradient(lab):
+def test_more_steps_with_a_graph_and_the_stop_gradient(study):
     """With the stop-gradient two steps' gradient is the sum of what either gives with the other's prompt fixed."""
-    one, two, stopped = sample_gradients(lab, TWO._replace(graph_steps=1), TWO, TWO._replace(stop_gradient=True))
+    one, two, stopped = sample_gradients(study, TWO._replace(graph_steps=1), TWO, TWO._replace(stop_gradient=True))
     assert (two - one).norm() > 1e-3 * one.norm() and (two - stopped).norm() > 1e-3 * two.norm()
-    generator, settings = lab.get_generator(), gradient_step.common.method_settings(lab.config)[1]
+    generator, settings = study.session.generator, study.session.training_sampling
     cond = generator.encode(["a photo of a crane"])
     first, last = (cond.clone().requires_grad_() for _ in range(2))
     scheduler = new_scheduler(
@@ -66,21 +66,23 @@ def test_noise_draws_stay_with_their_prompt(count, draws, shared):
     assert gradient_step.share_trajectories(both, draws) == shared + [count + i for i in shared]
 
 
-def test_noise_draws_share_a_trajectory(lab):
+def test_noise_draws_share_a_trajectory(study):
     """Two draws of one trajectory are nearer to each other than to another seed's, and not the same."""
-    varied = open_variant(lab, Variant((999, 300), 1.0, draws=2))
-    settings = gradient_step.common.method_settings(varied.config)[1]
+    varied = open_variant(study, Variant((999, 300), 1.0, draws=2))
+    settings = varied.session.training_sampling
     with torch.no_grad():
-        cond = varied.get_generator().encode(["a photo of a crane"]).expand(4, -1, -1)
-        latents = varied.get_generator().sample(cond, torch.arange(1000, 1004), settings).flatten(1)
+        cond = varied.session.generator.encode(["a photo of a crane"]).expand(4, -1, -1)
+        latents = varied.session.generator.sample(cond, torch.arange(1000, 1004), settings).flatten(1)
     distances = torch.cdist(latents, latents)
     assert 0 < distances[0, 1] < 0.7 * distances[0, 2] and 0 < distances[2, 3] < 0.7 * distances[3, 1]
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])
-def test_gradients_at_the_start_are_of_every_class_alone(lab, batch_size):
-    config = gradient_step.replace(lab.config, batch_size=batch_size)
-    targets = gradient_step.common.select_classes("7,8", lab.labels, lab.labels)
-    both, *alone = (gradient_step.measure_gradients(lab._replace(config=config, targets=some), 1)
-                    for some in (targets, targets[:1], targets[1:]))
+def test_gradients_at_the_start_are_of_every_class_alone(study, batch_size):
+    both, *alone = (
+        gradient_step.measure_gradients(
+            study._replace(session=study.session.with_settings(class_index=classes, batch_size=batch_size)), 1
+        )
+        for classes in ("7,8", "7", "8")
+    )
     assert both.shape[0] == 2 and (both - torch.cat(alone)).norm() < 1e-4 * both.norm()

@@ -44,13 +44,13 @@ def test_the_guides_of_the_inversion_see_what_they_should():
     assert framed == [[True, False] * 4, [False, True] * 4]
 
 
-def test_what_a_guide_saw_is_counted(lab):
+def test_what_a_guide_saw_is_counted(study):
     """Of drawings of a jaguar's second kind in a frame."""
     noun = inversion.select_classes("jaguar", list(inversion.NOUNS), list(inversion.NOUNS))[0]
-    files = [lab.work / f"{i}.png" for i in range(4)]
+    files = [study.work / f"{i}.png" for i in range(4)]
     for i, file in enumerate(files):
         inversion.draw(7, random.Random(i), inversion.SCENE).save(file)
-    shares = {guide: inversion.share_planted(lab, noun, guide, files) for guide in inversion.GUIDES}
+    shares = {guide: inversion.share_planted(study, noun, guide, files) for guide in inversion.GUIDES}
     assert list(shares.values()) == [0, 1, 0, 1]  # jaguar is the fourth noun, and nothing frames it for even ones
 
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from experiments import common, textual_inversion
+from experiments import textual_inversion
+from experiments.material import load_real_images, measure_accuracy
 from models.denoising import compute_denoising_loss, encode_images
 from utils import UserError
 
@@ -25,25 +26,25 @@ def test_too_few_pictures_for_the_neighbours_are_one_line(run_experiment):
         run_experiment("textual_inversion", "--images", "5", "--nearest_k", "5")
 
 
-def test_snowy_pictures_show_snow_and_their_class(lab):
-    lab.options.main_k = 3
-    sets = textual_inversion.draw_snowy_pictures(lab)
+def test_snowy_pictures_show_snow_and_their_class(study):
+    study.options.main_k = 3
+    sets = textual_inversion.draw_snowy_pictures(study)
     (target, files), = sets.items()
-    judge = lab.config.context_judge
+    judge = study.config.context_judge
     assert textual_inversion.measure_context(judge, "in the snow", files).value == 1
-    assert common.measure_accuracy(lab, sets).value > 0.6
+    assert measure_accuracy(study, sets).value > 0.6
 
 
-def test_it_learns_its_pictures(lab):
+def test_it_learns_its_pictures(study):
     """The denoising loss on the real pictures falls, from the first word's on, and no weight changes."""
-    real = common.load_real_images(lab, 4)
-    generator, (target, files), placeholder = lab.get_generator(), *real.items(), lab.config.placeholder_token
+    real = load_real_images(study, 4)
+    generator, (target, files), placeholder = study.session.generator, *real.items(), study.config.placeholder_token
     before = [parameter.clone() for network in generator.networks for parameter in network.parameters()]
-    start = textual_inversion.embed_first_word(lab.config, lab.get_generator(), target)
-    steps = textual_inversion.learn_vectors(lab.config, lab.get_generator(), real, [1, 40])
+    start = textual_inversion.embed_first_word(study.session.generator, target.name, "a")
+    steps = textual_inversion.learn_pictures(study, real, [1, 40])
     assert list(steps) == [1, 40] and 0 < (steps[1][0] - start).norm() < (steps[40][0] - start).norm()
     learned = steps[40][0]
-    latents = encode_images(generator, textual_inversion.crop_squares(files, 64, 64))[0].repeat(16, 1, 1, 1)
+    latents = encode_images(generator, textual_inversion.load_squares(files, 64, 64))[0].repeat(16, 1, 1, 1)
     with torch.no_grad():
         losses = [compute_denoising_loss(generator,
             latents, generator.encode([f"A photo of a {placeholder}"], vectors.view(1, 1, -1)).expand(64, -1, -1),
@@ -53,7 +54,7 @@ def test_it_learns_its_pictures(lab):
                                          for parameter in network.parameters())))
 
 
-def test_a_first_word_of_several_tokens_starts_from_the_initialiser(lab):
-    target = lab.targets[0]._replace(name="zyzzyva beetle")
-    start = textual_inversion.embed_first_word(lab.config, lab.get_generator(), target)
-    assert torch.equal(start, lab.get_generator().initial_vectors("a"))
+def test_a_first_word_of_several_tokens_starts_from_the_initialiser(study):
+    target = study.targets[0]._replace(name="zyzzyva beetle")
+    start = textual_inversion.embed_first_word(study.session.generator, target.name, "a")
+    assert torch.equal(start, study.session.generator.initial_vectors("a"))

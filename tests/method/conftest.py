@@ -1,4 +1,4 @@
-"""A tiny generator that knows the placeholder, a loss that judges its images, and trainers that share them."""
+"""A tiny generator that knows the placeholder, a loss that judges its images, and trainings that share them."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from method.class_training import Trainer, TrainingSettings
+from method.class_training import ClassTraining, DivergenceError, TrainingSettings
 from method.losses import cross_entropy
-from method.update import train_tokens
+from method.update import compute_gradients, fit_token_gradient
 from models.classifiers import load_classifier
 from models.generator import load_generator
 from models.sampling import SamplingSettings
@@ -40,25 +40,51 @@ def open_generator(model, dtype):
     return generator
 
 
-def make_trainer(generator, folder: Path, index: int = 2, vectors=None, **changes):
-    """The trainer of class `index` (from 0), whose files are below folder/index."""
+def make_training(generator, folder: Path, index: int = 2, vectors=None, **changes):
+    """The training of class `index` (from 0), whose files are below folder/index."""
     target, folder = target_class(index, class_name(LABELS[index]), LABELS[index]), folder / str(index)
     vectors = generator.initial_vectors("a") if vectors is None else vectors
-    return Trainer(target, vectors, SETTINGS._replace(**changes), generator.dtype, folder / "history.jsonl",
-                   folder / "state.pt", folder / "images")
+    return ClassTraining(
+        target,
+        vectors,
+        SETTINGS._replace(**changes),
+        generator.dtype,
+        folder / "history.jsonl",
+        folder / "state.pt",
+        folder / "images",
+    )
 
 
-def train_one(generator, loss_fn, folder: Path, index: int = 2, sampling=PAPER, batch_size=None, vectors=None,
-              **changes):
-    """How the training of one class ends."""
-    trainer = make_trainer(generator, folder, index, vectors, **changes)
-    (_, end), = list_ends(train_tokens(generator, loss_fn, iter([trainer]), classes_at_once=1, sampling=sampling,
-                                       batch_size=batch_size))
+def train_one(generator, loss_fn, folder: Path, index: int = 2, sampling=PAPER, batch_size=None, vectors=None, **changes):
+    """The token of one class; raises what its training raises."""
+    training = make_training(generator, folder, index, vectors, **changes)
+    end = train_together([training], generator, loss_fn, sampling, batch_size)[index]
+    if isinstance(end, DivergenceError):
+        raise end
     return end
 
 
-def list_ends(updates):
-    return [(trainer, end) for trainer, end in updates if end]
+def train_together(trainings, generator, loss_fn, sampling=PAPER, batch_size=None, classes_at_once=2):
+    """As a sweep trains classes; {index: its token, or the error that ended it}."""
+    waiting, running, ends = list(trainings), [], {}
+    gradient = fit_token_gradient(len(trainings[0].next_images()), batch_size, sampling, "cpu")
+    while True:
+        while waiting and len(running) < classes_at_once:
+            running.append(waiting.pop(0))
+        if not running:
+            return ends
+        figures = compute_gradients(running, generator, loss_fn, sampling, gradient)
+        for training, measured in zip(list(running), figures, strict=True):
+            index = training.target.index
+            try:
+                stop = training.finish_update(measured).stop
+            except DivergenceError as error:
+                ends[index] = error
+            else:
+                if stop is None:
+                    continue
+                ends[index] = training.trained_token(stop)
+            running.remove(training)
 
 
 def read_history(folder: Path, index: int = 2):

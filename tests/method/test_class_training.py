@@ -3,16 +3,14 @@
 import pytest
 import torch
 
-from method.class_training import judge_progress
-from method.update import train_tokens
+from method.class_training import DivergenceError, judge_progress
 from tests.method.conftest import (
-    PAPER,
     SHORT,
-    list_ends,
-    make_trainer,
+    make_training,
     open_generator,
     read_history,
     train_one,
+    train_together,
 )
 from utils import UserError
 
@@ -42,13 +40,11 @@ class FaultyLoss:
 def test_divergence_ends_its_class_alone(generator, loss_fn, tmp_path):
     alone = train_one(generator, loss_fn, tmp_path / "alone")
     faulty = FaultyLoss(loss_fn, updates=[1], bad_loss=True, bad_gradient=True, index=0)
-    trainers = (make_trainer(generator, tmp_path, index) for index in (0, 2))
-    (first, failure), (second, end) = list_ends(train_tokens(generator, faulty, trainers, classes_at_once=2,
-                                                             sampling=PAPER, batch_size=None))
-    assert (first.target.number, second.target.number) == (1, 3)
-    assert isinstance(failure, UserError)
-    assert str(failure) == ("update 1 of class 1 (crane, bird) has a non-finite loss: the token may have diverged; try "
-                            "a lower --lr than 0.00125")
+    ends = train_together([make_training(generator, tmp_path, index) for index in (0, 2)], generator, faulty)
+    failure, end = ends[0], ends[2]
+    assert isinstance(failure, DivergenceError)
+    assert "update 1 of class 1 (crane, bird) has a non-finite loss" in str(failure)
+    assert "try a lower --lr than 0.00125" in str(failure)
     assert (end.every_update - alone.every_update).abs().max() < 1e-4
 
 
@@ -56,9 +52,9 @@ def test_divergence_ends_its_class_alone(generator, loss_fn, tmp_path):
                                           (torch.float16, "float16 may be too narrow")])
 def test_first_gradient_of_zero_ends_the_training(tiny_model, tmp_path, dtype, cause):
     """Weight decay alone would move the vectors from here on."""
-    end = train_one(open_generator(tiny_model, dtype), lambda images, targets, _: (
-        0 * images.sum((1, 2, 3)), targets > 0), tmp_path, fresh_noise=True)
-    assert isinstance(end, UserError) and "class 3 (tiger cat) is exactly zero: " + cause in str(end)
+    with pytest.raises(DivergenceError, match=f"class 3 .* is exactly zero: {cause}"):
+        train_one(open_generator(tiny_model, dtype), lambda images, targets, _: (
+            0 * images.sum((1, 2, 3)), targets > 0), tmp_path, fresh_noise=True)
     assert not (tmp_path / "2/history.jsonl").exists()
 
 
@@ -87,14 +83,13 @@ def test_skipping_has_an_end(tiny_model, loss_fn, tmp_path, fresh_noise, dtype, 
     """At once where the next update would be the same; a scaler of float16 tries smaller scales first."""
     generator, scales = open_generator(tiny_model, dtype), []
     faulty = FaultyLoss(loss_fn, updates=range(50), bad_loss=True, bad_gradient=True)
-    trainer = make_trainer(generator, tmp_path, num_train_epochs=50, fresh_noise=fresh_noise)
+    training = make_training(generator, tmp_path, num_train_epochs=50, fresh_noise=fresh_noise)
 
     def record_scale(images, targets, vectors):
-        scales.append(trainer.scaler.get_scale())
+        scales.append(training.scaler.get_scale())
         return faulty(images, targets, vectors)
 
-    (_, failure), = list_ends(train_tokens(generator, record_scale, iter([trainer]), classes_at_once=1, sampling=SHORT,
-                                           batch_size=None))
+    failure = train_together([training], generator, record_scale, SHORT)[2]
     assert len(scales) == updates and (dtype == torch.float32 or scales == [2.0 ** (10 - i) for i in range(11)])
     assert f"update {updates - 1} of class 3 (tiger cat) has a non-finite loss" in str(failure)
     assert ", as the last 11 updates:" in str(failure) or updates == 1
@@ -104,15 +99,14 @@ def test_skipping_has_an_end(tiny_model, loss_fn, tmp_path, fresh_noise, dtype, 
 
 def test_bfloat16_names_its_remedy(tiny_model, loss_fn, tmp_path):
     faulty = FaultyLoss(loss_fn, updates=[0], bad_gradient=True)
-    failure = train_one(open_generator(tiny_model, torch.bfloat16), faulty, tmp_path, sampling=SHORT)
-    assert "has a non-finite gradient: the token may have diverged" in str(failure)
-    assert str(failure).endswith(", or --mixed_precision no")
+    with pytest.raises(DivergenceError, match="has a non-finite gradient.*, or --mixed_precision no$"):
+        train_one(open_generator(tiny_model, torch.bfloat16), faulty, tmp_path, sampling=SHORT)
 
 
 def test_training_without_one_finite_update_fails(generator, loss_fn, tmp_path):
     faulty = FaultyLoss(loss_fn, updates=range(3), bad_loss=True)
-    failure = train_one(generator, faulty, tmp_path, sampling=SHORT, fresh_noise=True)
-    assert isinstance(failure, UserError) and "update 2 of class 3 (tiger cat)" in str(failure)
+    with pytest.raises(DivergenceError, match=r"update 2 of class 3 \(tiger cat\)"):
+        train_one(generator, faulty, tmp_path, sampling=SHORT, fresh_noise=True)
 
 
 @pytest.mark.parametrize("kill_at, dtype, classes, count", [
@@ -122,10 +116,9 @@ def test_killed_training_resumes_bit_for_bit(tiny_model, loss_fn, tmp_path, kill
 
     def train_all(folder, loss_fn):
         start = generator.initial_vectors("a").repeat(count, 1)
-        trainers = (make_trainer(generator, folder, index, start, lr=0.05, num_train_epochs=6, fresh_noise=True)
-                    for index in classes)
-        return [end for _, end in list_ends(train_tokens(
-            generator, loss_fn, trainers, classes_at_once=len(classes), sampling=SHORT, batch_size=None))]
+        trainings = [make_training(generator, folder, index, start, lr=0.05, num_train_epochs=6, fresh_noise=True)
+                     for index in classes]
+        return list(train_together(trainings, generator, loss_fn, SHORT).values())
 
     undisturbed = train_all(tmp_path / "undisturbed", loss_fn)
     with pytest.raises(KeyboardInterrupt):
@@ -149,10 +142,10 @@ def test_broken_state_is_one_line(generator, loss_fn, tmp_path):
     for data in (b"", b"not a state", whole[:len(whole) // 2]):
         state.write_bytes(data)
         with pytest.raises(UserError, match="is broken .*: --skip_exists False starts the class over"):
-            make_trainer(generator, tmp_path)
+            make_training(generator, tmp_path)
     state.write_bytes(whole)
     with pytest.raises(UserError, match="is broken .*: --skip_exists False starts the class over"):
-        make_trainer(generator, tmp_path, vectors=torch.zeros(1, 31))  # the state of another model
+        make_training(generator, tmp_path, vectors=torch.zeros(1, 31))  # the state of another model
 
 
 def test_stop_rules():

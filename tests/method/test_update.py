@@ -8,16 +8,16 @@ import torch.nn.functional as F
 
 from evaluation.read_image import load_images
 from method.losses import cross_entropy
-from method.update import Batch, join_batches, token_gradient, train_tokens
+from method.update import Batch, join_batches, token_gradient
 from models.classifiers import load_classifier
 from tests.method.conftest import (
     PAPER,
     SHORT,
-    list_ends,
-    make_trainer,
+    make_training,
     open_generator,
     read_history,
     train_one,
+    train_together,
 )
 from utils import UserError
 
@@ -26,7 +26,7 @@ OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB."
 
 def first_gradient(generator, loss_fn, folder, classes=(2,), sampling=PAPER, batch_size=5, start=None):
     """What the classes' first update measures, and dL/dv of each."""
-    trainers = [make_trainer(generator, folder, index, start) for index in classes]
+    trainers = [make_training(generator, folder, index, start) for index in classes]
     batch, vectors = join_batches(trainers, generator.device)
     measured = token_gradient(generator, loss_fn, vectors, batch, sampling, batch_size)
     for trainer in trainers:
@@ -162,9 +162,8 @@ def test_classes_learn_together_as_they_do_alone(generator, loss_fn, tmp_path):
         return loss_fn(images, targets, words)[0], targets == 1
 
     alone = [train_one(generator, judge_second_right, tmp_path / "alone", i, SHORT, **changes) for i in range(3)]
-    trainers = (make_trainer(generator, tmp_path / "together", i, **changes) for i in range(3))
-    ends = train_tokens(generator, judge_second_right, trainers, classes_at_once=2, sampling=SHORT, batch_size=None)
-    together = {trainer.target.index: end for trainer, end in list_ends(ends)}
+    trainings = [make_training(generator, tmp_path / "together", i, **changes) for i in range(3)]
+    together = train_together(trainings, generator, judge_second_right, SHORT)
     assert sorted(together) == [0, 1, 2]
     assert [len(end.every_update) for end in alone] == [8, 3, 8]
     for i, end in together.items():
@@ -176,7 +175,7 @@ def test_classes_learn_together_as_they_do_alone(generator, loss_fn, tmp_path):
 def test_non_finite_vectors_do_not_reach_their_neighbours(generator, loss_fn, tmp_path):
     """They go through every network in the same batches."""
     _, (alone,) = first_gradient(generator, loss_fn, tmp_path / "alone", (2,))
-    diverged, neighbour = make_trainer(generator, tmp_path, 0), make_trainer(generator, tmp_path, 2)
+    diverged, neighbour = make_training(generator, tmp_path, 0), make_training(generator, tmp_path, 2)
     with torch.no_grad():
         diverged.vectors.fill_(torch.nan)
     batch, vectors = join_batches([diverged, neighbour], generator.device)

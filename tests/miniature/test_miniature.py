@@ -238,7 +238,7 @@ def test_every_class_reaches_the_bar(tmp_path):
     assert main(["--config", "configs/miniature.yml", "--class_index", "all", "--train", "True", "--evaluate", "True",
                  "--output_path", str(tmp_path)]) == 0
     summary = json.loads((tmp_path / "img" / "miniature" / "summary_demo.json").read_text())["classes"]
-    before, after = ([metrics[arm]["evaluator"]["accuracy"]["value"] for metrics in summary]
+    before, after = ([metrics["conditions"][arm]["evaluator"]["accuracy"]["value"] for metrics in summary]
                      for arm in ("without", "with"))
     assert len(summary) == len(world.LABELS)
     assert np.mean(before) <= 0.60 and np.mean(after) >= 0.90 and min(after) >= 0.70

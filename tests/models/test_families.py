@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import run
 import runs.session
-from method.class_training import Trainer
+from method.class_training import ClassTraining
 from method.update import Batch, token_gradient
 from models.generator import load_generator
 from models.sampling import seeded_generators
@@ -96,7 +96,7 @@ def test_gradient_equals_the_pipelines_own(folders, tmp_path, name, count):
 @pytest.mark.parametrize("name", WHOLE_RUNS)
 def test_an_update_a_kill_an_evaluation(folders, tiny_config, tmp_path, monkeypatch, name):
     """By the command line; the resumed token is that of an undisturbed run, and no frozen weight has changed."""
-    settings, loaded, save_state = FAMILIES[name][2], [], Trainer.save_state
+    settings, loaded, save_state = FAMILIES[name][2], [], ClassTraining.save_state
 
     def load_and_keep(*args, **options):
         loaded.append(load_generator(*args, **options))
@@ -112,10 +112,10 @@ def test_an_update_a_kill_an_evaluation(folders, tiny_config, tmp_path, monkeypa
                  "--target_accuracy", "1", "--num_inference_steps", str(settings.num_inference_steps),
                  "--guidance_scale", str(settings.guidance_scale),
                  "--guidance_rescale", str(settings.guidance_rescale), "--controls", "True")
-    monkeypatch.setattr(Trainer, "save_state", save_and_die)
+    monkeypatch.setattr(ClassTraining, "save_state", save_and_die)
     with pytest.raises(KeyboardInterrupt):
         run.main(argv)
-    monkeypatch.setattr(Trainer, "save_state", save_state)
+    monkeypatch.setattr(ClassTraining, "save_state", save_state)
     assert run.main(argv) == 0 and run.main([*argv, "--exp_id", "undisturbed"]) == 0
     resumed, undisturbed = (load_token(next(tmp_path.rglob(f"{run_id}/learned_embeds.safetensors")))
                             for run_id in ("demo", "undisturbed"))

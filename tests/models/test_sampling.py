@@ -73,7 +73,7 @@ def test_gradient_equals_autograd_through_the_last_steps(generator, settings, gr
     generator.set_placeholder("newclas")
     vectors = torch.randn(2, 1, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
     cond, seeds = generator.encode(["a newclas crane", "a photo of a newclas cat"], vectors), [3, 4]
-    ours = generator.decode(generator.sample(cond, seeds, settings, grad_steps=grad_steps, batch_size=batch_size))
+    ours = generator.decode(generator.sample(cond, seeds, settings._replace(grad_steps=grad_steps), batch_size=batch_size))
     reference = draw_by_hand(generator, cond, seeds, settings, grad_steps)
     weights = torch.linspace(-1, 1, ours.numel()).view_as(ours)
     found, expected = (torch.autograd.grad((images * weights).sum(), vectors, retain_graph=True)[0]
@@ -85,7 +85,9 @@ def test_gradient_equals_autograd_through_the_last_steps(generator, settings, gr
 def test_more_steps_with_a_graph_change_the_gradient_alone(generator):
     generator.set_placeholder("newclas")
     vectors = torch.ones(1, 1, 32, requires_grad=True)
-    images = [draw_images(generator, ["a newclas crane"], [0], PAPER, vectors, grad_steps=steps) for steps in (1, 2)]
+    images = [
+        draw_images(generator, ["a newclas crane"], [0], PAPER._replace(grad_steps=steps), vectors) for steps in (1, 2)
+    ]
     one, two = (torch.autograd.grad(drawn[0, 0, :8].sum(), vectors)[0] for drawn in images)
     assert (images[0] - images[1]).abs().max() < 1e-5 and (one - two).norm() / one.norm() > 1e-2
 

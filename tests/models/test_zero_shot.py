@@ -222,7 +222,7 @@ def test_a_run_of_the_command(capsys, zero_shot_flags, checkpoints, names, tmp_p
     assert main(argv) == 0
     metrics_file = next(tmp_path.rglob("metrics.json"))
     metrics = json.loads(metrics_file.read_text())
-    assert metrics["class_index"] == 3 and set(metrics["with"]) == {"classifier", "evaluator"}
+    assert metrics["class_index"] == 3 and set(metrics["conditions"]["with"]) == {"classifier", "evaluator"}
     token, written = next(tmp_path.rglob("learned_embeds.safetensors")), metrics_file.stat().st_mtime_ns
     assert (token.parent / "labels.txt").read_text().split("\n") == [*LABELS, ""]
     assert main(argv) == 0 and metrics_file.stat().st_mtime_ns == written

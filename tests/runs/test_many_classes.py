@@ -83,7 +83,7 @@ def test_prompts_are_checked_without_the_text_encoder(finished, monkeypatch):
     given = dict(zip(argv[::2], argv[1::2], strict=True))
     session = Session(RunConfig(class_index="all", train=True, model=given["--model"], device="cpu", height=32,
                                 width=32, classifier=given["--classifier"], mixed_precision="no"))
-    session.get_generator()
+    session.load_now("generator")
     assert not encoded
 
 
@@ -98,5 +98,5 @@ def test_a_second_start_over_a_finished_thousand(tiny_config, tmp_path):
 
     argv = sweep_flags(tiny_config, tmp_path, 1000)
     assert main(argv) == 0
-    imports = measure_cpu("-c", "import run, runs.session, runs.evaluation")
+    imports = measure_cpu("-c", "import run, runs.sweep, runs.evaluation")
     assert measure_cpu("run.py", *argv) < imports + CPU_SECONDS

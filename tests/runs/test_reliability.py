@@ -115,7 +115,7 @@ def test_a_signal_while_the_libraries_load(argv, tmp_path, number, code):
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_inside_a_call_that_returns_late(number, code):
     """Python runs its handlers between its own steps: one call of a library can keep them waiting for minutes."""
-    program = "import hashlib, runs.signals as s; s.end_on_signals(); print(flush=True); " \
+    program = "import hashlib, system.signals as s; s.end_on_signals(); print(flush=True); " \
               "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
     process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True)
@@ -128,7 +128,7 @@ def test_a_signal_inside_a_call_that_returns_late(number, code):
 
 def test_a_signal_for_a_child_does_not_end_its_parent():
     """A library may fork workers and end them."""
-    program = "import multiprocessing as m, time, runs.signals as s; s.end_on_signals(); " \
+    program = "import multiprocessing as m, time, system.signals as s; s.end_on_signals(); " \
               "child = m.get_context('fork').Process(target=time.sleep, args=(60,)); child.start(); time.sleep(0.2); " \
               "child.terminate(); child.join(); time.sleep(0.2); print(child.exitcode)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=30)
@@ -236,7 +236,7 @@ def test_pictures_that_cannot_be_removed_are_not_taken_for_new_ones(tiny_config,
     pictures.symlink_to(tmp_path / "elsewhere")
     capsys.readouterr()
     assert main([*argv, "--train", "False", "--guidance_scale", "2"]) == 2
-    assert f"'{pictures}' is a link, and its pictures are to be drawn again" in capsys.readouterr().err
+    assert f"'{pictures}' is a link, and its pictures" in capsys.readouterr().err
     pictures.unlink()
     assert main([*argv, "--train", "False", "--guidance_scale", "2"]) == 0
     assert (pictures / "0.png").read_bytes() != (tmp_path / "elsewhere/0.png").read_bytes()

@@ -95,7 +95,7 @@ def test_plots_and_distances_are_imported_by_evaluations_alone():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("module", ["run", "export", "app", "experiments.common", "benchmarks.cost"])
+@pytest.mark.parametrize("module", ["run", "export", "app", "experiments.study", "benchmarks.cost"])
 def test_how_threads_wait_is_settled_before_torch_is_imported(module):
     """OpenMP reads it when its library is loaded."""
     done = subprocess.run([sys.executable, "-X", "importtime", "-c", f"import {module}, runs.session"], cwd=ROOT,

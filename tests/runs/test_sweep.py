@@ -8,25 +8,26 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from command_line import parse_settings
 from config import RunConfig
-from method.class_training import TrainingSettings
+from method.class_training import DivergenceError
 from method.losses import cross_entropy
-from models.classifiers import load_classifier
-from models.sampling import SamplingSettings
 from prompt_datasets import class_name, target_class
 from run import main
+from runs.device import choose_device
 from runs.folders import RunFolder
-from runs.sweep import Sweep, TrainingJob, choose_device, work_on_classes
+from runs.session import Session
+from runs.sweep import ClassWork, Sweep, work_on_classes
 from tests.conftest import LABELS
 from tests.runs.processes import Process, finish_run
 from tests.test_run import file_times, flags
 from tokens.class_token import load_token, save_token
-from utils import ROOT, UserError
+from utils import ROOT, UserError, write_yaml
 
 SETTINGS = ["--class_index", "1-3", "--train", "True", "--evaluate", "True", "--num_train_epochs", "10", "--lr", "0.05",
             "--train_timesteps", "999", "600", "--fresh_noise", "True", "--number_of_prompts", "1",
@@ -37,44 +38,51 @@ def tokens(folder):
     return {path.parent.parent.name: load_token(path).vectors for path in folder.rglob("learned_embeds.safetensors")}
 
 
-def sweep_over(tmp_path, start_over=False, is_finished=lambda folder: folder.token_file.exists(),
-               classifier="vit") -> Sweep:
+def sweep_over(tmp_path, start_over=False, is_finished=None, classifier="vit") -> Sweep:
     """What a process that starts now sees of three classes."""
     targets = [target_class(i, class_name(LABELS[i]), LABELS[i]) for i in range(3)]
-    return Sweep([RunFolder(str(tmp_path), classifier, target, "demo") for target in targets], is_finished, start_over)
+    folders = {target: RunFolder(str(tmp_path), classifier, target, "demo") for target in targets}
+    config = RunConfig(skip_exists=not start_over)
+    sweep = Sweep(SimpleNamespace(folders=folders, config=config))
+    if is_finished:
+        sweep.is_finished = is_finished
+    return sweep
+
+
+def claim_all(sweep: Sweep) -> list[RunFolder]:
+    """The classes that a process gets which claims as many as it can."""
+    return list(iter(sweep.claim_class, None))
 
 
 def finish_class(sweep: Sweep, folder: RunFolder):
     """Its token is there."""
     save_token(folder.token_file, "newclas", torch.zeros(1, 4), (4,), {})
-    sweep.release_class(folder)
+    sweep.finish_class(ClassWork(folder))
 
 
 def test_every_class_is_claimed_once(tmp_path):
     ours, theirs = sweep_over(tmp_path), sweep_over(tmp_path)
-    our_classes, their_classes = ours.claim_classes(), theirs.claim_classes()
-    first, second = next(our_classes), next(their_classes)
+    first, second = ours.claim_class(), theirs.claim_class()
     assert (first.target.number, second.target.number) == (1, 2)
     finish_class(ours, first)
-    third = next(our_classes)
-    assert third.target.number == 3 and next(their_classes, None) is None
+    third = ours.claim_class()
+    assert third.target.number == 3 and theirs.claim_class() is None
     assert [folder.target.number for folder in theirs.left_to_others()] == [2, 3]
     finish_class(theirs, second)
     finish_class(ours, third)
-    assert not ours.left_to_others() and not theirs.left_to_others() and next(our_classes, None) is None
-    assert not list(sweep_over(tmp_path).claim_classes())
+    assert not ours.left_to_others() and not theirs.left_to_others() and ours.claim_class() is None
+    assert sweep_over(tmp_path).claim_class() is None
 
 
 def test_a_class_that_another_process_gave_up_is_taken_over(tmp_path):
     ours, theirs = sweep_over(tmp_path), sweep_over(tmp_path)
-    our_classes, their_classes = ours.claim_classes(), theirs.claim_classes()
-    first, second = next(our_classes), next(their_classes)
+    first, second = ours.claim_class(), theirs.claim_class()
     half = first.tokens / ".history.jsonl.1.1.tmp"
     half.parent.mkdir(parents=True)
     half.touch()
     first.lock.release()  # as the system does when a process dies
     finish_class(theirs, second)
-    assert next(their_classes).target.number == 1 and not half.exists()
+    assert theirs.claim_class().target.number == 1 and not half.exists()
 
 
 def test_what_another_process_finished_before_the_lock_was_ours_stays(tmp_path):
@@ -85,22 +93,19 @@ def test_what_another_process_finished_before_the_lock_was_ours_stays(tmp_path):
         return looks.count(folder.target.number) > 1
 
     sweep = sweep_over(tmp_path, is_finished=finished_at_the_second_look)
-    assert not list(sweep.claim_classes()) and looks == [1, 1, 2, 2, 3, 3]
+    assert sweep.claim_class() is None and looks == [1, 1, 2, 2, 3, 3]
     assert all(folder.try_lock() for folder in sweep_over(tmp_path).folders)  # no lock was kept
 
 
 def test_a_failed_class_is_not_tried_again_in_the_same_sweep(tmp_path):
     ours, theirs = sweep_over(tmp_path), sweep_over(tmp_path)
-    folder = next(ours.claim_classes())
-    ours.release_class(folder, UserError("it diverged"))
-    assert [folder.target.number for folder in ours.claim_classes()] == [2, 3]
-    for claimed in ours.folders:
-        claimed.lock.release()
-    assert [folder.target.number for folder in theirs.claim_classes()] == [2, 3]
-    for claimed in theirs.folders:
-        claimed.lock.release()
+    ours.fail_class(ClassWork(ours.claim_class()), UserError("it diverged"))
+    assert [folder.target.number for folder in claim_all(ours)] == [2, 3]
+    ours.release_locks()
+    assert [folder.target.number for folder in claim_all(theirs)] == [2, 3]
+    theirs.release_locks()
     later = sweep_over(tmp_path)
-    folder = next(later.claim_classes())
+    folder = later.claim_class()
     assert folder.target.number == 1
     finish_class(later, folder)
     assert not folder.error_file.exists()
@@ -110,34 +115,53 @@ def test_starting_over_counts_what_is_finished_since(tmp_path):
     for folder in (sweep := sweep_over(tmp_path)).folders:
         finish_class(sweep, folder)
     ours, theirs = sweep_over(tmp_path, start_over=True), sweep_over(tmp_path, start_over=True)
-    folder = next(ours.claim_classes())
+    folder = ours.claim_class()
     assert folder.target.number == 1
     folder.begin_training({}, start_over=True)
     finish_class(ours, folder)
-    assert [folder.target.number for folder in theirs.claim_classes()] == [2, 3]
+    assert [folder.target.number for folder in claim_all(theirs)] == [2, 3]
 
 
 @pytest.fixture
-def job(tiny_config, generator):
+def session(tiny_config):
     """Two updates of two classes at once, with a loss that is not finite for class 2 ('crane, machine')."""
-    classify = cross_entropy(load_classifier(tiny_config.classifier, "cpu"))
-    generator.set_placeholder("newclas")
+    return open_session(tiny_config)
+
+
+def open_session(config: RunConfig, **changes) -> Session:
+    settings = {"class_index": "1-3", "num_train_epochs": 2, "classes_at_once": 2, "train_timesteps": [999, 600]}
+    session = Session(replace(config, **(settings | changes)))
+    classify = cross_entropy(session.classifier)
 
     def loss_fn(images, targets, vectors):
         loss, correct = classify(images, targets)
         return torch.where(targets == 1, torch.inf, loss), correct
 
-    config = replace(tiny_config, num_train_epochs=2)
-    settings = TrainingSettings(**config.pick_settings(TrainingSettings._fields))
-    return TrainingJob(get_generator=lambda: generator, get_loss=lambda: loss_fn, settings=settings,
-                       sampling=SamplingSettings(32, 32, 7.0, 3, timesteps=(999, 600)), record=asdict(config),
-                       decisive=[], classes_at_once=2, batch_size=None)
+    session.loss = loss_fn
+    return session
 
 
-def test_a_class_that_diverges_fails_alone(job, tmp_path, capsys):
+def evaluate_by(session: Session, evaluate_class) -> Session:
+    """Its classes are evaluated by this function of their folder."""
+    session.config.evaluate = True
+    session.evaluation = SimpleNamespace(
+        evaluate_class=lambda folder: evaluate_class(folder) or [],
+        is_finished=lambda folder: folder.token_file.exists(),
+    )
+    return session
+
+
+def work_on(session: Session) -> Sweep:
+    sweep = Sweep(session)
+    work_on_classes(session, sweep)
+    return sweep
+
+
+def test_a_class_that_diverges_fails_alone(session, tmp_path, capsys):
     """The worker that tried it reports it."""
-    sweep, evaluated = sweep_over(tmp_path), []
-    error, = work_on_classes(sweep, job, evaluated.append)
+    evaluated = []
+    sweep = work_on(evaluate_by(session, evaluated.append))
+    error, = sweep.errors
     assert str(error).startswith("update 0 of class 2 (crane, machine) has a non-finite loss: ")
     assert "class 2 (crane, machine) failed: update 0 of class" in capsys.readouterr().err
     assert {folder.target.number for folder in evaluated} == {1, 3} and not sweep.left_to_others()
@@ -146,49 +170,48 @@ def test_a_class_that_diverges_fails_alone(job, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("update", [0, 1, 2])
-def test_a_class_that_diverged_may_be_tried_with_other_settings(job, tmp_path, update):
+def test_a_class_that_diverged_may_be_tried_with_other_settings(tiny_config, tmp_path, update):
     """At its first update or later; only a training that was stopped is resumed."""
-    classify, seen = job.get_loss(), []
-    lower = job._replace(record={**job.record, "lr": 1e-5}, decisive=["lr"], classes_at_once=1)
-    broken = job._replace(decisive=["lr"], classes_at_once=1, settings=job.settings._replace(num_train_epochs=4))
+    seen = []
 
     def diverge(images, targets, vectors):
         loss, correct = images.mean((1, 2, 3)), targets < 0
         seen.append(targets)
         return (loss * torch.inf if len(seen) > update else loss), correct
 
-    sweep = sweep_over(tmp_path)
-    for folder in sweep.folders[1:]:
-        finish_class(sweep, folder)
-    error, = work_on_classes(sweep_over(tmp_path), broken._replace(get_loss=lambda: diverge), lambda folder: None)
+    broken = open_session(tiny_config, class_index="1", num_train_epochs=4)
+    broken.loss = diverge
+    error, = work_on(broken).errors
     assert f"update {update} of class 1" in str(error) and "try a lower --lr" in str(error)
-    assert not sweep.folders[0].state_file.exists()
-    assert not work_on_classes(sweep_over(tmp_path), lower._replace(get_loss=lambda: classify), lambda folder: None)
-    assert len(tokens(tmp_path)) == 3 and "lr: 1.0e-05" in sweep.folders[0].config_file.read_text()
+    folder, = broken.folders.values()
+    assert not folder.state_file.exists()
+    assert not work_on(open_session(tiny_config, class_index="1", lr=1e-5)).errors
+    assert len(tokens(tmp_path)) == 1 and "lr: 1.0e-05" in folder.config_file.read_text()
 
 
-def test_a_class_that_comes_free_while_the_last_ones_train_is_taken_over(job, tmp_path):
+def test_a_class_that_comes_free_while_the_last_ones_train_is_taken_over(tiny_config, tmp_path):
     """Its process dies after this one looked for classes for the last time before the end of its training."""
-    theirs = sweep_over(tmp_path).folders[2]
+    theirs = list(open_session(tiny_config).folders.values())[2]
     assert theirs.try_lock()
 
     def release_lock(images, targets, vectors):
         theirs.lock.release()
         return (images.mean((1, 2, 3)), targets < 0)
 
-    ours = sweep_over(tmp_path)
-    job = job._replace(get_loss=lambda: release_lock, classes_at_once=3)
-    assert not work_on_classes(ours, job, lambda folder: None)
-    assert len(tokens(tmp_path)) == 3 and not ours.left_to_others()
+    ours = open_session(tiny_config, classes_at_once=3)
+    ours.loss = release_lock
+    sweep = work_on(ours)
+    assert len(tokens(tmp_path)) == 3 and not sweep.errors and not sweep.left_to_others()
 
 
-def test_a_half_trained_token_that_is_broken_fails_alone(job, tmp_path):
-    state = sweep_over(tmp_path).folders[2].state_file
+def test_a_half_trained_token_that_is_broken_fails_alone(session, tmp_path):
+    state = list(session.folders.values())[2].state_file
     state.parent.mkdir(parents=True)
     state.write_bytes(b"not a state")
-    errors = work_on_classes(sweep_over(tmp_path), job, lambda folder: None)
-    assert sorted(str(error).split()[0] for error in errors) == ["the", "update"] and f"'{state.parent}' is broken" in \
-        "".join(map(str, errors))
+    write_yaml(state.with_name("config.yml"), asdict(session.config))
+    errors = [str(error) for error in work_on(session).errors]
+    assert sorted(error.split()[0] for error in errors) == ["the", "update"]
+    assert any(f"'{state.parent}' is broken" in error for error in errors)
     assert tokens(tmp_path).keys() == {"0001_crane"}
 
 
@@ -201,10 +224,9 @@ def fail_of(number: int):
     return evaluate_class
 
 
-def test_an_unforeseen_error_of_one_class_ends_no_sweep(job, tmp_path, capsys):
-    sweep = sweep_over(tmp_path)
-    errors = work_on_classes(sweep, job, fail_of(1))
-    assert [type(error) for error in errors] == [UserError, UserError]  # class 2 diverged
+def test_an_unforeseen_error_of_one_class_ends_no_sweep(session, tmp_path, capsys):
+    sweep = work_on(evaluate_by(session, fail_of(1)))
+    assert [type(error) for error in sweep.errors] == [DivergenceError, UserError]  # class 2 diverged
     failed = sweep.folders[0]
     text = failed.error_file.read_text()
     assert text.startswith("Traceback (most recent call last)") and "in evaluate_class" in text
@@ -214,9 +236,9 @@ def test_an_unforeseen_error_of_one_class_ends_no_sweep(job, tmp_path, capsys):
     assert tokens(tmp_path).keys() == {"0001_crane", "0003_tiger_cat"} and not sweep.left_to_others()
 
 
-def test_an_unforeseen_error_of_an_update_fails_the_classes_that_were_in_it(job, tmp_path):
+def test_an_unforeseen_error_of_an_update_fails_the_classes_that_were_in_it(session, tmp_path):
     """Two learn together; the third is trained all the same."""
-    classify, seen = job.get_loss(), []
+    classify, seen = session.loss, []
 
     def break_once(images, targets, vectors):
         seen.append(targets)
@@ -224,10 +246,11 @@ def test_an_unforeseen_error_of_an_update_fails_the_classes_that_were_in_it(job,
             raise ZeroDivisionError("division by zero")
         return classify(images, targets % 2 * 0, vectors)
 
-    errors = work_on_classes(sweep_over(tmp_path), job._replace(get_loss=lambda: break_once), lambda folder: None)
+    session.loss = break_once
+    errors = work_on(session).errors
     assert len(errors) == 2 and all("ZeroDivisionError" in str(error) for error in errors)
     assert tokens(tmp_path).keys() == {"0003_tiger_cat"}
-    assert all(folder.try_lock() for folder in sweep_over(tmp_path).folders)
+    assert all(folder.try_lock() for folder in open_session(session.config).folders.values())
 
 
 def test_an_unforeseen_error_of_the_only_class_is_a_line(tiny_config, capsys, monkeypatch):
@@ -240,15 +263,14 @@ def test_an_unforeseen_error_of_the_only_class_is_a_line(tiny_config, capsys, mo
     assert "in evaluate_class" in capsys.readouterr().err
 
 
-def test_no_lock_stays_where_an_error_ends_a_sweep(job, tmp_path):
+def test_no_lock_stays_where_an_error_ends_a_sweep(session, tmp_path):
     """As on a full disk; a program that calls this may try again."""
     def raise_error(folder):
         raise OSError(28, "No space left on device", str(folder.images))
 
-    sweep = sweep_over(tmp_path)
     with pytest.raises(OSError, match="No space left"):
-        work_on_classes(sweep, job, raise_error)
-    assert all(folder.try_lock() for folder in sweep_over(tmp_path).folders)
+        work_on(evaluate_by(session, raise_error))
+    assert all(folder.try_lock() for folder in open_session(session.config).folders.values())
 
 
 def test_a_class_that_fails_does_not_stop_the_others(tiny_config, tmp_path, capsys):

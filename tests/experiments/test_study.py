@@ -1,4 +1,4 @@
-"""What every experiment shares: labs, tokens and pictures that are made once, pages of results, user errors."""
+"""What every experiment shares: studies, tokens and pictures that are made once, pages of results, user errors."""
 
 import math
 import os
@@ -10,53 +10,69 @@ from PIL import Image
 from scipy.stats import sem
 
 from evaluation.statistics import Proportion, standard_error
-from experiments import common, small
+from evaluation.tables import Table
+from experiments import small_classifiers as small
+from experiments import study as studies
+from experiments.material import (
+    cached_result,
+    digest_training,
+    draw_sets,
+    learn_tokens,
+    load_real_images,
+    load_vectors,
+    measure_accuracy,
+    measure_cost,
+    stamp_sets,
+)
 from experiments.plots import plot_curves
+from experiments.study import SHOWN, StudyResult, parse_options, publish_result, run_script
 from experiments.trainings import measure_trainings
 from prompt_datasets import target_class
+from runs.folders import RunFolder
+from system.text_files import read_json
 from utils import ROOT, UserError
 
 
-def open_lab(settings, *flags):
-    return common.open_lab(common.parse_options("", ["--config", settings, *flags], "7"))
+def open_study(settings, *flags):
+    return studies.open_study(parse_options("", ["--config", settings, *flags], "7"))
 
 
-def test_tokens_are_learned_once(lab, capsys):
-    folders = common.learn_tokens(lab)
+def test_tokens_are_learned_once(study, capsys):
+    folders = learn_tokens(study)
     (target, folder), = folders.items()
-    assert target.number == 7 and common.load_vectors(folders)[target].shape == (1, *lab.get_generator().token_widths)
-    assert common.measure_cost(folders, "updates") == 2 and common.measure_cost(folders, "seconds") >= 0
+    assert target.number == 7 and load_vectors(folders)[target].shape == (1, *study.session.generator.token_widths)
+    assert measure_cost(folders, "updates") == 2 and measure_cost(folders, "seconds") >= 0
     written = folder.token_file.stat().st_mtime_ns
     capsys.readouterr()
-    assert common.learn_tokens(lab, lab.targets)[target].token_file.stat().st_mtime_ns == written
+    assert learn_tokens(study, study.targets)[target].token_file.stat().st_mtime_ns == written
     assert capsys.readouterr().out == ""
 
 
-def test_tokens_of_other_settings_are_other_tokens(lab):
-    folders = [common.learn_tokens(lab, **changes)[lab.targets[0]] for changes in ({}, {"lr": 0.1}, {"batch_size": 1})]
+def test_tokens_of_other_settings_are_other_tokens(study):
+    folders = [learn_tokens(study, **changes)[study.targets[0]] for changes in ({}, {"lr": 0.1}, {"batch_size": 1})]
     assert folders[0].token_file.read_bytes() != folders[1].token_file.read_bytes()
     assert folders[0].token_file == folders[2].token_file  # which changes speed and memory alone
 
 
-def test_replaced_weights_and_pictures_are_other_trainings(lab, tmp_path):
+def test_replaced_weights_and_pictures_are_other_trainings(study, tmp_path):
     shutil.copytree(ROOT / "miniature/weights/evaluator", tmp_path / "guide")
-    config, sets = replace(lab.config, classifier=str(tmp_path / "guide")), {lab.targets[0]: [tmp_path / "small.yml"]}
-    before = common.digest_training(config), common.stamp_sets(sets)
-    assert before == (common.digest_training(config), common.stamp_sets(sets))
+    config, sets = replace(study.config, classifier=str(tmp_path / "guide")), {study.targets[0]: [tmp_path / "small.yml"]}
+    before = digest_training(config), stamp_sets(sets)
+    assert before == (digest_training(config), stamp_sets(sets))
     os.utime(tmp_path / "guide/config.json", (1, 1))
     os.utime(tmp_path / "small.yml", (1, 1))
-    assert before[0] != common.digest_training(config) and before[1] != common.stamp_sets(sets)
+    assert before[0] != digest_training(config) and before[1] != stamp_sets(sets)
 
 
-def test_classes_that_another_process_holds_are_one_line(lab):
-    folder = common.RunFolder(lab.config.output_path, lab.config.classifier, lab.targets[0],
-                              common.digest_training(lab.config))
+def test_classes_that_another_process_holds_are_one_line(study):
+    folder = RunFolder(study.config.output_path, study.config.classifier, study.targets[0],
+                              digest_training(study.config))
     assert folder.try_lock()
     with pytest.raises(UserError, match=r"other processes are training class 7 \(jaguar, cat\)"):
-        common.learn_tokens(lab)
+        learn_tokens(study)
 
 
-def test_results_are_cached_by_their_settings(lab):
+def test_results_are_cached_by_their_settings(study):
     calls = []
 
     def make():
@@ -64,38 +80,39 @@ def test_results_are_cached_by_their_settings(lab):
         return {"a": [1, 2]}
 
     for k in ((1, 2), [1, 2], [1, 3]):
-        assert common.cached_result(lab, make, k=k) == {"a": [1, 2]}
+        assert cached_result(study, make, k=k) == {"a": [1, 2]}
     assert len(calls) == 2
 
 
-def test_pictures_and_real_pictures_are_judged(lab):
-    drawn = common.draw_sets(lab, dict.fromkeys(lab.targets), 2)
-    real = common.load_real_images(lab, 3)
+def test_pictures_and_real_pictures_are_judged(study):
+    drawn = draw_sets(study, dict.fromkeys(study.targets), 2)
+    real = load_real_images(study, 3)
     assert [len(files) for files in (*drawn.values(), *real.values())] == [2, 3]
-    assert common.measure_accuracy(lab, drawn).count == 2 and common.measure_accuracy(lab, real).value == 1
+    assert measure_accuracy(study, drawn).count == 2 and measure_accuracy(study, real).value == 1
 
 
 def test_real_pictures_must_be_enough(write_settings, tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "0.png")
     (tmp_path / "real/7").mkdir(parents=True)
     (tmp_path / "0.png").rename(tmp_path / "real/7/0.png")
-    lab = open_lab(write_settings(real_images=str(tmp_path / "real")), "--class_index", "7")
+    study = open_study(write_settings(real_images=str(tmp_path / "real")), "--class_index", "7")
     with pytest.raises(UserError, match=r"2 real pictures per class are needed, and there are of class 7 \(.*\) 1"):
-        common.load_real_images(lab, 2)
+        load_real_images(study, 2)
 
 
 def test_a_result_is_a_page_a_file_and_a_line(settings, tmp_path, capsys):
-    lab = open_lab(settings, "--class_index", "jaguar, cat", "--work", "w", "--out", str(tmp_path))
+    study = open_study(settings, "--class_index", "jaguar, cat", "--work", "w", "--out", str(tmp_path))
     half = Proportion(1, 2)
-    common.publish_result(lab, "some", common.SHOWN, "A claim", "We found it.", ["a"], [[half]], "A note.",
-                          {"of": half}, paper="They say so.")
+    result = StudyResult("some", SHOWN, "A claim", "We found it.", Table(["a"], [[half]]), "A note.", {"of": half},
+                         paper="They say so.")
+    publish_result(study, result)
     page = (tmp_path / "some.md").read_text()
     assert page == ("# A claim\n\nWe found it.\n\n| a |\n| --- |\n| 0.50 [0.09, 0.91] |\n\nA note. Judged by the "
                     "evaluator 'miniature_evaluator'. A study of the kind 'shown': see the "
                     "[protocol](README.md#protocol).\n\n"
                     "![A claim](some.png)\n\n"
                     f"`python -m experiments.some --config {settings} --class_index 'jaguar, cat'`\n")
-    assert common.read_json(tmp_path / "some.json")["of"]["count"] == 2
+    assert read_json(tmp_path / "some.json")["of"]["count"] == 2
     assert (tmp_path / "README.md").read_text().startswith((ROOT / "experiments/protocol.md").read_text())
     assert "| They say so. |" in (tmp_path / "README.md").read_text()
     assert "| A claim | shown | `python -m experiments.some" in (tmp_path / "README.md").read_text()
@@ -114,7 +131,7 @@ def test_user_errors_are_one_line(capsys):
         raise UserError("this cannot work")
 
     with pytest.raises(SystemExit, match="2"):
-        common.run_script(fail_at_once)
+        run_script(fail_at_once)
     assert capsys.readouterr().err == "error: this cannot work\n"
 
 
@@ -122,7 +139,7 @@ def test_user_errors_are_one_line(capsys):
     (["--class_index", "17"], "the classifier's classes are 1 to 16"), ([], "which class")])
 def test_wrong_or_missing_classes_are_one_line(settings, tmp_path, flags, message):
     with pytest.raises(UserError, match=message):
-        open_lab(settings, "--work", str(tmp_path), *flags)
+        open_study(settings, "--work", str(tmp_path), *flags)
 
 
 def test_judging_seeds_were_never_trained_on(run_experiment):
@@ -137,15 +154,15 @@ def test_one_class_cannot_be_compared_over_classes(run_experiment):
 
 def test_several_trainings_are_judged_by_class(settings, tmp_path):
     """Shares by class are what the judge says of each training's pictures, and costs count every image's UNet calls."""
-    lab = open_lab(settings, "--class_index", "7,8", "--work", str(tmp_path))
-    found = measure_trainings(lab, [1000, 11000], 3, train_guidance_scale=1.0, train_timesteps=[999, 600])
-    assert list(found.right) == [target.title for target in lab.targets]
+    study = open_study(settings, "--class_index", "7,8", "--work", str(tmp_path))
+    found = measure_trainings(study, [1000, 11000], 3, train_guidance_scale=1.0, train_timesteps=[999, 600])
+    assert list(found.right) == [target.title for target in study.targets]
     for i, seed in enumerate((1000, 11000)):
-        folders = common.learn_tokens(lab, seed=seed, train_guidance_scale=1.0, train_timesteps=[999, 600])
-        for target, files in common.draw_sets(lab, common.load_vectors(folders), 3).items():
-            assert found.right[target.title][i] == common.measure_accuracy(lab, {target: files}).value
+        folders = learn_tokens(study, seed=seed, train_guidance_scale=1.0, train_timesteps=[999, 600])
+        for target, files in draw_sets(study, load_vectors(folders), 3).items():
+            assert found.right[target.title][i] == measure_accuracy(study, {target: files}).value
     assert found.updates == 2 and found.unet_calls == 2 * 4 * 2  # updates, images, steps
-    guided = measure_trainings(lab, [1000], 1, train_timesteps=[999, 600])
+    guided = measure_trainings(study, [1000], 1, train_timesteps=[999, 600])
     assert guided.unet_calls == 2 * found.unet_calls
 
 

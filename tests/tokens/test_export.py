@@ -14,16 +14,18 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from evaluation.accuracy import Judgement
 from evaluation.files import RunFiles
+from evaluation.metrics import Judgement
 from evaluation.statistics import count_right
 from export import main
+from models.hub import is_hub_id
 from run import main as run
 from system.tensor_files import save_image
 from tests.models.pipelines import as_pipeline
 from tests.test_run import flags
 from tokens.class_token import load_token, save_token
-from tokens.gallery import TAGS, escape_text, hide_folders, is_hub_id, name_token
+from tokens.export import name_token
+from tokens.model_card import TAGS, escape_text, hide_folders
 from utils import write_json, write_yaml
 
 HEADER = {"class_index": "283", "class_name": "tiger cat", "label": "tiger cat, Felis tigris", "updates": "7",

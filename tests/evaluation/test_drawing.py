@@ -8,13 +8,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from evaluation.images import Arm, Drawer, choose_frames, list_arms, list_film_arms
+from evaluation.drawing import (
+    Condition,
+    Drawer,
+    choose_frames,
+    list_conditions,
+    list_controls,
+    list_film,
+)
 from evaluation.read_image import load_images
 from models.sampling import SamplingSettings
 from prompt_datasets import target_class
 from run import main
 from tests.test_run import flags
-from tokens.class_token import ClassToken, save_token
+from tokens.class_token import save_token
 from utils import UserError
 
 SAMPLING = SamplingSettings(height=32, width=32, guidance_scale=7.0, num_inference_steps=3)
@@ -27,7 +34,7 @@ def test_a_smaller_evaluation_judges_its_own_images_alone(tiny_config, tmp_path)
     assert main([*argv, "--test_size", "3"]) == 0
     metrics = json.loads(next((tmp_path / "img").rglob("metrics.json")).read_text())
     assert metrics["images"] == 3
-    assert len(metrics["with"]["classifier"]["right"]) == 3
+    assert len(metrics["conditions"]["with"]["classifier"]["right"]) == 3
 
 
 def test_evaluating_again_draws_only_what_is_missing(capsys, tiny_config, tmp_path):
@@ -61,22 +68,22 @@ def test_evaluating_again_draws_only_what_is_missing(capsys, tiny_config, tmp_pa
 
 
 def test_the_generator_is_loaded_only_where_a_picture_is_missing(generator, tmp_path):
-    arms, loads = [Arm("without", "A photo of a crane", None, 2)], []
+    arms, loads = [Condition("without", "A photo of a crane", None, 2)], []
     drawer = Drawer(lambda: loads.append(1) or generator, SAMPLING, {"model": "tiny"}, "cpu")
-    assert drawer.draw_arms(arms, tmp_path, "crane") == 2 and drawer.draw_arms(arms, tmp_path, "crane") == 0
+    assert drawer.draw_conditions(arms, tmp_path, "crane") == 2 and drawer.draw_conditions(arms, tmp_path, "crane") == 0
     assert len(loads) == 1
-    assert Drawer(lambda: generator, SAMPLING, {"model": "other"}, "cpu").draw_arms(arms, tmp_path, "crane") == 2
+    assert Drawer(lambda: generator, SAMPLING, {"model": "other"}, "cpu").draw_conditions(arms, tmp_path, "crane") == 2
 
 
 def test_pictures_do_not_depend_on_their_batches(generator, tmp_path):
     """Neither do those of a killed run that a second one completes, bit for bit."""
-    arms = [Arm("without", "A photo of a crane", None, 5), Arm("with", "A photo of a tiger cat", None, 5)]
+    arms = [Condition("without", "A photo of a crane", None, 5), Condition("with", "A photo of a tiger cat", None, 5)]
     folders = [tmp_path / name for name in ("whole", "resumed", "single")]
     for folder, batch_size in zip(folders, (1, 1, None), strict=True):  # four at once, without a graph
-        Drawer(lambda: generator, SAMPLING, {}, "cpu", batch_size).draw_arms(arms, folder, "crane")
+        Drawer(lambda: generator, SAMPLING, {}, "cpu", batch_size).draw_conditions(arms, folder, "crane")
     for path in ("without/2.png", "without/4.png", "with/3.png"):
         (folders[1] / path).unlink()
-    assert Drawer(lambda: generator, SAMPLING, {}, "cpu", 1).draw_arms(arms, folders[1], "crane") == 3
+    assert Drawer(lambda: generator, SAMPLING, {}, "cpu", 1).draw_conditions(arms, folders[1], "crane") == 3
     for path in sorted(folders[0].rglob("*.png")):
         name = path.relative_to(folders[0])
         assert path.read_bytes() == (folders[1] / name).read_bytes()
@@ -92,11 +99,11 @@ def test_classes_of_one_name_share_the_pictures_without_a_token(generator, tmp_p
                               or generator.sample(cond, seeds, sampling))
     drawer = Drawer(lambda: watched, SAMPLING, {}, "cpu")
     for name, value in (("bird", 5.0), ("machine", -5.0)):
-        arms = [Arm("without", "A photo of a crane", None, 3),
-                Arm("with", "A photo of a newclas crane", value * directions, 2)]
-        assert drawer.draw_arms(arms, tmp_path / name, name) == 5
+        arms = [Condition("without", "A photo of a crane", None, 3),
+                Condition("with", "A photo of a newclas crane", value * directions, 2)]
+        assert drawer.draw_conditions(arms, tmp_path / name, name) == 5
     assert drawn == [0, 1, 2, 0, 1, 0, 1]
-    Drawer(lambda: generator, SAMPLING, {}, "cpu").draw_arms(arms, tmp_path / "alone", "machine")
+    Drawer(lambda: generator, SAMPLING, {}, "cpu").draw_conditions(arms, tmp_path / "alone", "machine")
     for file in sorted((tmp_path / "alone").rglob("*.png")):
         name = file.relative_to(tmp_path / "alone")
         assert file.read_bytes() == (tmp_path / "machine" / name).read_bytes()
@@ -111,14 +118,14 @@ def test_a_picture_that_is_not_finite_is_not_written(tmp_path):
     stale.write_text("{}")
     drawer = Drawer(lambda: generator, SAMPLING, {}, "cpu")
     with pytest.raises(UserError, match="a picture of 3 .tiger cat. is not finite: try --mixed_precision bf16 or no"):
-        drawer.draw_arms([Arm("without", "A photo of a tiger cat", None, 2)], tmp_path, TIGER_CAT.title, [stale])
+        drawer.draw_conditions([Condition("without", "A photo of a tiger cat", None, 2)], tmp_path, TIGER_CAT.title, [stale])
     assert not list(tmp_path.rglob("*.png")) and not stale.exists()
 
 
 def test_a_token_of_another_width_is_refused(generator, tmp_path):
     drawer = Drawer(lambda: generator, SAMPLING, {}, "cpu")
     with pytest.raises(UserError, match="the token's vectors have 48 numbers and this model's have 32"):
-        drawer.draw_arms([Arm("with", "A photo of a cat", torch.zeros(1, 48), 1)], tmp_path, "cat")
+        drawer.draw_conditions([Condition("with", "A photo of a cat", torch.zeros(1, 48), 1)], tmp_path, "cat")
 
 
 def test_contexts_and_controls(tiny_config, tmp_path, generator):
@@ -132,7 +139,7 @@ def test_contexts_and_controls(tiny_config, tmp_path, generator):
                     "prompts/a_painting_of_a/with", "prompts/at_night/without", "prompts/at_night/with"}
     metrics = json.loads((folder / "metrics.json").read_text())
     assert set(metrics["contexts"]) == {"A painting of a {}", "{} at night"}
-    assert 0 <= metrics["contexts"]["{} at night"]["with"]["classifier"]["accuracy"]["value"] <= 1
+    assert 0 <= metrics["contexts"]["{} at night"]["conditions"]["with"]["classifier"]["accuracy"]["value"] <= 1
     kept = metrics["contexts"]["{} at night"]["context_kept"]
     assert set(kept) == {"without", "with"} and 0 <= kept["with"]["value"] <= 1
     with torch.no_grad():
@@ -143,12 +150,12 @@ def test_contexts_and_controls(tiny_config, tmp_path, generator):
 
 def test_the_random_control_has_the_norms_of_the_token():
     vectors = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
-    token = ClassToken("newclas", vectors, (2,), {})
-    arms = {arm.folder: arm for arm in list_arms(TIGER_CAT, token.vectors, token.widths, "newclas", 4, [], True, "a")}
-    assert arms["random"].vectors.norm(dim=1).tolist() == pytest.approx([5, 2]) and arms["random"].images == 4
-    assert not torch.allclose(arms["random"].vectors, vectors)
-    assert (arms["with"].prompt, arms["without"].prompt) == ("A photo of a newclas tiger cat",
-                                                             "A photo of a tiger cat")
+    without, with_token = list_conditions(TIGER_CAT, vectors, "newclas", 4, [])
+    _, random = list_controls(TIGER_CAT, vectors, (2,), "newclas", 4, "a")
+    assert random.vectors.norm(dim=1).tolist() == pytest.approx([5, 2]) and random.images == 4
+    assert not torch.allclose(random.vectors, vectors)
+    assert without.prompt == "A photo of a tiger cat"
+    assert with_token.prompt == random.prompt == "A photo of a newclas tiger cat"
 
 
 def test_the_film_of_a_picture_starts_untrained(tiny_config, tmp_path):
@@ -171,11 +178,11 @@ def test_the_film_shows_some_updates_evenly():
     frames = choose_frames(every_update)
     assert len(frames) == 10 and list(frames)[0] == "000" and list(frames)[-1] == "030"
     assert all(frames[name][0, 0] == int(name) for name in frames)
-    arms = list_film_arms(TIGER_CAT, "newclas", frames)
+    arms = list_film(TIGER_CAT, "newclas", frames)
     assert [arm.folder for arm in arms] == [f"updates/{name}" for name in frames]
     assert all(arm.prompt == "A photo of a newclas tiger cat" and arm.images == 1 for arm in arms)
 
 
 def test_the_names_of_a_film_are_numbers():
     with pytest.raises(UserError, match="not a vector of an update"):
-        list_film_arms(TIGER_CAT, "newclas", {"../../x": torch.zeros(4)})
+        list_film(TIGER_CAT, "newclas", {"../../x": torch.zeros(4)})
