@@ -13,7 +13,6 @@ from experiments.study import (
     open_study,
     parse_options,
     publish_result,
-    run_script,
 )
 from experiments.trainings import (
     Trainings,
@@ -22,6 +21,7 @@ from experiments.trainings import (
     list_seeds,
     measure_trainings,
 )
+from system.terminal import run_script
 
 UNCHANGED = "nothing"
 FACTORS = {  # settings and their values, of which the start's own is left out

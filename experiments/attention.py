@@ -28,10 +28,10 @@ from experiments.study import (
     open_study,
     parse_options,
     publish_result,
-    run_script,
 )
 from experiments.trainings import describe_tests
 from prompt_datasets import TEMPLATES, TargetClass
+from system.terminal import run_script
 
 HIDDEN = 0.25  # of a picture's places
 SHOWN, SHOWN_CLASSES = 8, 5  # pictures of a class on the sheet, and classes

@@ -41,10 +41,10 @@ from experiments.study import (
     open_study,
     parse_options,
     publish_result,
-    run_script,
 )
 from experiments.textual_inversion import invert_pictures
 from experiments.trainings import describe_tests, judge_sets, list_seeds
+from system.terminal import run_script
 
 BATCH = 32
 REAL = "real alone"

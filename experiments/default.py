@@ -11,15 +11,7 @@ from evaluation.statistics import correct_pvalues, interval_over_classes
 from evaluation.tables import Table
 from experiments.material import draw_sets, learn_tokens, measure_accuracy
 from experiments.plots import plot_tradeoff
-from experiments.study import (
-    TESTED,
-    Study,
-    StudyResult,
-    open_study,
-    parse_options,
-    publish_result,
-    run_script,
-)
+from experiments.study import TESTED, Study, StudyResult, open_study, parse_options, publish_result
 from experiments.trainings import (
     Trainings,
     compare_trainings,
@@ -27,6 +19,7 @@ from experiments.trainings import (
     list_seeds,
     measure_trainings,
 )
+from system.terminal import run_script
 
 ENOUGH, LEAST = 0.98, 0.90
 PAPER, DEFAULT = "the paper's loop", "the former default"

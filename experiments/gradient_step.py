@@ -29,7 +29,6 @@ from experiments.study import (
     open_study,
     parse_options,
     publish_result,
-    run_script,
 )
 from experiments.trainings import (
     Trainings,
@@ -49,6 +48,7 @@ from models.batch_size import fit_batch_size
 from models.sampling import SamplingSettings
 from prompt_datasets import TEMPLATES
 from runs.session import Session
+from system.terminal import run_script
 
 TEN = tuple(range(999, 0, -100))  # ten steps, the last from 99
 SPREAD = 3  # updates' pictures at the start, whose gradients are compared

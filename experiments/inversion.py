@@ -30,11 +30,11 @@ from experiments.study import (
     open_study,
     parse_options,
     publish_result,
-    run_script,
 )
 from experiments.trainings import describe_test
 from miniature.world import NOUNS, THINGS, draw
 from prompt_datasets import TargetClass, class_number, class_title, select_classes
+from system.terminal import run_script
 
 CLAIM = "A token shows what its classifier was trained on"
 PAPER = (

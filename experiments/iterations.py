@@ -16,18 +16,11 @@ from evaluation.sheets import caption_image, save_animation
 from evaluation.tables import Table
 from experiments.material import draw_sets, learn_tokens, show_sets
 from experiments.plots import plot_curves
-from experiments.study import (
-    SHOWN,
-    Study,
-    StudyResult,
-    open_study,
-    parse_options,
-    publish_result,
-    run_script,
-)
+from experiments.study import SHOWN, Study, StudyResult, open_study, parse_options, publish_result
 from prompt_datasets import TargetClass
 from runs.folders import RunFolder
 from system.tensor_files import read_tensors
+from system.terminal import run_script
 from system.text_files import read_json_lines
 from utils import replace_file
 

@@ -40,20 +40,13 @@ from experiments.material import (
     stamp_sets,
 )
 from experiments.plots import plot_panels
-from experiments.study import (
-    TESTED,
-    Study,
-    StudyResult,
-    open_study,
-    parse_options,
-    publish_result,
-    run_script,
-)
+from experiments.study import TESTED, Study, StudyResult, open_study, parse_options, publish_result
 from experiments.trainings import describe_tests, judge_sets, list_seeds
 from method.textual_inversion import LR, PER_STEP, embed_first_word, learn_vectors
 from miniature import world
 from models.extractors import classifier_extractor
 from system.tensor_files import save_image
+from system.terminal import run_script
 from utils import require
 
 TAKEN_ALONG = "in the snow"  # what all pictures of one condition show

@@ -18,21 +18,14 @@ from tqdm import tqdm
 from evaluation.statistics import compare_classes, correct_pvalues, interval_over_classes
 from evaluation.tables import Table
 from experiments.material import WORLD, draw_sets, learn_tokens, load_vectors, show_sets
-from experiments.study import (
-    TESTED,
-    Study,
-    StudyResult,
-    open_study,
-    parse_options,
-    publish_result,
-    run_script,
-)
+from experiments.study import TESTED, Study, StudyResult, open_study, parse_options, publish_result
 from experiments.trainings import describe_test, judge_sets, list_seeds
 from miniature import world
 from models.denoising import compute_denoising_loss, encode_images
 from models.generator import PRECISIONS
 from runs.session import open_generator
 from system.paths import find_path
+from system.terminal import run_script
 from utils import replace_file, require
 
 BATCH = 24

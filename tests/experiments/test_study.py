@@ -25,10 +25,11 @@ from experiments.material import (
     stamp_sets,
 )
 from experiments.plots import plot_curves
-from experiments.study import SHOWN, StudyResult, parse_options, publish_result, run_script
+from experiments.study import SHOWN, StudyResult, parse_options, publish_result
 from experiments.trainings import measure_trainings
 from prompt_datasets import target_class
 from runs.folders import RunFolder
+from system.terminal import run_script
 from system.text_files import read_json
 from utils import ROOT, UserError
 
