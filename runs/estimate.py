@@ -54,11 +54,11 @@ class EstimateSettings(NamedTuple):
 
 
 class Update(NamedTuple):
-    """What an update runs on, the token's vectors [K, D] and its number of images."""
+    """What an update runs on."""
 
     generator: Generator
     classifier: Classifier
-    vectors: torch.Tensor
+    vectors: torch.Tensor  # [K, D], the token's
     prompts: list[str]
     images: int
     steps: int  # of the trajectory
@@ -69,47 +69,61 @@ def make_batch(
     generator: Generator, vectors: torch.Tensor, prompts: list[str], images: int
 ) -> tuple[Batch, torch.Tensor]:
     """An update of `images` images, and the token's vectors [P, K, D] in each of its prompts."""
+    device = generator.device
     spread = vectors.expand(len(prompts), *vectors.shape).clone().requires_grad_()
-    return Batch(
+    batch = Batch(
         prompts,
-        torch.arange(images) % len(prompts),
-        torch.arange(images),
-        torch.zeros(images, dtype=torch.long, device=generator.device),
-        torch.full((images,), 1 / images, device=generator.device),
-    ), spread
+        prompt_of=torch.arange(images) % len(prompts),
+        seeds=torch.arange(images),
+        targets=torch.zeros(images, dtype=torch.long, device=device),
+        weights=torch.full((images,), 1 / images, device=device),
+    )
+    return batch, spread
 
 
 def open_update(
     settings: EstimateSettings, sampling: SamplingSettings, device: str = "meta"
 ) -> Update:
     """The update that `settings` describe; a UserError for what the run itself would refuse."""
-    generator = load_generator(
-        settings.model,
-        device,
-        PRECISIONS[settings.mixed_precision],
-        settings.gradient_checkpointing,
-    )
+    precision = PRECISIONS[settings.mixed_precision]
+    generator = load_generator(settings.model, device, precision, settings.gradient_checkpointing)
     generator.set_placeholder(settings.placeholder_token)
     generator.check_sampling(sampling, is_training=True)
-    more = device, sampling.height, sampling.width, settings.labels
-    classifier = load_classifier(settings.classifier, *more)
+
+    def open_classifier(name: str) -> Classifier:
+        return load_classifier(name, device, sampling.height, sampling.width, settings.labels)
+
+    classifier = open_classifier(settings.classifier)
     if device == "meta":  # where a library's preprocessing finds no values to look at
-        size = classifier.preprocess(torch.zeros(1, 3, sampling.height, sampling.width)).shape[-2:]
-        classifier = classifier._replace(
-            preprocess=lambda images: F.interpolate(images, size, mode="bilinear", antialias=True)
-        )
-    prompts = [template.format(f"{settings.placeholder_token} x") for template in TEMPLATES]
+        classifier = replace_preprocessing(classifier, sampling)
+    evaluator = None
+    if settings.evaluator and settings.evaluate:
+        evaluator = open_classifier(settings.evaluator)
+    phrase = f"{settings.placeholder_token} x"
+    templates = TEMPLATES[: settings.number_of_prompts]
+    prompts = [template.format(phrase) for template in templates]
+    vectors = start_vectors(generator, settings.initializer_token, settings.num_vectors)
+    classes = settings.classes_at_once
     return Update(
         generator,
         classifier,
-        start_vectors(generator, settings.initializer_token, settings.num_vectors),
-        prompts[: settings.number_of_prompts] * settings.classes_at_once,
-        settings.epoch_size * settings.classes_at_once,
-        len(new_scheduler(generator.scheduler, sampling).timesteps),
-        load_classifier(settings.evaluator, *more)
-        if settings.evaluator and settings.evaluate
-        else None,
+        vectors,
+        prompts * classes,
+        images=settings.epoch_size * classes,
+        steps=len(new_scheduler(generator.scheduler, sampling).timesteps),
+        evaluator=evaluator,
     )
+
+
+def replace_preprocessing(classifier: Classifier, sampling: SamplingSettings) -> Classifier:
+    """The classifier with a resizing to the size that its own preprocessing gives."""
+    image = torch.zeros(1, 3, sampling.height, sampling.width)
+    size = classifier.preprocess(image).shape[-2:]
+
+    def resize_images(images: torch.Tensor) -> torch.Tensor:
+        return F.interpolate(images, size, mode="bilinear", antialias=True)
+
+    return classifier._replace(preprocess=resize_images)
 
 
 def shorten_trajectory(sampling: SamplingSettings, steps: int) -> SamplingSettings:
@@ -121,15 +135,10 @@ def measure_update(update: Update, sampling: SamplingSettings, batch_size: int) 
     """{stage: bytes at its peak} of an update in parts of `batch_size` images."""
     images = min(update.images, WITHOUT_GRAPH * batch_size)  # the first part: the others are alike
     batch, vectors = make_batch(update.generator, update.vectors, update.prompts, images)
+    loss_fn = cross_entropy(update.classifier)
+    short = shorten_trajectory(sampling, update.steps)
     with metered_memory(update.generator, update.classifier.model) as peaks:
-        token_gradient(
-            update.generator,
-            cross_entropy(update.classifier),
-            vectors,
-            batch,
-            shorten_trajectory(sampling, update.steps),
-            batch_size,
-        )
+        token_gradient(update.generator, loss_fn, vectors, batch, short, batch_size)
     return peaks
 
 
@@ -143,34 +152,41 @@ def count_update(
 ) -> Counter:
     """What one update takes, as `counted_flops` has it."""
     with counted_flops(generator, classifier.model) as counts:
-        token_gradient(generator, cross_entropy(classifier), vectors, batch, sampling, batch_size)
+        loss_fn = cross_entropy(classifier)
+        token_gradient(generator, loss_fn, vectors, batch, sampling, batch_size)
     return counts
 
 
 def count_trajectory(update: Update, sampling: SamplingSettings) -> tuple[Counter, Counter]:
-    """What an update of the whole trajectory takes, and what making its last step's graph again takes on top."""
-    batch = make_batch(update.generator, update.vectors, update.prompts, update.images)
+    """What an update of the whole trajectory takes, and what recomputing its last graph adds."""
+    batch, vectors = make_batch(update.generator, update.vectors, update.prompts, update.images)
 
     def count_short(steps: int, graphs: int) -> Counter:
-        return count_update(
-            update.generator,
-            update.classifier,
-            *batch,
-            shorten_trajectory(sampling, steps),
-            graphs * update.images,
-        )
+        short = shorten_trajectory(sampling, steps)
+        batch_size = graphs * update.images
+        return count_update(update.generator, update.classifier, batch, vectors, short, batch_size)
 
-    one, two, again = count_short(1, GRAPHS), count_short(2, GRAPHS), count_short(1, 1)
-    return (
-        Counter({name: one[name] + (update.steps - 1) * (two[name] - one[name]) for name in two}),
-        Counter({name: again[name] - one[name] for name in again}),
-    )
+    one, two = count_short(1, GRAPHS), count_short(2, GRAPHS)
+    recomputing = count_short(1, 1)
+    whole, again = Counter(), Counter()
+    for name in two:
+        step = two[name] - one[name]
+        whole[name] = one[name] + (update.steps - 1) * step
+        again[name] = recomputing[name] - one[name]
+    return whole, again
 
 
 def list_batch_sizes(images: int, given: int | None) -> list[int]:
-    """1, 2, 4, ... up to an update's images, the number from which no graph is made again, and the one given."""
-    powers = {2**i for i in range(images.bit_length()) if 2**i < images}
-    return sorted(powers | {images, GRAPHS * images, given or images})
+    """1, 2, 4, ... up to an update's images, the number from which no graph is recomputed.
+
+    And the one given.
+    """
+    sizes = {images, GRAPHS * images, given or images}
+    size = 1
+    while size < images:
+        sizes.add(size)
+        size *= 2
+    return sorted(sizes)
 
 
 def count_bytes(network: torch.nn.Module) -> int:
@@ -179,59 +195,65 @@ def count_bytes(network: torch.nn.Module) -> int:
 
 
 def describe_networks(update: Update) -> str:
-    """Parameters of each network, in millions, and their bytes."""
+    """Parameters of each network, in millions, and the bytes of all."""
     *encoders, denoiser, decoder = update.generator.networks
-    networks = [
-        *(("text encoder", encoder) for encoder in encoders),
-        ("UNet", denoiser),
-        ("VAE", decoder),
-        ("classifier", update.classifier.model),
-    ]
-    networks += [("evaluator", update.evaluator.model)] if update.evaluator else []
-    counts = [
-        f"{name} {sum(weight.numel() for weight in network.parameters()) / 1e6:.1f} M"
-        for name, network in networks
-    ]
-    return (
-        f"{', '.join(counts)}: {sum(count_bytes(network) for _, network in networks) / 1e9:.3g} GB"
-    )
+    networks = [("text encoder", encoder) for encoder in encoders]
+    networks += [("UNet", denoiser), ("VAE", decoder), ("classifier", update.classifier.model)]
+    if update.evaluator:
+        networks.append(("evaluator", update.evaluator.model))
+    counts = []
+    total = 0
+    for name, network in networks:
+        parameters = sum(weight.numel() for weight in network.parameters())
+        counts.append(f"{name} {parameters / 1e6:.1f} M")
+        total += count_bytes(network)
+    return f"{', '.join(counts)}: {total / 1e9:.3g} GB"
 
 
 def describe_disk(
     settings: EstimateSettings, sampling: SamplingSettings, vectors: torch.Tensor
 ) -> str:
     """What one class leaves on disk; pictures by PNG_BYTES."""
-    updates, picture = settings.num_train_epochs, PNG_BYTES * sampling.height * sampling.width / 1e6
-    kept = {"all": updates, "film": min(FRAMES, updates), "none": 0}[
-        settings.train_images
-    ] * settings.epoch_size
-    arms = len(PAIR) * (1 + len(settings.eval_prompts)) + len(CONTROLS) * settings.controls
-    drawn = arms * settings.test_size * settings.evaluate
+    updates = settings.num_train_epochs
+    picture = PNG_BYTES * sampling.height * sampling.width / 1e6
+    kept_updates = {"all": updates, "film": min(FRAMES, updates), "none": 0}
+    kept = kept_updates[settings.train_images] * settings.epoch_size
+    drawn = 0
+    if settings.evaluate:
+        conditions = len(PAIR) * (1 + len(settings.eval_prompts))
+        if settings.controls:
+            conditions += len(CONTROLS)
+        drawn = conditions * settings.test_size
     files = (FILES_BYTES + LINE_BYTES * updates + 4 * vectors.numel()) / 1e6
+    total = files + picture * (kept + drawn)
     return (
-        f"disk per class: {files + picture * (kept + drawn):.3g} MB: {files:.3f} of files, {picture * kept:.3g} of "
-        f"{kept} training pictures, {picture * drawn:.3g} of {drawn} evaluation pictures ({PNG_BYTES} B/pixel)"
+        f"disk per class: {total:.3g} MB: {files:.3f} of files, {picture * kept:.3g} of {kept} "
+        f"training pictures, {picture * drawn:.3g} of {drawn} evaluation pictures "
+        f"({PNG_BYTES} B/pixel)"
     )
 
 
 def describe_fit(peaks: dict[int, float], settings: EstimateSettings) -> str:
     """Which --batch_size fits into memory_gb, by the peaks in GB of each."""
-    context = CONTEXT_GB if settings.device.startswith("cuda") else 0.0
-    given = f"{settings.memory_gb:g} GB" + f", {context} of them for the CUDA context" * bool(
-        context
-    )
+    given = f"{settings.memory_gb:g} GB"
+    context = 0.0
+    if settings.device.startswith("cuda"):
+        context = CONTEXT_GB
+        given += f", {context} of them for the CUDA context"
     fitting = [size for size, peak in peaks.items() if peak + context <= settings.memory_gb]
     if fitting:
-        return (
-            f"--batch_size {max(fitting)} fits into {given}: it takes {peaks[max(fitting)]:.3g} GB"
-        )
-    helps = (
-        ["--mixed_precision fp16 or bf16"] * (settings.mixed_precision == "no")
-        + ["--gradient_checkpointing True"] * (not settings.gradient_checkpointing)
-        + ["fewer --classes_at_once"] * (settings.classes_at_once > 1)
-        + ["smaller images"]
-    )
-    return f"no --batch_size fits into {given}: 1 takes {min(peaks.values()):.3g} GB; try {', '.join(helps)}"
+        largest = max(fitting)
+        return f"--batch_size {largest} fits into {given}: it takes {peaks[largest]:.3g} GB"
+    helps = []
+    if settings.mixed_precision == "no":
+        helps.append("--mixed_precision fp16 or bf16")
+    if not settings.gradient_checkpointing:
+        helps.append("--gradient_checkpointing True")
+    if settings.classes_at_once > 1:
+        helps.append("fewer --classes_at_once")
+    helps.append("smaller images")
+    least = min(peaks.values())
+    return f"no --batch_size fits into {given}: 1 takes {least:.3g} GB; try {', '.join(helps)}"
 
 
 def tabulate_memory(
@@ -242,50 +264,83 @@ def tabulate_memory(
     again: Counter,
 ) -> tuple[Table, dict[int, float]]:
     """What an update takes by batch_size, and the peak of each in GB."""
-    table, totals = Table(["batch_size", *STAGES, "peak GB", "TFLOP"], []), {}
+    table = Table(["batch_size", *STAGES, "peak GB", "TFLOP"], [])
+    totals = {}
     beside = count_bytes(update.evaluator.model) if update.evaluator else 0
     for size in batch_sizes:
         peaks = measure_update(update, sampling, size)
-        found = [peaks[stage] and peaks[stage] + beside for stage in STAGES]  # none: no such stage
-        totals[size] = max(found) / 1e9
-        tera = (
-            sum(flops[part] + again[part] * (size < GRAPHS * update.images) for part in PARTS)
-            / 1e12
-        )
-        table.rows.append(
-            [size, *(f"{peak / 1e9:.3g}" for peak in (*found, max(found))), f"{tera:.4g}"]
-        )
+        found = []
+        for stage in STAGES:
+            has_stage = peaks[stage] > 0
+            found.append(peaks[stage] + beside if has_stage else 0)
+        most = max(found)
+        totals[size] = most / 1e9
+        counted = sum_parts(flops)
+        if size < GRAPHS * update.images:
+            counted += sum_parts(again)
+        cells = [f"{peak / 1e9:.3g}" for peak in (*found, most)]
+        table.rows.append([size, *cells, f"{counted / 1e12:.4g}"])
     return table, totals
+
+
+def sum_parts(counts: Counter) -> int:
+    """The FLOPs of all networks together."""
+    return sum(counts[part] for part in PARTS)
 
 
 def estimate_run(settings: EstimateSettings, sampling: SamplingSettings) -> str:
     """The whole estimate of training as text; nothing is written and no weight is read."""
-    update, updates = open_update(settings, sampling), settings.num_train_epochs
+    update = open_update(settings, sampling)
     flops, again = count_trajectory(update, sampling)
-    table, peaks = tabulate_memory(
-        update, sampling, list_batch_sizes(update.images, settings.batch_size), flops, again
-    )
-    start = min(
-        default_batch_size(AT_ONCE, settings.device, sampling.height, sampling.width),
-        GRAPHS * update.images,
-    )
-    calls, tera = flops["images"], sum(flops[part] for part in PARTS) / 1e12
+    batch_sizes = list_batch_sizes(update.images, settings.batch_size)
+    table, peaks = tabulate_memory(update, sampling, batch_sizes, flops, again)
     lines = [
-        f"{settings.model}, mixed_precision {settings.mixed_precision}, {sampling.height} x {sampling.width}, "
-        f"{update.images} images per update: estimated from configs, without weights; not compared with a GPU yet",
+        describe_setting(settings, sampling, update),
         f"parameters: {describe_networks(update)}",
-        f"UNet calls per update: {calls}, {flops['images with a graph']} of them with a graph; {again['images']} more "
-        f"make it again where batch_size is below {GRAPHS * update.images}",
-        f"per class of {updates} updates at most: {calls * updates // settings.classes_at_once} UNet calls, "
-        f"{tera * updates / settings.classes_at_once:.5g} TFLOP or more",
+        *describe_calls(settings, update, flops, again),
         describe_disk(settings, sampling, update.vectors),
         "peak memory in GB by stage, parameters included, and TFLOP per update:",
         table.to_text(),
-        f"without --batch_size: {start} at first, halved while memory runs out",
-        f"not included: the CUDA context (about {CONTEXT_GB} GB), kernels' workspaces; Python's libraries",
+        describe_first_size(settings, sampling, update),
+        f"not included: the CUDA context (about {CONTEXT_GB} GB), kernels' workspaces; Python's "
+        "libraries",
     ]
     if settings.loss != "cross_entropy":
         lines.append(f"loss '{settings.loss}' is not counted: cross_entropy stands in its place")
     if settings.memory_gb:
         lines.append(describe_fit(peaks, settings))
     return "\n".join(lines)
+
+
+def describe_setting(settings: EstimateSettings, sampling: SamplingSettings, update: Update) -> str:
+    """What the estimate is of."""
+    return (
+        f"{settings.model}, mixed_precision {settings.mixed_precision}, "
+        f"{sampling.height} x {sampling.width}, {update.images} images per update: estimated from "
+        "configs, without weights; not compared with a GPU yet"
+    )
+
+
+def describe_calls(
+    settings: EstimateSettings, update: Update, flops: Counter, again: Counter
+) -> list[str]:
+    """The UNet's calls, per update and per class."""
+    updates, classes = settings.num_train_epochs, settings.classes_at_once
+    calls, recorded = flops["images"], flops["images with a graph"]
+    without_recomputing = GRAPHS * update.images
+    tera = sum_parts(flops) / 1e12
+    return [
+        f"UNet calls per update: {calls}, {recorded} of them with a graph; {again['images']} more "
+        f"recompute it where batch_size is below {without_recomputing}",
+        f"per class of {updates} updates at most: {calls * updates // classes} UNet calls, "
+        f"{tera * updates / classes:.5g} TFLOP or more",
+    ]
+
+
+def describe_first_size(
+    settings: EstimateSettings, sampling: SamplingSettings, update: Update
+) -> str:
+    """How many images are tried at once where nothing is said."""
+    most = default_batch_size(AT_ONCE, settings.device, sampling.height, sampling.width)
+    first = min(most, GRAPHS * update.images)
+    return f"without --batch_size: {first} at first, halved while memory runs out"

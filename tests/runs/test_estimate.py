@@ -53,7 +53,7 @@ def test_command_line(configs, capsys, tmp_path):
     assert not captured.err and {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     assert list(read_table(captured.out)) == ["1", "2"]
     assert all(len(row) == 6 for row in read_table(captured.out).values())
-    for words in ("UNet calls per update: 8, 1 of them with a graph; 1 more make it again where batch_size is below 2",
+    for words in ("UNet calls per update: 8, 1 of them with a graph; 1 more recompute it where batch_size is below 2",
                   "of 50 training pictures", "evaluator 0.0 M", "of 4 evaluation pictures",
                   "without --batch_size: 2 at first",
                   "--batch_size 2 fits into 8 GB, 0.5 of them for the CUDA context"):
