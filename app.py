@@ -1,7 +1,7 @@
 """A page to try class tokens on: look at ready ones, and learn a word live.
 
-python app.py                                    the miniature, on a CPU
-python app.py --config configs/imagenet.yml      Stable Diffusion, on a GPU, with the tokens in pipeline_token/
+python app.py                                    the miniature, on a CPU python app.py --config
+configs/imagenet.yml      Stable Diffusion, on a GPU, with the tokens in pipeline_token/
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Write trained tokens as ComfyUI, A1111, Forge, InvokeAI and SD.Next read them.
 
-python export.py img/inet/*/demo --to ComfyUI/models/embeddings
-python export.py img/inet/*/demo --to gallery --card          a folder for `hf upload`, with pictures and figures
+python export.py img/inet/*/demo --to ComfyUI/models/embeddings python export.py img/inet/*/demo
+--to gallery --card          a folder for `hf upload`, with pictures and figures
 """
 
 import sys

@@ -10,11 +10,17 @@ from system.paths import find_path
 from system.text_files import read_text, read_yaml
 from utils import require, suggest_word
 
-TEMPLATES = ("A photo of a {}", "a high resolution realistic image of a {}", "A close-up photo of a {}")
+TEMPLATES = (
+    "A photo of a {}",
+    "a high resolution realistic image of a {}",
+    "A close-up photo of a {}",
+)
 
 
 class TargetClass(NamedTuple):
-    """A class as tensors, people and folders know it; made by `select_classes`, the one place that converts."""
+    """A class as tensors, people and folders know it; made by `select_classes`, the one place that
+    converts.
+    """
 
     index: int  # in tensors, from 0
     number: int  # on the command line, in files and messages, from 1
@@ -25,7 +31,9 @@ class TargetClass(NamedTuple):
 
 
 class PromptDataset(Sequence):
-    """One update's images of a class: item i has its seed and the index of its prompt, i modulo their number."""
+    """One update's images of a class: item i has its seed and the index of its prompt, i modulo
+    their number.
+    """
 
     def __init__(self, phrase: str, templates: tuple[str, ...], seeds: list[int]):
         self.prompts, self.seeds = [template.format(phrase) for template in templates], seeds
@@ -38,24 +46,37 @@ class PromptDataset(Sequence):
 
 
 def read_eval_prompts(given: list[str]) -> list[str]:
-    """The prompts of --eval_prompts, given or lines of the one text file given, without the always evaluated one."""
+    """The prompts of --eval_prompts, given or lines of the one text file given, without the always
+    evaluated one.
+    """
     if len(given) == 1 and "{}" not in given[0]:
         file = find_path(given[0])
-        require(file and file.is_file(), f"eval_prompts: '{given[0]}' is neither a file nor a prompt, which has a {{}} "
-                                         "where the class goes, such as 'A painting of {}'")
+        require(
+            file and file.is_file(),
+            f"eval_prompts: '{given[0]}' is neither a file nor a prompt, which has a {{}} "
+            "where the class goes, such as 'A painting of {}'",
+        )
         given = [line.strip() for line in read_text(str(file)).splitlines() if line.strip()]
         require(given, f"eval_prompts: '{file}' holds no prompt, such as 'A painting of {{}}'")
     for template in given:
-        require(template.count("{}") == 1 and not set(template.replace("{}", "")) & set("{}"),
-                f"eval_prompts: '{template}' needs one {{}} where the class goes, such as 'A painting of {{}}'")
+        require(
+            template.count("{}") == 1 and not set(template.replace("{}", "")) & set("{}"),
+            f"eval_prompts: '{template}' needs one {{}} where the class goes, such as 'A painting"
+            " of {}'",
+        )
     folders = [prompt_folder(template) for template in given]
-    require(len(set(folders)) == len(folders),  # their pictures would share one
-            f"eval_prompts: two prompts differ in no letter or digit, so leave out one of them: {given}")
+    require(
+        len(set(folders)) == len(folders),  # their pictures would share one
+        "eval_prompts: two prompts differ in no letter or digit, so leave out one of them:"
+        f" {given}",
+    )
     return [template for template in given if template != TEMPLATES[0]]
 
 
 def class_name(label: str) -> str:
-    """The name a prompt uses: 'tench, Tinca tinca' -> 'tench', '001.Black_footed_Tern' -> 'Black footed Tern'."""
+    """The name a prompt uses: 'tench, Tinca tinca' -> 'tench', '001.Black_footed_Tern' -> 'Black
+    footed Tern'.
+    """
     return re.sub(r"^\d+\.", "", label.split(",")[0]).replace("_", " ").strip()
 
 
@@ -64,22 +85,33 @@ def class_names(labels: list[str], overrides: str | None = None) -> list[str]:
     names = [class_name(label) for label in labels]
     for number, name in (read_yaml(overrides, "135: crane bird") if overrides else {}).items():
         valid = re.fullmatch("[0-9]{1,9}", number) and 1 <= int(number) <= len(names)
-        require(valid and isinstance(name, str) and name.strip() and name.isprintable(),
-                f"'{overrides}': {number!r}: {name!r} must be a class number from 1 to {len(names)} and a name")
+        require(
+            valid and isinstance(name, str) and name.strip() and name.isprintable(),
+            f"'{overrides}': {number!r}: {name!r} must be a class number from 1 to {len(names)} and"
+            " a name",
+        )
         names[int(number) - 1] = name
     return names
 
 
-def oracle_words(file: str | None, labels: list[str], targets: list[TargetClass]) -> dict[TargetClass, str]:
-    """The words of a YAML file {number from 1: words} that ask for each class without a token; none without a file."""
+def oracle_words(
+    file: str | None, labels: list[str], targets: list[TargetClass]
+) -> dict[TargetClass, str]:
+    """The words of a YAML file {number from 1: words} that ask for each class without a token; none
+    without a file.
+    """
     words = {target: class_names(labels, file)[target.index] for target in targets if file}
     silent = [target.title for target in words if words[target] == class_name(target.label)]
-    require(not silent, f"oracle_names: '{file}' has no other words for class {', '.join(silent[:3])}")
+    require(
+        not silent, f"oracle_names: '{file}' has no other words for class {', '.join(silent[:3])}"
+    )
     return words
 
 
 def class_number(index: int) -> int:
-    """How people count class `index` (from 0): from 1, on the command line, in files and in messages."""
+    """How people count class `index` (from 0): from 1, on the command line, in files and in
+    messages.
+    """
     return index + 1
 
 
@@ -89,7 +121,7 @@ def number_labels(labels: list[str]) -> str:
 
 
 def distinguish_labels(labels: list[str]) -> list[str]:
-    """What a page shows of each class: its label, with its number where others have the same label."""
+    """What a page shows of each class: its label, and its number where others have that label."""
     counts = Counter(labels)
     shown = []
     for i, label in enumerate(labels):
@@ -99,7 +131,7 @@ def distinguish_labels(labels: list[str]) -> list[str]:
 
 
 def class_folder(number: int, name: str) -> str:
-    """The folder of a class: its number from 1, then the name in plain letters: '0283_tiger_cat'."""
+    """The folder of a class, '0283_tiger_cat': its number from 1, its name in plain letters."""
     return f"{number:04d}_{re.sub(r'[^a-z0-9]+', '_', name.lower())[:80].strip('_')}".rstrip("_")
 
 
@@ -118,11 +150,15 @@ def class_title(number: int, label: str) -> str:
 
 def target_class(index: int, name: str, label: str) -> TargetClass:
     number = class_number(index)
-    return TargetClass(index, number, name, label, class_title(number, label), class_folder(number, name))
+    return TargetClass(
+        index, number, name, label, class_title(number, label), class_folder(number, name)
+    )
 
 
 def select_classes(selection: str, labels: list[str], names: list[str]) -> list[TargetClass]:
-    """The classes of '283', '1-12', '1,5,9', 'all', a name or a whole label, numbers counted from 1."""
+    """The classes of '283', '1-12', '1,5,9', 'all', a name or a whole label, numbers counted from
+    1.
+    """
     selection = selection.strip()
     if selection == "all":
         chosen = range(len(labels))
@@ -146,10 +182,16 @@ def _select_name(selection: str, labels: list[str], names: list[str]) -> list[in
         for known in (labels, names):
             found = found or [i for i, text in enumerate(known) if wanted and spell(text) == wanted]
     hint = suggest_word(selection.lower(), [text.lower() for text in [*names, *labels]])
-    require(found, f"class_index: the classifier has no class '{selection}'; "
-                   + (hint or "--list_classes shows its classes"))
-    require(len(found) == 1, f"class_index '{selection}' names {len(found)} classes: give a number, "
-                             + " or ".join(class_title(class_number(i), labels[i]) for i in found))
+    require(
+        found,
+        f"class_index: the classifier has no class '{selection}'; "
+        + (hint or "--list_classes shows its classes"),
+    )
+    require(
+        len(found) == 1,
+        f"class_index '{selection}' names {len(found)} classes: give a number, "
+        + " or ".join(class_title(class_number(i), labels[i]) for i in found),
+    )
     return found
 
 
@@ -157,9 +199,14 @@ def _select_numbers(selection: str, count: int) -> list[int]:
     numbers = []
     for part in selection.split(","):
         match = re.fullmatch(r"\s*(\d{1,1000})\s*(?:-\s*(\d{1,1000})\s*)?", part)
-        require(match, f"class_index '{selection}' is no number (283), range (1-12) or list (1,5,9)")
+        require(
+            match, f"class_index '{selection}' is no number (283), range (1-12) or list (1,5,9)"
+        )
         first, last = int(match[1]), int(match[2] or match[1])
         require(first <= last, f"class_index {part.strip()} runs backwards: write {last}-{first}")
-        require(first >= 1 and last <= count, f"class_index {part.strip()}: the classifier's classes are 1 to {count}")
+        require(
+            first >= 1 and last <= count,
+            f"class_index {part.strip()}: the classifier's classes are 1 to {count}",
+        )
         numbers += range(first, last + 1)
     return [number - 1 for number in dict.fromkeys(numbers)]

@@ -1,4 +1,6 @@
-"""Measurements. Each is made in a forked process, and CUDA must not be asked for before (importing diffusers would)."""
+"""Measurements. Each is made in a forked process, and CUDA must not be asked for before (importing
+diffusers would).
+"""
 
 import os
 

@@ -1,10 +1,14 @@
-"""What a class token costs: seconds, UNet calls, memory and bytes, beside a plain loop and the machine's floor.
+"""What a class token costs: seconds, UNet calls, memory and bytes, beside a plain loop and the
+machine's floor.
 
-    python -m benchmarks.cost                                                       the miniature, on a CPU
-    python -m benchmarks.cost --random_weights sd14 --device cuda --dtype bf16      Stable Diffusion 1.4's sizes
+    python -m benchmarks.cost                                                       the miniature,
+        on a CPU
+    python -m benchmarks.cost --random_weights sd14 --device cuda --dtype bf16      Stable Diffusion
+        1.4's sizes
 
-Each row is measured in a process of its own, --rounds times in turn with the others, and the median counts: on a
-machine whose speed drifts, only ratios within one run mean something. The plain loop is method/plain_loop.py.
+Each row is measured in a process of its own, --rounds times in turn with the others, and the median
+counts: on a machine whose speed drifts, only ratios within one run mean something. The plain loop
+is method/plain_loop.py.
 """
 
 import argparse
@@ -50,13 +54,33 @@ from system.text_files import read_json
 from tokens.class_token import start_vectors
 from utils import ROOT, write_json, write_text
 
-PAPER = {"train_timesteps": None, "train_guidance_scale": None, "epoch_size": 5, "fresh_noise": False}
-PEER, PICTURES = "textual inversion", 5  # by the recipe of diffusers' script, of so many real pictures
+PAPER = {
+    "train_timesteps": None,
+    "train_guidance_scale": None,
+    "epoch_size": 5,
+    "fresh_noise": False,
+}
+PEER, PICTURES = (
+    "textual inversion",
+    5,
+)  # by the recipe of diffusers' script, of so many real pictures
 FOREVER = {"target_accuracy": 1.0, "early_stopping": 100_000}
 TARGET = target_class(0, "crane", "crane")
-COLUMNS = ["", "s per update and class", "images/s", "times the plain loop's", "times the paper's plain loop's",
-           "UNet images", "floor s", "floor / s", "peak GB", "bytes per class", "median updates to 0.9", "s to 0.9",
-           "images to 0.9"]
+COLUMNS = [
+    "",
+    "s per update and class",
+    "images/s",
+    "times the plain loop's",
+    "times the paper's plain loop's",
+    "UNet images",
+    "floor s",
+    "floor / s",
+    "peak GB",
+    "bytes per class",
+    "median updates to 0.9",
+    "s to 0.9",
+    "images to 0.9",
+]
 
 
 def name_setting(config: RunConfig) -> str:
@@ -65,19 +89,33 @@ def name_setting(config: RunConfig) -> str:
 
 
 def list_rows(config: RunConfig) -> dict[str, tuple[bool, RunConfig, int]]:
-    """By its name: whether a row is the plain loop, its settings, how many classes it trains at once.
+    """By its name: whether a row is the plain loop, its settings, how many classes it trains at
+    once.
 
-    The paper's trajectory; where the config has another, that too, with as many images and with its own number.
+    The paper's trajectory; where the config has another, that too, with as many images and with its
+    own number.
     """
     paper, rows = replace(config, **PAPER), {}
     settings = {"paper's trajectory, 5 images": paper}
     if config.train_timesteps:
-        settings |= {"short trajectory, 5 images": replace(config, epoch_size=5),
-                     f"short trajectory, {config.epoch_size} images": config}
+        settings |= {
+            "short trajectory, 5 images": replace(config, epoch_size=5),
+            f"short trajectory, {config.epoch_size} images": config,
+        }
     for name, found in settings.items():
-        rows |= {f"plain loop, {name}": (True, found, 1), f"ours, {name}": (False, found, 1),
-                 f"ours, {name}, 8 classes at once": (False, found, 8)}
-    return {**rows, "ours, paper's trajectory, 5 images, batches of 1": (False, replace(paper, batch_size=1), 1)}
+        rows |= {
+            f"plain loop, {name}": (True, found, 1),
+            f"ours, {name}": (False, found, 1),
+            f"ours, {name}, 8 classes at once": (False, found, 8),
+        }
+    return {
+        **rows,
+        "ours, paper's trajectory, 5 images, batches of 1": (
+            False,
+            replace(paper, batch_size=1),
+            1,
+        ),
+    }
 
 
 def new_training(
@@ -101,7 +139,9 @@ def measure_row(plain: bool, config: RunConfig, classes: int, updates: int) -> d
     models = open_pipeline(config) if plain else session.generator
     with tempfile.TemporaryDirectory() as path:
         work, saved = Path(path, "work"), Path(path, "saved")
-        measured = measure_updates(plain, models, session.classifier, config, classes, updates, work)
+        measured = measure_updates(
+            plain, models, session.classifier, config, classes, updates, work
+        )
         return {**measured, "bytes_per_class": count_bytes(plain, config, models, saved)}
 
 
@@ -121,13 +161,24 @@ def open_pipeline(config: RunConfig) -> StableDiffusionPipeline:
     return pipeline.to(config.device)
 
 
-def measure_updates(plain: bool, models, classifier: Classifier, config: RunConfig, classes: int, updates: int,
-                    work: Path) -> dict:
-    """`updates` of `classes` classes after as many to warm up, by the plain loop on a pipeline or by ours."""
+def measure_updates(
+    plain: bool,
+    models,
+    classifier: Classifier,
+    config: RunConfig,
+    classes: int,
+    updates: int,
+    work: Path,
+) -> dict:
+    """`updates` of `classes` classes after as many to warm up, by the plain loop on a pipeline or
+    by ours.
+    """
     settings, sampling = find_training_settings(config), find_training_sampling(config)
     count, images, marks = updates * classes, [], []
     denoiser = models.components["unet"] if plain else models.denoiser
-    watch = denoiser.register_forward_pre_hook(lambda network, inputs: images.append(len(inputs[0])))
+    watch = denoiser.register_forward_pre_hook(
+        lambda network, inputs: images.append(len(inputs[0]))
+    )
     cuda = config.device.startswith("cuda")
     if cuda:
         torch.cuda.reset_peak_memory_stats(config.device)  # loading does not count
@@ -141,7 +192,9 @@ def measure_updates(plain: bool, models, classifier: Classifier, config: RunConf
         for _ in islice(train_token(models, classifier, TARGET, settings, sampling), 2 * updates):
             mark_update()
     else:
-        targets = [target_class(i % len(classifier.labels), "crane", "crane") for i in range(classes)]
+        targets = [
+            target_class(i % len(classifier.labels), "crane", "crane") for i in range(classes)
+        ]
         running = [
             new_training(config, models, target, work / str(i)) for i, target in enumerate(targets)
         ]
@@ -155,17 +208,26 @@ def measure_updates(plain: bool, models, classifier: Classifier, config: RunConf
             mark_update()
     watch.remove()
     (begin, before), (end, after) = marks[updates - 1], marks[-1]
-    return {"seconds_per_update": (end - begin) / count, "unet_images": (after - before) / count,
-            "images_per_second": config.epoch_size * count / (end - begin),
-            "peak_memory_gb": peak_memory_gb(config.device)}
+    return {
+        "seconds_per_update": (end - begin) / count,
+        "unet_images": (after - before) / count,
+        "images_per_second": config.epoch_size * count / (end - begin),
+        "peak_memory_gb": peak_memory_gb(config.device),
+    }
 
 
 def measure_peer(config: RunConfig, updates: int) -> dict:
-    """A step of textual inversion on one class, after as many to warm up; runs in a process of its own."""
+    """A step of textual inversion on one class, after as many to warm up; runs in a process of its
+    own.
+    """
     generator, marks = open_session(config).generator, []
-    generator.denoiser.register_forward_pre_hook(lambda network, inputs: marks.append(time.perf_counter()))
+    generator.denoiser.register_forward_pre_hook(
+        lambda network, inputs: marks.append(time.perf_counter())
+    )
     with tempfile.TemporaryDirectory() as path:
-        files = find_real_images(config.real_images, [TARGET], {TARGET: Path(path)}, PICTURES, Path(path, "cache"))
+        files = find_real_images(
+            config.real_images, [TARGET], {TARGET: Path(path)}, PICTURES, Path(path, "cache")
+        )
         real = {TARGET: draw_missing_images(config.real_images, TARGET, files[TARGET])[:PICTURES]}
         pictures = [load_squares(real[TARGET], config.height, config.width)]
         start = start_vectors(generator, config.initializer_token, config.num_vectors)
@@ -173,12 +235,18 @@ def measure_peer(config: RunConfig, updates: int) -> dict:
         steps = [2 * updates + 1]
         learn_vectors(generator, pictures, start[None], word, steps, config.weight_decay)
     seconds = (marks[-1] - marks[updates]) / updates
-    return {"seconds_per_update": seconds, "unet_images": PER_STEP, "images_per_second": PER_STEP / seconds,
-            "peak_memory_gb": peak_memory_gb(config.device)}
+    return {
+        "seconds_per_update": seconds,
+        "unet_images": PER_STEP,
+        "images_per_second": PER_STEP / seconds,
+        "peak_memory_gb": peak_memory_gb(config.device),
+    }
 
 
 def count_bytes(plain: bool, config: RunConfig, models, path: Path) -> int:
-    """What a class of `num_train_epochs` updates leaves on disk without its images; the whole pipeline, where plain."""
+    """What a class of `num_train_epochs` updates leaves on disk without its images; the whole
+    pipeline, where plain.
+    """
     if plain:
         models.save_pretrained(path)
     else:
@@ -191,11 +259,13 @@ def count_bytes(plain: bool, config: RunConfig, models, path: Path) -> int:
             loss = torch.tensor(1 / (1 + len(training.history)))
             stop = training.finish_update(UpdateFigures(loss, torch.tensor(0.5), 0.1)).stop
         folder.save_training(training.trained_token(stop), models.token_widths, asdict(config))
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and file.suffix != ".png")
+    return sum(
+        file.stat().st_size for file in path.rglob("*") if file.is_file() and file.suffix != ".png"
+    )
 
 
 def count_flops(config: RunConfig) -> int:
-    """FLOPs of the calls that one update of one class cannot do without: nothing is computed twice."""
+    """FLOPs that one update of one class cannot do without: nothing is computed twice."""
     session = open_session(config)
     generator = session.generator
     with tempfile.TemporaryDirectory() as path:
@@ -221,7 +291,7 @@ def measure_rate(device: str, dtype: torch.dtype) -> float:
 
 
 def run_apart(function, *arguments):
-    """`function(*arguments)` in a silent process of its own, so that its peak of memory is its own."""
+    """`function(*arguments)` in a silent process of its own, whose peak of memory is its own."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("fork"), silence_process) as pool:
         return pool.submit(function, *arguments).result()
 
@@ -231,21 +301,42 @@ def silence_process():
 
 
 def write_table(out: Path) -> str:
-    """docs/cost.md from docs/cost.json, and from docs/updates.json (benchmarks/updates.py) where that is there."""
+    """docs/cost.md from docs/cost.json, and from docs/updates.json (benchmarks/updates.py) where
+    that is there.
+    """
     about, file = read_json(out.with_suffix(".json")), out.with_name("updates.json")
     updates = read_json(file)["settings"] if file.exists() else {}
     rows, table = about.pop("rows"), Table(COLUMNS, [])
     for row in rows:
-        seconds, rate, floor = row["seconds_per_update"], row["images_per_second"], row["floor_seconds"]
+        seconds, rate, floor = (
+            row["seconds_per_update"],
+            row["images_per_second"],
+            row["floor_seconds"],
+        )
         plain = next(other for other in rows if other["setting"] == row["setting"])
         needed = updates.get(row["setting"], {}).get("median", "")
-        table.rows.append([
-            row["name"], f"{seconds:.3g}", f"{rate:.2f}", f"{rate / plain['images_per_second']:.2f}",
-            f"{rate / rows[0]['images_per_second']:.2f}", f"{row['unet_images']:.0f}",
-            *((f"{floor:.3g}", f"{100 * floor / seconds:.0f} %") if floor else ("", "")),
-            f"{row['peak_memory_gb']:.2f}", f"{row.get('bytes_per_class', 0):,.0f}", needed,
-            *(needed if isinstance(needed, str) else f"{needed * each:.3g}" for each in (seconds, rate * seconds))])
-    write_text(out.with_suffix(".md"), f"{table.to_markdown()}\n\n{', '.join(f'{k} {v}' for k, v in about.items())}\n")
+        table.rows.append(
+            [
+                row["name"],
+                f"{seconds:.3g}",
+                f"{rate:.2f}",
+                f"{rate / plain['images_per_second']:.2f}",
+                f"{rate / rows[0]['images_per_second']:.2f}",
+                f"{row['unet_images']:.0f}",
+                *((f"{floor:.3g}", f"{100 * floor / seconds:.0f} %") if floor else ("", "")),
+                f"{row['peak_memory_gb']:.2f}",
+                f"{row.get('bytes_per_class', 0):,.0f}",
+                needed,
+                *(
+                    needed if isinstance(needed, str) else f"{needed * each:.3g}"
+                    for each in (seconds, rate * seconds)
+                ),
+            ]
+        )
+    write_text(
+        out.with_suffix(".md"),
+        f"{table.to_markdown()}\n\n{', '.join(f'{k} {v}' for k, v in about.items())}\n",
+    )
     return table.to_markdown()
 
 
@@ -254,47 +345,96 @@ def measure_rows(config: RunConfig, updates: int, rounds: int) -> tuple[list[dic
     rows, rates, measured, results = list_rows(config), [], {}, []
     work = {name: (measure_row, *row, updates) for name, row in rows.items()}
     if config.real_images:
-        work[f"{PEER}, {PICTURES} real pictures, steps of {PER_STEP}"] = measure_peer, config, 10 * updates
-    flops = {name_setting(found): run_apart(count_flops, found) for plain, found, _ in rows.values() if plain}
+        work[f"{PEER}, {PICTURES} real pictures, steps of {PER_STEP}"] = (
+            measure_peer,
+            config,
+            10 * updates,
+        )
+    flops = {
+        name_setting(found): run_apart(count_flops, found)
+        for plain, found, _ in rows.values()
+        if plain
+    }
     for i in range(rounds):
         rates.append(run_apart(measure_rate, config.device, PRECISIONS[config.mixed_precision]))
         for name, job in work.items():
             measured.setdefault(name, []).append(run_apart(*job))
-            print(f"round {i + 1}, {name}: {measured[name][i]['seconds_per_update']:.3g} s per update and class",
-                  flush=True)
+            print(
+                f"round {i + 1}, {name}: {measured[name][i]['seconds_per_update']:.3g} s per update"
+                " and class",
+                flush=True,
+            )
     rate = statistics.median(rates)
     for name, found in measured.items():
         setting = name_setting(rows[name][1]) if name in rows else PEER
         floor = flops[setting] / rate if setting in flops else None
-        results.append({"name": name, "setting": setting, "floor_seconds": floor,
-                        **{key: statistics.median(values[key] for values in found) for key in found[0]}})
+        results.append(
+            {
+                "name": name,
+                "setting": setting,
+                "floor_seconds": floor,
+                **{key: statistics.median(values[key] for values in found) for key in found[0]},
+            }
+        )
     return results, rate
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/miniature.yml",
-                        help="settings of the run (the miniature's)")
-    parser.add_argument("--random_weights", choices=["sd14"], help="Stable Diffusion 1.4 and ViT-L/16 in the paper's "
-                                                                   "setting, instead of a config's weights")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config", default="configs/miniature.yml", help="settings of the run (the miniature's)"
+    )
+    parser.add_argument(
+        "--random_weights",
+        choices=["sd14"],
+        help=(
+            "Stable Diffusion 1.4 and ViT-L/16 in the paper's "
+            "setting, instead of a config's weights"
+        ),
+    )
     parser.add_argument("--device", help="cpu, cuda (the config's)")
     parser.add_argument("--dtype", choices=list(PRECISIONS), help="no, fp16 or bf16 (the config's)")
     parser.add_argument("--updates", type=int, default=2, help="measured updates per round (2)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds, of which the median counts (3)")
-    parser.add_argument("--out", type=read_path, default=ROOT / "docs/cost", help="where results go (docs/cost)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="rounds, of which the median counts (3)"
+    )
+    parser.add_argument(
+        "--out", type=read_path, default=ROOT / "docs/cost", help="where results go (docs/cost)"
+    )
     options = parser.parse_args()
-    config = RunConfig() if options.random_weights else parse_settings(["--config", options.config])[0]
-    config = replace(config, device=options.device or config.device,
-                     mixed_precision=options.dtype or config.mixed_precision, **FOREVER)
+    config = (
+        RunConfig() if options.random_weights else parse_settings(["--config", options.config])[0]
+    )
+    config = replace(
+        config,
+        device=options.device or config.device,
+        mixed_precision=options.dtype or config.mixed_precision,
+        **FOREVER,
+    )
     with tempfile.TemporaryDirectory() as weights:
         if options.random_weights:
             config = replace(config, **run_apart(save_sd14, Path(weights)))
         rows, rate = measure_rows(config, options.updates, options.rounds)
-    device = torch.cuda.get_device_name() if config.device.startswith("cuda") else f"{torch.get_num_threads()} threads"
-    write_json(options.out.with_suffix(".json"), {
-        "device": f"{config.device}: {device}", "matmul_flops_per_second": rate,
-        "updates": options.updates, "rounds": options.rounds, "python": platform.python_version(),
-        "torch": torch.__version__, "diffusers": diffusers.__version__, "rows": rows})
+    device = (
+        torch.cuda.get_device_name()
+        if config.device.startswith("cuda")
+        else f"{torch.get_num_threads()} threads"
+    )
+    write_json(
+        options.out.with_suffix(".json"),
+        {
+            "device": f"{config.device}: {device}",
+            "matmul_flops_per_second": rate,
+            "updates": options.updates,
+            "rounds": options.rounds,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+            "rows": rows,
+        },
+    )
     print(write_table(options.out))
 
 

@@ -1,9 +1,11 @@
-"""What a training setting costs at the real sizes, in FLOPs: counted without weights, memory or a GPU.
+"""What a training setting costs at the real sizes, in FLOPs: counted without weights, memory or a
+GPU.
 
     python -m benchmarks.flops
 
-Runs the method's own `token_gradient` on networks of the meta device, which have shapes and no values. Multiplications
-and additions of convolutions, matrix products and attention count, on the way back as they occur.
+Runs the method's own `token_gradient` on networks of the meta device, which have shapes and no
+values. Multiplications and additions of convolutions, matrix products and attention count, on the
+way back as they occur.
 """
 
 import argparse
@@ -30,30 +32,43 @@ from system.terminal import run_script
 from utils import ROOT, write_text
 
 IMAGES = 5  # per update, of three prompts, in every row: the text encoder's share depends on it
-COLUMNS = ["setting", "UNet calls per image", "of these with a graph", "made again", "TFLOP per image", *PARTS,
-           "without making again", "TFLOP per update", "times the paper's loop"]
+COLUMNS = [
+    "setting",
+    "UNet calls per image",
+    "of these with a graph",
+    "made again",
+    "TFLOP per image",
+    *PARTS,
+    "without making again",
+    "TFLOP per update",
+    "times the paper's loop",
+]
 TEXT = """# What a setting costs on Stable Diffusion 1.4
 
-FLOPs of training, counted at the published sizes of every network. Guidance's two halves are two calls of the UNet.
-All rows are of {images} images per update from three prompts at the config's resolution, with ViT-L/16 as classifier.
+FLOPs of training, counted at the published sizes of every network. Guidance's two halves are two
+calls of the UNet. All rows are of {images} images per update from three prompts at the config's
+resolution, with ViT-L/16 as classifier.
 
 {table}
 
-What these settings do to the quality of Stable Diffusion's pictures is a hypothesis: only the miniature has measured it
-([README](../README.md), [fidelity](fidelity.md)). A token's cost is that of an update times the updates it needs, which
-a setting changes too.
+What these settings do to the quality of Stable Diffusion's pictures is a hypothesis: only the
+miniature has measured it ([README](../README.md), [fidelity](fidelity.md)). A token's cost is
+that of an update times the updates it needs, which a setting changes too.
 
-- 'Made again': where `--batch_size` has no room for two graphs of every image, the last step's is computed a second
-  time on the way back, so that decoder, classifier and UNet never hold theirs together (`token_gradient`). All columns
-  but 'without making again' count it. SDXL's config also recomputes the activations inside UNet and VAE
-  (`gradient_checkpointing`).
-- A part's column holds its calls forward, its calls again and its way back; weights are frozen, so none has a gradient.
-- A multiplication and an addition are two FLOPs. Attention counts as its two matrix products, and four on the way back:
-  a fused kernel, which computes one of them again there, is not counted so. Norms, activations and resizing are left
-  out.
+- 'Made again': where `--batch_size` has no room for two graphs of every image, the last step's is
+  computed a second time on the way back, so that decoder, classifier and UNet never hold theirs
+  together (`token_gradient`). All columns but 'without making again' count it. SDXL's config also
+  recomputes the activations inside UNet and VAE (`gradient_checkpointing`).
+- A part's column holds its calls forward, its calls again and its way back; weights are frozen,
+  so none has a gradient.
+- A multiplication and an addition are two FLOPs. Attention counts as its two matrix products, and
+  four on the way back: a fused kernel, which computes one of them again there, is not counted so.
+  Norms, activations and resizing are left out.
 - FLOPs are not seconds.
-- Where a setting leaves one call of the UNet, most of what remains is the decoder's: both ways at full resolution.
-- SD-Turbo's sizes are those of Stable Diffusion 2.1 base; SDXL's row is of four times as many pixels.
+- Where a setting leaves one call of the UNet, most of what remains is the decoder's: both ways at
+  full resolution.
+- SD-Turbo's sizes are those of Stable Diffusion 2.1 base; SDXL's row is of four times as many
+  pixels.
 - Drawing and judging with a finished token are not in here.
 
 `python -m benchmarks.flops` (minutes on a CPU, most of them for SDXL; neither weights nor a GPU)
@@ -64,31 +79,57 @@ def list_settings() -> dict[str, tuple[str, RunConfig]]:
     """By its name: the family of a setting, and the setting; the paper's loop is the first."""
     paper, short, family = RunConfig(), {"train_timesteps": [999, 800, 600]}, "sd14"
     changes = {
-        "the paper's loop: 30 PNDM steps, guidance 7": {}, "training guidance 1": {"train_guidance_scale": 1.0},
+        "the paper's loop: 30 PNDM steps, guidance 7": {},
+        "training guidance 1": {"train_guidance_scale": 1.0},
         "999 800 600, guidance 7": short,
         "999 800 600, training guidance 1": {**short, "train_guidance_scale": 1.0},
-        "999 600, training guidance 1": {"train_timesteps": [999, 600], "train_guidance_scale": 1.0},
-        "600, training guidance 1": {"train_timesteps": [600], "train_guidance_scale": 1.0}}
-    files = {"SD-Turbo, `configs/turbo.yml`: one step, no guidance": ("sd_turbo", "turbo"),
-             "SDXL, `configs/sdxl.yml`: 1024 x 1024, 30 steps, guidance 5": ("sdxl", "sdxl")}
-    return {**{name: (family, replace(paper, **change)) for name, change in changes.items()},
-            **{name: (kind, parse_settings(["--config", str(ROOT / f"configs/{file}.yml")])[0])
-               for name, (kind, file) in files.items()}}
+        "999 600, training guidance 1": {
+            "train_timesteps": [999, 600],
+            "train_guidance_scale": 1.0,
+        },
+        "600, training guidance 1": {"train_timesteps": [600], "train_guidance_scale": 1.0},
+    }
+    files = {
+        "SD-Turbo, `configs/turbo.yml`: one step, no guidance": ("sd_turbo", "turbo"),
+        "SDXL, `configs/sdxl.yml`: 1024 x 1024, 30 steps, guidance 5": ("sdxl", "sdxl"),
+    }
+    return {
+        **{name: (family, replace(paper, **change)) for name, change in changes.items()},
+        **{
+            name: (kind, parse_settings(["--config", str(ROOT / f"configs/{file}.yml")])[0])
+            for name, (kind, file) in files.items()
+        },
+    }
 
 
 def wrap_classifier(model: torch.nn.Module) -> Classifier:
     """A ViT with any resizing that gives its input's size, which is not counted."""
     side = (model.config.image_size,) * 2
-    return Classifier("classifier", [""] * model.config.num_labels, model, lambda images: F.interpolate(images, side),
-                      lambda model, pixels: model(pixels).logits, model.device)
+    return Classifier(
+        "classifier",
+        [""] * model.config.num_labels,
+        model,
+        lambda images: F.interpolate(images, side),
+        lambda model, pixels: model(pixels).logits,
+        model.device,
+    )
 
 
-def count_images(generator: Generator, classifier: Classifier, sampling: SamplingSettings,
-                 makes_again: bool = True) -> Counter:
+def count_images(
+    generator: Generator,
+    classifier: Classifier,
+    sampling: SamplingSettings,
+    makes_again: bool = True,
+) -> Counter:
     """What one update of IMAGES images takes, by part; `makes_again`: the last step's graph."""
     prompts = [template.format("newclas crane") for template in TEMPLATES]
-    return count_update(generator, classifier, *make_batch(generator, generator.initial_vectors("a"), prompts, IMAGES),
-                        sampling, IMAGES if makes_again else GRAPHS * IMAGES)
+    return count_update(
+        generator,
+        classifier,
+        *make_batch(generator, generator.initial_vectors("a"), prompts, IMAGES),
+        sampling,
+        IMAGES if makes_again else GRAPHS * IMAGES,
+    )
 
 
 def count_setting(family: str, config: RunConfig, narrowed: int = 1) -> tuple[Counter, Counter]:
@@ -103,14 +144,25 @@ def count_setting(family: str, config: RunConfig, narrowed: int = 1) -> tuple[Co
     return count_images(generator, classifier, sampling), least
 
 
-def make_row(name: str, counts: Counter, least: Counter, paper: float | None) -> tuple[list[str], float]:
-    """A row of the table, and its TFLOP per image; `paper`: those of the paper's loop, where this is not it."""
+def make_row(
+    name: str, counts: Counter, least: Counter, paper: float | None
+) -> tuple[list[str], float]:
+    """A row of the table, and its TFLOP per image; `paper`: those of the paper's loop, where this
+    is not it.
+    """
     tera = 1e12 * IMAGES
     total, floor = (sum(found[part] for part in PARTS) / tera for found in (counts, least))
-    row = [name, f"{least['images'] / IMAGES:.0f}", f"{least['images with a graph'] / IMAGES:.0f}",
-           f"{(counts['images'] - least['images']) / IMAGES:.0f}", f"{total:.2f}",
-           *(f"{counts[part] / tera:.2f}" for part in PARTS), f"{floor:.2f}", f"{total * IMAGES:.0f}",
-           f"{total / (paper or total):.3f}"]
+    row = [
+        name,
+        f"{least['images'] / IMAGES:.0f}",
+        f"{least['images with a graph'] / IMAGES:.0f}",
+        f"{(counts['images'] - least['images']) / IMAGES:.0f}",
+        f"{total:.2f}",
+        *(f"{counts[part] / tera:.2f}" for part in PARTS),
+        f"{floor:.2f}",
+        f"{total * IMAGES:.0f}",
+        f"{total / (paper or total):.3f}",
+    ]
     return row, total
 
 
@@ -125,8 +177,12 @@ def make_table() -> Table:
 
 
 def main(argv: list[str] | None = None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=read_path, default=ROOT / "docs/flops.md", help="the page (docs/flops.md)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=read_path, default=ROOT / "docs/flops.md", help="the page (docs/flops.md)"
+    )
     out = parser.parse_args(argv).out
     write_text(out, TEXT.format(images=IMAGES, table=make_table().to_markdown()))
 

@@ -1,11 +1,14 @@
-"""All that a GPU must show, in one command, the most important first; what is done stays when it is cut off.
+"""All that a GPU must show, in one command, the most important first; what is done stays when it is
+cut off.
 
-    python -m benchmarks.gpu --out DIR                the whole, about ten minutes on an H100; again: what is missing
-    python -m benchmarks.gpu --plan                   the stages, their rows and how long each may take
+    python -m benchmarks.gpu --out DIR                the whole, about ten minutes on an H100;
+        again: what is missing
+    python -m benchmarks.gpu --plan                   the stages, their rows and how long each may
+        take
     python -m benchmarks.gpu --tiny --out DIR         every stage on a CPU, with tiny networks
 
-DIR/gpu.json and DIR/gpu.md grow by a row at a time. No weights are downloaded: what must be right is shown on the
-miniature, what it costs on random weights of the published sizes.
+DIR/gpu.json and DIR/gpu.md grow by a row at a time. No weights are downloaded: what must be right
+is shown on the miniature, what it costs on random weights of the published sizes.
 """
 
 import argparse
@@ -39,47 +42,79 @@ from system.terminal import run_script
 
 class Stage(NamedTuple):
     title: str
-    list_rows: Callable[[Path, str, bool], dict[str, Callable[[], dict]]]  # of the folder, the device and `tiny`
+    list_rows: Callable[
+        [Path, str, bool], dict[str, Callable[[], dict]]
+    ]  # of the folder, the device and `tiny`
     seconds: int  # at most
     expected: int  # seconds on an H100: estimates, which no card has confirmed
 
 
-STAGES = {"right": Stage("Is it right?", list_checks, 180, 120),
-          "miniature": Stage("The miniature on the card", list_miniature_rows, 180, 90),
-          "cost": Stage("What Stable Diffusion's sizes cost (random weights)", list_costs, 400, 300),
-          "thousand": Stage("A thousand classes, predicted", list_predictions, 10, 1)}
-TINY_SECONDS = 300  # for a stage at most, however busy the CPU; all take less than a minute together
+STAGES = {
+    "right": Stage("Is it right?", list_checks, 180, 120),
+    "miniature": Stage("The miniature on the card", list_miniature_rows, 180, 90),
+    "cost": Stage("What Stable Diffusion's sizes cost (random weights)", list_costs, 400, 300),
+    "thousand": Stage("A thousand classes, predicted", list_predictions, 10, 1),
+}
+TINY_SECONDS = (
+    300  # for a stage at most, however busy the CPU; all take less than a minute together
+)
 
 
 def describe_device(device: str) -> dict[str, str]:
     """Names and versions; in a process that computes on the device."""
-    about = {"device": device, "date": date.today().isoformat(), "python": platform.python_version(),
-             "torch": torch.__version__, "diffusers": diffusers.__version__, "transformers": transformers.__version__}
+    about = {
+        "device": device,
+        "date": date.today().isoformat(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "transformers": transformers.__version__,
+    }
     if not device.startswith("cuda"):
         return {**about, "threads": str(torch.get_num_threads())}
     asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     driver = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split()
     memory = torch.cuda.get_device_properties(device).total_memory / 1e9
-    return {**about, "device": f"{torch.cuda.get_device_name(device)}, {memory:.0f} GB",
-            "driver": driver[0] if driver else "unknown", "cuda": str(torch.version.cuda)}
+    return {
+        **about,
+        "device": f"{torch.cuda.get_device_name(device)}, {memory:.0f} GB",
+        "driver": driver[0] if driver else "unknown",
+        "cuda": str(torch.version.cuda),
+    }
 
 
 def read_results(out: Path) -> dict:
-    """What DIR/gpu.json holds so far: of the device, {stage: {row: what it gave}}, and how stages ended."""
+    """What DIR/gpu.json holds so far: of the device, {stage: {row: what it gave}}, and how stages
+    ended.
+    """
     file = out / "gpu.json"
-    return read_json(file, "about", "rows", "ended") if file.exists() else {"about": {}, "rows": {}, "ended": {}}
+    return (
+        read_json(file, "about", "rows", "ended")
+        if file.exists()
+        else {"about": {}, "rows": {}, "ended": {}}
+    )
 
 
 def write_results(out: Path, results: dict):
     """gpu.json, and gpu.md with a table for every stage."""
     write_json(out / "gpu.json", results)
-    parts = [f"# On a GPU\n\n{', '.join(f'{key} {value}' for key, value in results['about'].items())}\n"]
+    parts = [
+        f"# On a GPU\n\n{', '.join(f'{key} {value}' for key, value in results['about'].items())}\n"
+    ]
     for name, stage in STAGES.items():
         rows, parts = results["rows"].get(name, {}), [*parts, f"## {stage.title}\n"]
         header = list(dict.fromkeys(key for row in rows.values() for key in row))
         if rows:
-            parts.append(Table(["", *header], [[row, *(show_value(found.get(key, "")) for key in header)]
-                                               for row, found in rows.items()]).to_markdown() + "\n")
+            parts.append(
+                Table(
+                    ["", *header],
+                    [
+                        [row, *(show_value(found.get(key, "")) for key in header)]
+                        for row, found in rows.items()
+                    ],
+                ).to_markdown()
+                + "\n"
+            )
         parts.append(results["ended"].get(name, "not run") + "\n")
     write_text(out / "gpu.md", "\n".join(parts))
 
@@ -91,8 +126,11 @@ def show_value(value) -> str:
 def find_missing(name: str, out: Path, device: str, tiny: bool) -> dict[str, Callable[[], dict]]:
     """The rows of a stage that are not there yet, or failed."""
     done = read_results(out)["rows"].get(name, {})
-    return {row: measure for row, measure in STAGES[name].list_rows(out, device, tiny).items()
-            if "failed" in done.get(row, {"failed": ""})}
+    return {
+        row: measure
+        for row, measure in STAGES[name].list_rows(out, device, tiny).items()
+        if "failed" in done.get(row, {"failed": ""})
+    }
 
 
 def run_stage(name: str, out: Path, device: str, tiny: bool):
@@ -110,29 +148,44 @@ def run_stage(name: str, out: Path, device: str, tiny: bool):
         except Exception as error:  # whatever a card raises, the other rows go on
             found = {"passed": "no", "failed": f"{type(error).__name__}: {join_lines(error)[:300]}"}
         done[row] = {**found, "took s": round(time.monotonic() - started, 1)}
-        print(f"{name}, {row}: {', '.join(f'{key} {show_value(value)}' for key, value in done[row].items())}",
-              flush=True)
+        print(
+            f"{name}, {row}:"
+            f" {', '.join(f'{key} {show_value(value)}' for key, value in done[row].items())}",
+            flush=True,
+        )
         write_results(out, results)
     shutil.rmtree(out / WORK, ignore_errors=True)
 
 
 def run_stages(out: Path, device: str, tiny: bool, seconds: float):
-    """Every stage in a process of its own, which ends with its budget or with the whole's `seconds`."""
+    """Every stage in a process of its own, which ends with its budget or with the whole's
+    `seconds`.
+    """
     end = time.monotonic() + seconds
     for name, stage in STAGES.items():
         budget = min(TINY_SECONDS if tiny else stage.seconds, end - time.monotonic())
         if budget <= 0 or not find_missing(name, out, device, tiny):
             continue
-        process = multiprocessing.get_context("fork").Process(target=run_stage, args=(name, out, device, tiny))
+        process = multiprocessing.get_context("fork").Process(
+            target=run_stage, args=(name, out, device, tiny)
+        )
         process.start()
         process.join(budget)
         is_late = process.is_alive()
         process.kill()
         process.join()
         missing, results = find_missing(name, out, device, tiny), read_results(out)
-        results["ended"][name] = f"cut off after {budget:.0f} s" if is_late else \
-            f"its process ended with code {process.exitcode}" if process.exitcode else \
-            f"missing: {'; '.join(missing)}" if missing else "complete"
+        results["ended"][name] = (
+            f"cut off after {budget:.0f} s"
+            if is_late
+            else (
+                f"its process ended with code {process.exitcode}"
+                if process.exitcode
+                else f"missing: {'; '.join(missing)}"
+                if missing
+                else "complete"
+            )
+        )
         write_results(out, results)
 
 
@@ -140,16 +193,25 @@ def print_plan(out: Path, device: str):
     """What a run would do, in order."""
     for name, stage in STAGES.items():
         rows = stage.list_rows(out, device, False)
-        print(f"{name}: {stage.title} About {stage.expected} s on an H100 (an estimate), {stage.seconds} s at most.")
+        print(
+            f"{name}: {stage.title} About {stage.expected} s on an H100 (an estimate),"
+            f" {stage.seconds} s at most."
+        )
         print("\n".join(f"    {row}" for row in rows))
     print(f"about {sum(stage.expected for stage in STAGES.values()) / 60:.0f} minutes in all")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=read_path, default=Path("img/gpu"), help="where results go (img/gpu)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=read_path, default=Path("img/gpu"), help="where results go (img/gpu)"
+    )
     parser.add_argument("--device", default="cuda", help="cuda or cuda:1 (cuda)")
-    parser.add_argument("--seconds", type=float, default=600, help="for the whole; what is done by then stays (600)")
+    parser.add_argument(
+        "--seconds", type=float, default=600, help="for the whole; what is done by then stays (600)"
+    )
     parser.add_argument("--plan", action="store_true", help="only print the stages")
     parser.add_argument("--tiny", action="store_true", help="tiny networks, on a CPU")
     options = parser.parse_args()
@@ -157,8 +219,11 @@ def main():
     if options.plan:
         print_plan(options.out, device)
     else:
-        require(options.tiny or shutil.which("nvidia-smi"), "no GPU of NVIDIA is here (there is no nvidia-smi): --tiny "
-                                                            "runs every stage on a CPU, --plan lists them")
+        require(
+            options.tiny or shutil.which("nvidia-smi"),
+            "no GPU of NVIDIA is here (there is no nvidia-smi): --tiny "
+            "runs every stage on a CPU, --plan lists them",
+        )
         run_stages(options.out, device, options.tiny, options.seconds)
         report_results(options.out)
 
@@ -166,8 +231,12 @@ def main():
 def report_results(out: Path):
     """Say where the results are; UserError where something did not pass or is missing."""
     results = read_results(out)
-    failed = [f"{stage}, {row}" for stage, rows in results["rows"].items() for row, found in rows.items()
-              if found.get("passed") == "no"]
+    failed = [
+        f"{stage}, {row}"
+        for stage, rows in results["rows"].items()
+        for row, found in rows.items()
+        if found.get("passed") == "no"
+    ]
     missing = [name for name in STAGES if results["ended"].get(name) != "complete"]
     print(f"results: {out / 'gpu.md'}")
     require(not failed, f"not passed: {'; '.join(failed)}")

@@ -1,4 +1,4 @@
-"""What must be right on a GPU, shown on the miniature: the first two stages of benchmarks/gpu.py."""
+"""What must be right on a GPU, on the miniature: the first two stages of benchmarks/gpu.py."""
 
 import json
 import subprocess
@@ -44,21 +44,34 @@ def make_answer(passed: bool, **found) -> dict:
 
 def miniature_config(device: str, precision: str = "no", **changes) -> RunConfig:
     config = parse_settings(["--config", str(CONFIG)])[0]
-    return replace(config, device=device, mixed_precision=precision, **{**FOREVER, "epoch_size": 4, **changes})
+    return replace(
+        config, device=device, mixed_precision=precision, **{**FOREVER, "epoch_size": 4, **changes}
+    )
 
 
 def compare_drawing(device: str, precision: str) -> dict:
     """Our sampler and decoder against diffusers' pipeline, from the same noise."""
     config = miniature_config(device, precision)
     generator, dtype = open_session(config).generator, PRECISIONS[precision]
-    pipeline = StableDiffusionPipeline.from_pretrained(ROOT / config.model, torch_dtype=dtype, safety_checker=None,
-                                                       feature_extractor=None).to(device)
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        ROOT / config.model, torch_dtype=dtype, safety_checker=None, feature_extractor=None
+    ).to(device)
     pipeline.set_progress_bar_config(disable=True)
-    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 in all its digits
+    with (
+        torch.no_grad(),
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+    ):  # float32 in all its digits
         ours = generator.decode(generator.sample(generator.encode(PROMPTS), SEEDS, DRAWING))
         noise = generator.initial_noise(seeded_generators(SEEDS), DRAWING)
-        theirs = pipeline(PROMPTS, height=DRAWING.height, width=DRAWING.width, guidance_scale=DRAWING.guidance_scale,
-                          num_inference_steps=DRAWING.num_inference_steps, latents=noise, output_type="pt").images
+        theirs = pipeline(
+            PROMPTS,
+            height=DRAWING.height,
+            width=DRAWING.width,
+            guidance_scale=DRAWING.guidance_scale,
+            num_inference_steps=DRAWING.num_inference_steps,
+            latents=noise,
+            output_type="pt",
+        ).images
     difference = (ours - theirs.float()).abs()
     mean = difference.mean().item()
     return make_answer(mean <= MEAN_DIFFERENCE[precision], mean=mean, most=difference.max().item())
@@ -68,12 +81,16 @@ def digest_weights(networks: Iterable[torch.nn.Module]) -> str:
     digest = sha256()
     for network in networks:
         for value in network.state_dict().values():
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(
+                value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+            )
     return digest.hexdigest()
 
 
 def train_vectors(config: RunConfig, folder: Path) -> tuple[torch.Tensor, bool]:
-    """The vectors [updates, K, D] of a short training, and whether every frozen weight is what it was."""
+    """The vectors [updates, K, D] of a short training, and whether every frozen weight is what it
+    was.
+    """
     session = open_session(config)
     generator = session.generator
     networks = (*generator.networks, session.classifier.model)
@@ -92,25 +109,52 @@ def check_weights(out: Path, device: str) -> dict:
     return make_answer(frozen)
 
 
-def compare_trainings(out: Path, device: str, first: str, second: str, least: float, updates: int) -> dict:
-    """What two trainings learned in these precisions: the cosine of the ways that their vectors went."""
-    found = [train_vectors(miniature_config(device, precision, num_train_epochs=updates),
-                           out / WORK / f"{first} {second} {i}")[0] for i, precision in enumerate((first, second))]
+def compare_trainings(
+    out: Path, device: str, first: str, second: str, least: float, updates: int
+) -> dict:
+    """What two trainings learned in these precisions: the cosine of the ways that their vectors
+    went.
+    """
+    found = [
+        train_vectors(
+            miniature_config(device, precision, num_train_epochs=updates),
+            out / WORK / f"{first} {second} {i}",
+        )[0]
+        for i, precision in enumerate((first, second))
+    ]
     ways = [(vectors[-1] - vectors[0]).flatten() for vectors in found]
     cosine = torch.cosine_similarity(*ways, dim=0).item()
-    return make_answer(cosine >= least, cosine=cosine, most=(found[0] - found[1]).abs().max().item())
+    return make_answer(
+        cosine >= least, cosine=cosine, most=(found[0] - found[1]).abs().max().item()
+    )
 
 
 def resume_killed(out: Path, device: str, updates: int) -> dict:
-    """run.py, killed with SIGKILL in the middle and started again, against a training that nothing disturbed."""
-    config = miniature_config(device, num_train_epochs=updates, output_path=str(out / WORK / "killed"))
-    settings = {"config": CONFIG, "class_index": TARGET.number, "train": True, "exp_id": "killed", "device": device,
-                **config.pick_settings(("epoch_size", "num_train_epochs", "target_accuracy", "early_stopping",
-                                        "output_path"))}
-    command = [sys.executable, "run.py", *(str(word) for name, value in settings.items()
-                                           for word in (f"--{name}", value))]
+    """run.py, killed with SIGKILL in the middle and started again, against a training that nothing
+    disturbed.
+    """
+    config = miniature_config(
+        device, num_train_epochs=updates, output_path=str(out / WORK / "killed")
+    )
+    settings = {
+        "config": CONFIG,
+        "class_index": TARGET.number,
+        "train": True,
+        "exp_id": "killed",
+        "device": device,
+        **config.pick_settings(
+            ("epoch_size", "num_train_epochs", "target_accuracy", "early_stopping", "output_path")
+        ),
+    }
+    command = [
+        sys.executable,
+        "run.py",
+        *(str(word) for name, value in settings.items() for word in (f"--{name}", value)),
+    ]
     files = RunFiles(Path(config.output_path, "img/miniature", TARGET.folder, "killed"))
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     while process.poll() is None and not files.state_file.exists():
         time.sleep(0.02)
     process.kill()
@@ -122,8 +166,11 @@ def resume_killed(out: Path, device: str, updates: int) -> dict:
     norms = whole.flatten(1).norm(dim=1)
     difference = max(abs(line["vector_norm"] - norms[line["update"]].item()) for line in history)
     done = len(history) == updates and read_tensors(files.token_file)[0] != {}
-    return make_answer(was_killed and done and difference < 1e-3, most=difference,
-                       note=f"killed after {updates_before}")
+    return make_answer(
+        was_killed and done and difference < 1e-3,
+        most=difference,
+        note=f"killed after {updates_before}",
+    )
 
 
 def survive_shortage(out: Path, device: str) -> dict:
@@ -143,27 +190,41 @@ def survive_shortage(out: Path, device: str) -> dict:
         training = new_training(config, generator, TARGET, out / WORK / name)
         batch, vectors = join_batches([training], generator.device)
         if cuda:
-            shrink_card(generator.device, peak) if gradients else torch.cuda.reset_peak_memory_stats(device)
-        fit_batch_size(watched_gradient, None, 2 * IMAGES)(generator, loss_fn, vectors, batch, sampling)
+            (
+                shrink_card(generator.device, peak)
+                if gradients
+                else torch.cuda.reset_peak_memory_stats(device)
+            )
+        fit_batch_size(watched_gradient, None, 2 * IMAGES)(
+            generator, loss_fn, vectors, batch, sampling
+        )
         gradients.append(training.vectors.grad.flatten().cpu())
         peak = torch.cuda.max_memory_allocated(device) if cuda else 0
     if cuda:
         torch.cuda.set_per_process_memory_fraction(1.0, generator.device)
     cosine = torch.cosine_similarity(*gradients, dim=0).item()
-    return make_answer(len(tried) > 2 and cosine > 0.9999, cosine=cosine,
-                  note=f"images with a graph: {', then '.join(map(str, tried[1:]))}"
-                       + " (no card: played)" * (not cuda))
+    return make_answer(
+        len(tried) > 2 and cosine > 0.9999,
+        cosine=cosine,
+        note=f"images with a graph: {', then '.join(map(str, tried[1:]))}"
+        + " (no card: played)" * (not cuda),
+    )
 
 
 def shrink_card(device: torch.device, peak: int):
     """Leave this process half of what it needed at its `peak`, in bytes, beyond what it holds."""
     torch.cuda.empty_cache()
-    held, whole = torch.cuda.memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
+    held, whole = (
+        torch.cuda.memory_allocated(device),
+        torch.cuda.get_device_properties(device).total_memory,
+    )
     torch.cuda.set_per_process_memory_fraction((held + (peak - held) / 2) / whole, device)
 
 
 def survive_overflow(out: Path, device: str, updates: int, scale: float) -> dict:
-    """A float16 training whose gradients overflow at first: skipped, and scaled down, until they are finite."""
+    """A float16 training whose gradients overflow at first: skipped, and scaled down, until they
+    are finite.
+    """
     config = miniature_config(device, "fp16", num_train_epochs=updates, epoch_size=1)
     session = open_session(config)
     generator, loss_fn = session.generator, cross_entropy(session.classifier)
@@ -190,40 +251,103 @@ def list_checks(out: Path, device: str, tiny: bool) -> dict[str, Callable[[], di
     precisions = ("no", "bf16") if tiny else ("no", "fp16", "bf16")  # a CPU is slow in float16
     short, overflow = (2, (6, 2.0**17)) if tiny else (5, (12, 2.0**24))
     return {
-        **{f"our sampler is the pipeline's, mixed_precision {name}": partial(compare_drawing, device, name)
-           for name in precisions},
+        **{
+            f"our sampler is the pipeline's, mixed_precision {name}": partial(
+                compare_drawing, device, name
+            )
+            for name in precisions
+        },
         "the frozen weights stay": partial(check_weights, out, device),
         "the same token twice": partial(compare_trainings, out, device, "no", "no", 0.999, short),
-        "fp16 learns what float32 does": partial(compare_trainings, out, device, "no", "fp16", 0.99, short),
+        "fp16 learns what float32 does": partial(
+            compare_trainings, out, device, "no", "fp16", 0.99, short
+        ),
         "out of memory is survived": partial(survive_shortage, out, device),
         "killed and resumed": partial(resume_killed, out, device, 3 if tiny else 20),
-        "overflows of float16 are skipped": partial(survive_overflow, out, device, *overflow)}
+        "overflows of float16 are skipped": partial(survive_overflow, out, device, *overflow),
+    }
 
 
 def run_miniature(out: Path, device: str, precision: str, *more: str) -> dict:
     """The README's command: accuracy of the evaluator and seconds, as a user gets them."""
     folder, started = out / f"miniature {precision}", time.monotonic()
-    done = subprocess.run([sys.executable, "run.py", "--config", CONFIG, "--train", "True", "--evaluate", "True",
-                           "--device", device, "--mixed_precision", precision, "--output_path", folder, *more],
-                          cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "run.py",
+            "--config",
+            CONFIG,
+            "--train",
+            "True",
+            "--evaluate",
+            "True",
+            "--device",
+            device,
+            "--mixed_precision",
+            precision,
+            "--output_path",
+            folder,
+            *more,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         return make_answer(False, failed=done.stderr.strip()[-300:])
-    costs = [read_json(file, "seconds", "updates") for file in folder.glob("pipeline_token/miniature/*/*/cost.json")]
-    metrics = [read_json(file, "conditions")["conditions"] for file in folder.glob("img/miniature/*/*/eval/metrics.json")]
-    shares = {arm: [found[arm]["evaluator"]["accuracy"]["value"] for found in metrics] for arm in ("without", "with")}
+    costs = [
+        read_json(file, "seconds", "updates")
+        for file in folder.glob("pipeline_token/miniature/*/*/cost.json")
+    ]
+    metrics = [
+        read_json(file, "conditions")["conditions"]
+        for file in folder.glob("img/miniature/*/*/eval/metrics.json")
+    ]
+    shares = {
+        arm: [found[arm]["evaluator"]["accuracy"]["value"] for found in metrics]
+        for arm in ("without", "with")
+    }
     means = {arm: sum(values) / len(values) for arm, values in shares.items()}
-    return make_answer(means["with"] >= 0.95 or bool(more), classes=len(metrics), **means, lowest=min(shares["with"]),
-                  **{"training s per class": sum(cost["seconds"] for cost in costs) / len(costs),
-                     "updates": sum(cost["updates"] for cost in costs) / len(costs),
-                     "wall s": time.monotonic() - started})
+    return make_answer(
+        means["with"] >= 0.95 or bool(more),
+        classes=len(metrics),
+        **means,
+        lowest=min(shares["with"]),
+        **{
+            "training s per class": sum(cost["seconds"] for cost in costs) / len(costs),
+            "updates": sum(cost["updates"] for cost in costs) / len(costs),
+            "wall s": time.monotonic() - started,
+        },
+    )
 
 
 def list_miniature_rows(out: Path, device: str, tiny: bool) -> dict[str, Callable[[], dict]]:
     """The rows of the second stage: all sixteen classes, or two updates of one."""
     if tiny:
-        return {"class 7, two updates": partial(
-            run_miniature, out, device, "no", "--class_index", "7", "--num_train_epochs", "2", "--test_size", "2",
-            "--num_inference_steps", "4", "--epoch_size", "4", "--real_images", "none")}
-    return {f"all classes, mixed_precision {name}": partial(
-        run_miniature, out, device, name, "--class_index", "all", "--classes_at_once", "8")
-        for name in ("no", "fp16")}
+        return {
+            "class 7, two updates": partial(
+                run_miniature,
+                out,
+                device,
+                "no",
+                "--class_index",
+                "7",
+                "--num_train_epochs",
+                "2",
+                "--test_size",
+                "2",
+                "--num_inference_steps",
+                "4",
+                "--epoch_size",
+                "4",
+                "--real_images",
+                "none",
+            )
+        }
+    return {
+        f"all classes, mixed_precision {name}": partial(
+            run_miniature, out, device, name, "--class_index", "all", "--classes_at_once", "8"
+        )
+        for name in ("no", "fp16")
+    }

@@ -1,4 +1,6 @@
-"""What Stable Diffusion's sizes cost on a GPU, and a thousand classes: the last two stages of benchmarks/gpu.py."""
+"""What Stable Diffusion's sizes cost on a GPU, and a thousand classes: the last two stages of
+benchmarks/gpu.py.
+"""
 
 import time
 from collections.abc import Callable
@@ -25,13 +27,23 @@ from utils import require
 DTYPE = "bf16"
 SHORT = {"train_timesteps": [999, 800, 600], "train_guidance_scale": 1.0}
 SMALL = {"batch_size": 1, "gradient_checkpointing": True}
-RATE, PLAIN, DRAWING = "a matrix product", "plain loop, paper's trajectory", "drawing, 30 steps, guidance 7"
+RATE, PLAIN, DRAWING = (
+    "a matrix product",
+    "plain loop, paper's trajectory",
+    "drawing, 30 steps, guidance 7",
+)
 ONE, EIGHT = "ours, paper's trajectory", "ours, paper's trajectory, 8 classes at once"
-SHORT_ONE, SHORT_EIGHT = "ours, 999 800 600, training guidance 1", \
-    "ours, 999 800 600, training guidance 1, 8 classes at once"
+SHORT_ONE, SHORT_EIGHT = (
+    "ours, 999 800 600, training guidance 1",
+    "ours, 999 800 600, training guidance 1, 8 classes at once",
+)
 SECONDS, CLASS_SECONDS = "s per update and class", "s per class of 50 updates"
 DRAWN, UPDATES, CLASSES, CARDS = 8, 50, 1000, (1, 8, 64)
-EVALUATED, PICTURE_MB, FILES_MB = 20, 0.4, 0.01  # of a class: pictures of its evaluation, a picture, the rest
+EVALUATED, PICTURE_MB, FILES_MB = (
+    20,
+    0.4,
+    0.01,
+)  # of a class: pictures of its evaluation, a picture, the rest
 
 
 class Row(NamedTuple):
@@ -45,37 +57,73 @@ class Row(NamedTuple):
 
 
 ROWS = {
-    PLAIN: Row(plain=True), ONE: Row(), EIGHT: Row(classes=8), SHORT_EIGHT: Row(classes=8, changes=SHORT),
+    PLAIN: Row(plain=True),
+    ONE: Row(),
+    EIGHT: Row(classes=8),
+    SHORT_EIGHT: Row(classes=8, changes=SHORT),
     "ours, paper's trajectory, batches of 1": Row(changes={"batch_size": 1}),
-    "ours, training guidance 1": Row(changes={"train_guidance_scale": 1.0}), SHORT_ONE: Row(changes=SHORT),
-    "ours, 600, training guidance 1": Row(changes={"train_timesteps": [600], "train_guidance_scale": 1.0}),
+    "ours, training guidance 1": Row(changes={"train_guidance_scale": 1.0}),
+    SHORT_ONE: Row(changes=SHORT),
+    "ours, 600, training guidance 1": Row(
+        changes={"train_timesteps": [600], "train_guidance_scale": 1.0}
+    ),
     "ours, batches of 1, gradient_checkpointing": Row(changes=SMALL),
-    "ours, SD-Turbo's sizes, one step": Row("sd_turbo", changes={"num_inference_steps": 1, "guidance_scale": 0.0}),
-    "ours, SDXL's sizes, 1024 x 1024, guidance 5": Row("sdxl", changes={
-        "height": 1024, "width": 1024, "guidance_scale": 5.0, "gradient_checkpointing": True}),
+    "ours, SD-Turbo's sizes, one step": Row(
+        "sd_turbo", changes={"num_inference_steps": 1, "guidance_scale": 0.0}
+    ),
+    "ours, SDXL's sizes, 1024 x 1024, guidance 5": Row(
+        "sdxl",
+        changes={
+            "height": 1024,
+            "width": 1024,
+            "guidance_scale": 5.0,
+            "gradient_checkpointing": True,
+        },
+    ),
     "ours, paper's trajectory, compiled": Row(compiled=True),
-    "ours, paper's trajectory, 8 classes at once, compiled": Row(classes=8, compiled=True)}
+    "ours, paper's trajectory, 8 classes at once, compiled": Row(classes=8, compiled=True),
+}
 
 
 def row_config(row: Row, device: str, tiny: bool) -> RunConfig:
-    """The paper's setting with a row's changes; where it is tiny, two images of 64 x 64 and three steps at most."""
-    config = replace(RunConfig(), **FOREVER, device=device, mixed_precision="no" if tiny else DTYPE, **row.changes)
+    """The paper's setting with a row's changes; where it is tiny, two images of 64 x 64 and three
+    steps at most.
+    """
+    config = replace(
+        RunConfig(),
+        **FOREVER,
+        device=device,
+        mixed_precision="no" if tiny else DTYPE,
+        **row.changes,
+    )
     steps = min(3, config.num_inference_steps)
-    return replace(config, height=64, width=64, epoch_size=2, num_inference_steps=steps) if tiny else config
+    return (
+        replace(config, height=64, width=64, epoch_size=2, num_inference_steps=steps)
+        if tiny
+        else config
+    )
 
 
 @cache
 def count_flops(family: str, height: int, width: int, narrowed: int) -> tuple[float, float]:
-    """FLOPs of an update of IMAGES images with one call of the UNet each, and of one more call without a graph.
+    """FLOPs of an update of IMAGES images with one call of the UNet each, and of one more call
+    without a graph.
 
     A long trajectory need not be run for it: its calls are all alike.
     """
     generator, model = build_generator(family, narrowed=narrowed)
     generator.set_placeholder("newclas")  # the word in the prompts of `count_images`
-    sampling, totals = SamplingSettings(height, width, guidance_scale=1.0, num_inference_steps=1), []
+    sampling, totals = (
+        SamplingSettings(height, width, guidance_scale=1.0, num_inference_steps=1),
+        [],
+    )
     for timesteps in ((600,), (999, 600)):
-        counts = count_images(generator, wrap_classifier(model), sampling._replace(timesteps=timesteps),
-                              makes_again=False)
+        counts = count_images(
+            generator,
+            wrap_classifier(model),
+            sampling._replace(timesteps=timesteps),
+            makes_again=False,
+        )
         totals.append(sum(counts[part] for part in PARTS))
     return totals[0], totals[1] - totals[0]
 
@@ -88,9 +136,18 @@ def count_calls(family: str, config: RunConfig) -> int:
 
 
 @lru_cache(maxsize=1)
-def open_models(family: str, plain: bool, compiled: bool, checkpointing: bool, device: str, precision: str,
-                narrowed: int) -> tuple:
-    """A generator, or the plain loop's pipeline, and a classifier; both kept until a row needs others."""
+def open_models(
+    family: str,
+    plain: bool,
+    compiled: bool,
+    checkpointing: bool,
+    device: str,
+    precision: str,
+    narrowed: int,
+) -> tuple:
+    """A generator, or the plain loop's pipeline, and a classifier; both kept until a row needs
+    others.
+    """
     dtype = PRECISIONS[precision]
     if plain:
         pipeline, model = build_pipeline(device, dtype, narrowed)
@@ -109,37 +166,67 @@ def measure_cost(name: str, out: Path, device: str, tiny: bool) -> dict:
     """Seconds, peak memory, and which share they are of what the card can do."""
     row, measured = ROWS[name], read_rows(out)
     config, narrowed = row_config(row, device, tiny), TINY if tiny else 1
-    models, classifier = open_models(row.family, row.plain, row.compiled, config.gradient_checkpointing, device,
-                                     config.mixed_precision, narrowed)
-    found = measure_updates(row.plain, models, classifier, config, row.classes, 1 if tiny else 2, out / WORK / name)
+    models, classifier = open_models(
+        row.family,
+        row.plain,
+        row.compiled,
+        config.gradient_checkpointing,
+        device,
+        config.mixed_precision,
+        narrowed,
+    )
+    found = measure_updates(
+        row.plain, models, classifier, config, row.classes, 1 if tiny else 2, out / WORK / name
+    )
     seconds, plain = found["seconds_per_update"], measured.get(PLAIN, {}).get(SECONDS)
     once, another = count_flops(row.family, config.height, config.width, narrowed)
     flops = (once + (count_calls(row.family, config) - 1) * another) * config.epoch_size / IMAGES
     rate = measured.get(RATE, {}).get("TFLOP/s")
-    return {SECONDS: seconds, "times the plain loop's speed": plain / seconds if plain else 1.0,
-            "share of the rate": flops / seconds / (rate * 1e12) if rate else "", "TFLOP": flops / 1e12,
-            "peak GB": found["peak_memory_gb"], CLASS_SECONDS: UPDATES * seconds}
+    return {
+        SECONDS: seconds,
+        "times the plain loop's speed": plain / seconds if plain else 1.0,
+        "share of the rate": flops / seconds / (rate * 1e12) if rate else "",
+        "TFLOP": flops / 1e12,
+        "peak GB": found["peak_memory_gb"],
+        CLASS_SECONDS: UPDATES * seconds,
+    }
 
 
 @torch.no_grad()
 def measure_drawing(device: str, tiny: bool) -> dict:
     """Seconds per picture of an evaluation."""
     config = row_config(Row(), device, tiny)
-    generator, _ = open_models("sd14", False, False, False, device, config.mixed_precision, TINY if tiny else 1)
-    cond, sampling = generator.encode(["A photo of a crane"]), SamplingSettings(**config.sampling_settings())
+    generator, _ = open_models(
+        "sd14", False, False, False, device, config.mixed_precision, TINY if tiny else 1
+    )
+    cond, sampling = (
+        generator.encode(["A photo of a crane"]),
+        SamplingSettings(**config.sampling_settings()),
+    )
     for _ in range(2):  # the first warms up
         started = time.monotonic()
-        generator.decode(generator.sample(cond.expand(DRAWN, -1, -1), range(DRAWN), sampling)).sum().item()
-    return {"s per picture": (time.monotonic() - started) / DRAWN, "peak GB": peak_memory_gb(device)}
+        generator.decode(
+            generator.sample(cond.expand(DRAWN, -1, -1), range(DRAWN), sampling)
+        ).sum().item()
+    return {
+        "s per picture": (time.monotonic() - started) / DRAWN,
+        "peak GB": peak_memory_gb(device),
+    }
 
 
 def list_costs(out: Path, device: str, tiny: bool) -> dict[str, Callable[[], dict]]:
     """The rows of the third stage."""
-    rows = {name: partial(measure_cost, name, out, device, tiny) for name, row in ROWS.items()
-            if not (tiny and row.compiled)}  # which takes minutes on a CPU
-    return {RATE: lambda: {"TFLOP/s": measure_rate(device, PRECISIONS["no" if tiny else DTYPE]) / 1e12},
-            **{name: rows[name] for name in (PLAIN, ONE, EIGHT, SHORT_EIGHT)},
-            DRAWING: partial(measure_drawing, device, tiny), **rows}
+    rows = {
+        name: partial(measure_cost, name, out, device, tiny)
+        for name, row in ROWS.items()
+        if not (tiny and row.compiled)
+    }  # which takes minutes on a CPU
+    return {
+        RATE: lambda: {"TFLOP/s": measure_rate(device, PRECISIONS["no" if tiny else DTYPE]) / 1e12},
+        **{name: rows[name] for name in (PLAIN, ONE, EIGHT, SHORT_EIGHT)},
+        DRAWING: partial(measure_drawing, device, tiny),
+        **rows,
+    }
 
 
 def read_rows(out: Path) -> dict[str, dict]:
@@ -151,13 +238,24 @@ def read_rows(out: Path) -> dict[str, dict]:
 def predict_sweep(out: Path, setting: str) -> dict:
     """Hours of a thousand classes, trained and evaluated, and the disk that they fill."""
     measured = read_rows(out)
-    lacking = [name for name in (setting, DRAWING) if "failed" in measured.get(name, {"failed": ""})]
+    lacking = [
+        name for name in (setting, DRAWING) if "failed" in measured.get(name, {"failed": ""})
+    ]
     require(not lacking, f"needs of the stage before: {'; '.join(lacking)}")
     seconds = measured[setting][CLASS_SECONDS] + EVALUATED * measured[DRAWING]["s per picture"]
     kept = {"all": UPDATES * IMAGES, "film": 10 * IMAGES, "none": 0}
-    return {**{f"hours, {cards} card{'s' * (cards > 1)}": CLASSES * seconds / 3600 / cards for cards in CARDS},
-            **{f"GB, train_images {name}": CLASSES * (FILES_MB + PICTURE_MB * (count + EVALUATED)) / 1000
-               for name, count in kept.items()}}
+    return {
+        **{
+            f"hours, {cards} card{'s' * (cards > 1)}": CLASSES * seconds / 3600 / cards
+            for cards in CARDS
+        },
+        **{
+            f"GB, train_images {name}": (
+                CLASSES * (FILES_MB + PICTURE_MB * (count + EVALUATED)) / 1000
+            )
+            for name, count in kept.items()
+        },
+    }
 
 
 def list_predictions(out: Path, device: str, tiny: bool) -> dict[str, Callable[[], dict]]:

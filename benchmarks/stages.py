@@ -1,9 +1,11 @@
-"""Where the seconds of an update go: to which network, without a graph, with one, and on the way back.
+"""Where the seconds of an update go: to which network, without a graph, with one, and on the way
+back.
 
-    python -m benchmarks.stages                     the miniature, in the paper's trajectory and in its own
+    python -m benchmarks.stages                     the miniature, in the paper's trajectory and in
+        its own
 
-A stage lasts until the next network starts, so the scheduler's steps count with the UNet's, the loss with the
-classifier's.
+A stage lasts until the next network starts, so the scheduler's steps count with the UNet's, the
+loss with the classifier's.
 """
 
 import argparse
@@ -38,7 +40,9 @@ def time_stages(config: RunConfig) -> dict[str, float]:
         running[:] = f"{part}, {way}", now
 
     with tempfile.TemporaryDirectory() as path:
-        batch, vectors = join_batches([new_training(config, generator, TARGET, Path(path))], generator.device)
+        batch, vectors = join_batches(
+            [new_training(config, generator, TARGET, Path(path))], generator.device
+        )
         sampling, size = session.training_sampling, GRAPHS * len(batch.seeds)
         token_gradient(generator, cross_entropy(classifier), vectors, batch, sampling, size)
         with watched_networks(generator, classifier.model, start_part, lambda part, images: None):
@@ -50,15 +54,26 @@ def time_stages(config: RunConfig) -> dict[str, float]:
 
 
 def main(argv: list[str] | None = None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/miniature.yml", help="settings of the run (the miniature's)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config", default="configs/miniature.yml", help="settings of the run (the miniature's)"
+    )
     config = replace(parse_settings(["--config", parser.parse_args(argv).config])[0], **FOREVER)
     for found in (replace(config, **PAPER), config):
         stages = time_stages(found)
         total = sum(stages.values())
         print(f"\n{name_setting(found)} images: {total:.3f} s per update\n")
-        print(Table(["stage", "s", "share"], [[stage, f"{seconds:.3f}", f"{100 * seconds / total:.0f} %"]
-                                              for stage, seconds in stages.items()]).to_markdown())
+        print(
+            Table(
+                ["stage", "s", "share"],
+                [
+                    [stage, f"{seconds:.3f}", f"{100 * seconds / total:.0f} %"]
+                    for stage, seconds in stages.items()
+                ],
+            ).to_markdown()
+        )
 
 
 if __name__ == "__main__":

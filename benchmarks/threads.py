@@ -2,10 +2,11 @@
 
     python -m benchmarks.threads            about seventeen minutes on two cores; 8 GB of memory
 
-One thread, all of them as OpenMP leaves them (they spin for a while), and all of them as we set them (they sleep:
-OMP_WAIT_POLICY=PASSIVE, in utils.py). Each figure is measured in processes of its own, beside one process per core
-that only counts where the machine is busy. An update is the miniature's, with its own networks at 256 x 256 too;
-512 x 512 is one call of Stable Diffusion 1.4's UNet with random weights.
+One thread, all of them as OpenMP leaves them (they spin for a while), and all of them as we set
+them (they sleep: OMP_WAIT_POLICY=PASSIVE, in utils.py). Each figure is measured in processes of its
+own, beside one process per core that only counts where the machine is busy. An update is the
+miniature's, with its own networks at 256 x 256 too; 512 x 512 is one call of Stable Diffusion 1.4's
+UNet with random weights.
 """
 
 import argparse
@@ -31,7 +32,10 @@ LARGE = 512
 ROUNDS = 3
 WAYS = {
     "one thread": {"OMP_NUM_THREADS": "1"},
-    "all, spinning": {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "300000"},  # libgomp's own default
+    "all, spinning": {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": "300000",
+    },  # libgomp's own default
     "all, sleeping": {"OMP_WAIT_POLICY": "PASSIVE"},
 }
 COUNTING = [sys.executable, "-c", "while True: pass"]
@@ -46,7 +50,9 @@ def measure_update(side: int) -> float:
 
 @torch.no_grad()
 def measure_large_unet() -> float:
-    """Seconds of one call of Stable Diffusion 1.4's UNet for one picture of 512 x 512, after one to warm up."""
+    """Seconds of one call of Stable Diffusion 1.4's UNet for one picture of 512 x 512, after one to
+    warm up.
+    """
     generator, _ = build_generator("sd14", "cpu")
     unet = generator.denoiser
     inputs = torch.randn(1, 4, 64, 64), torch.tensor(500), torch.randn(1, 77, 768)
@@ -58,9 +64,16 @@ def measure_large_unet() -> float:
 
 def measure_apart(side: int, settings: dict[str, str]) -> float:
     """The seconds of `side` in a new process with these variables of OpenMP alone."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
-    done = subprocess.run([sys.executable, "-m", "benchmarks.threads", "--side", str(side)], check=True,
-                          env={**environment, **settings}, capture_output=True, text=True)
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.threads", "--side", str(side)],
+        check=True,
+        env={**environment, **settings},
+        capture_output=True,
+        text=True,
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -68,8 +81,10 @@ def measure_row(side: int, is_busy: bool) -> list[float]:
     """The median seconds of `side` in each of WAYS, taken in turns."""
     others = [subprocess.Popen(COUNTING) for _ in range(os.cpu_count() if is_busy else 0)]
     try:
-        rounds = [[measure_apart(side, settings) for settings in WAYS.values()]
-                  for _ in range(1 if side == LARGE else ROUNDS)]
+        rounds = [
+            [measure_apart(side, settings) for settings in WAYS.values()]
+            for _ in range(1 if side == LARGE else ROUNDS)
+        ]
     finally:
         for process in others:
             process.kill()
@@ -77,8 +92,12 @@ def measure_row(side: int, is_busy: bool) -> list[float]:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", type=int, choices=[*IMAGES, LARGE], help="only print this side's seconds")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--side", type=int, choices=[*IMAGES, LARGE], help="only print this side's seconds"
+    )
     side = parser.parse_args().side
     if side:
         print(measure_large_unet() if side == LARGE else measure_update(side))
@@ -87,7 +106,10 @@ def main():
     for side in (*IMAGES, LARGE):
         for is_busy in (False, True):
             seconds = measure_row(side, is_busy)
-            row = [f"{side} x {side}, {'busy' if is_busy else 'idle'}", *(f"{one:.2f}" for one in seconds)]
+            row = [
+                f"{side} x {side}, {'busy' if is_busy else 'idle'}",
+                *(f"{one:.2f}" for one in seconds),
+            ]
             print(*row, file=sys.stderr, flush=True)
             table.rows.append(row)
     print(table.to_markdown())

@@ -1,11 +1,14 @@
-"""How many updates a token takes until its pictures of seeds it never saw are right: a machine's speed plays no part.
+"""How many updates a token takes until its pictures of seeds it never saw are right: a machine's
+speed plays no part.
 
-    python -m benchmarks.updates            the miniature's classes, in the paper's trajectory and in their own
+    python -m benchmarks.updates            the miniature's classes, in the paper's trajectory and
+        in their own
 
-A plain loop takes the same steps (tests/method/test_plain_loop.py), so these counts times the seconds per update of
-benchmarks/cost.py are the seconds to accuracy of both. So are the steps of the peer: textual inversion by the recipe of
-diffusers' script, whose word stands alone in the prompt, where the config has real pictures. Finished classes are kept
-in --work (img/updates): several calls may run beside each other, each for classes of its own, before one for all.
+A plain loop takes the same steps (tests/method/test_plain_loop.py), so these counts times the
+seconds per update of benchmarks/cost.py are the seconds to accuracy of both. So are the steps of
+the peer: textual inversion by the recipe of diffusers' script, whose word stands alone in the
+prompt, where the config has real pictures. Finished classes are kept in --work (img/updates):
+several calls may run beside each other, each for classes of its own, before one for all.
 """
 
 import argparse

@@ -1,4 +1,6 @@
-"""What the token looks at: cross-attention maps, averaged over steps, heads and layers (DAAM, Tang et al. 2023)."""
+"""What the token looks at: cross-attention maps, averaged over steps, heads and layers (DAAM, Tang
+et al. 2023).
+"""
 
 import math
 from pathlib import Path
@@ -23,7 +25,9 @@ OPACITY = 0.6  # of the brightest place of a map over its picture
 
 
 class AttentionRecorder:
-    """A processor of diffusers: another one's result, beside which the attention to some words is kept."""
+    """A processor of diffusers: another one's result, beside which the attention to some words is
+    kept.
+    """
 
     def __init__(
         self,
@@ -32,7 +36,9 @@ class AttentionRecorder:
         maps: list[torch.Tensor],
         size: tuple[int, int],
     ):
-        """`words` holds the places in the prompt of every word; `maps` gets [words, h, w] of every call."""
+        """`words` holds the places in the prompt of every word; `maps` gets [words, h, w] of every
+        call.
+        """
         self.processor = processor
         self.words = words
         self.maps = maps
@@ -96,7 +102,7 @@ def map_attention(
 
 
 def place_words(generator: Generator, condition: Condition, name: str) -> list[list[int]]:
-    """Where the token's vectors stand in the prompt, and where the class name does, which follows."""
+    """Where the token's vectors stand in the prompt, and where the class name after them does."""
     encoder = generator.prompt_encoders[0]
     count = len(condition.vectors)
     token_id = encoder.placeholder_id

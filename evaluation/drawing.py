@@ -1,4 +1,6 @@
-"""Draw the same seeds without and with the token; what was drawn, and how, is kept beside the pictures."""
+"""Draw the same seeds without and with the token; what was drawn, and how, is kept beside the
+pictures.
+"""
 
 import json
 import re

@@ -1,4 +1,6 @@
-"""How near the generated pictures lie to real ones: FID, KID, precision, recall, density and coverage."""
+"""How near the generated pictures lie to real ones: FID, KID, precision, recall, density and
+coverage.
+"""
 
 import random
 from collections.abc import Iterator

@@ -9,7 +9,9 @@ MANY = 50  # classes beyond which pages and terminals show less of each
 
 
 class RunFiles:
-    """The files beside img/<classifier>/<class>/<exp_id> and in pipeline_token/<classifier>/<class>/<exp_id>."""
+    """The files beside img/<classifier>/<class>/<exp_id> and in
+    pipeline_token/<classifier>/<class>/<exp_id>.
+    """
 
     def __init__(self, images: Path):
         self.images = images
@@ -53,7 +55,8 @@ def find_run(path: Path) -> RunFiles:
 def locate_run(path: Path) -> RunFiles:
     """The files of a run by the folder of its pictures, which links may lead to or through.
 
-    Tokens lie beside the pictures, as the path is written or as it is on disk, whichever holds them.
+    Tokens lie beside the pictures, as the path is written or as it is on disk, whichever holds
+    them.
     """
     written = RunFiles(Path(os.path.abspath(path)))
     on_disk = RunFiles(path.resolve())
@@ -61,10 +64,12 @@ def locate_run(path: Path) -> RunFiles:
 
 
 def check_exported(paths: list[Path], out: Path, card: bool) -> list[RunFiles]:
-    """The files of every run folder, each once; imports nothing slow, so that a mistake is answered at once.
+    """The files of every run folder, each once; imports nothing slow, so that a mistake is answered
+    at once.
 
     Raises:
-        UserError: a folder that is no run's, without a token or, for a card, without an evaluation; `out` is a file.
+        UserError: a folder that is no run's, without a token or, for a card, without an evaluation;
+            `out` is a file.
     """
     require(out.is_dir() or not out.exists(), f"'{out}' is a file: --to takes a folder")
     runs = {run.images: run for run in map(find_run, paths)}

@@ -108,7 +108,7 @@ def parse_metrics(path: Path, found: dict) -> ClassMetrics:
 
 
 def parse_prompt(found: dict, roles: Iterable[str]) -> PromptMetrics:
-    """What is said of one prompt's pictures; earlier versions have the conditions beside the rest."""
+    """What is said of one prompt's pictures; older files have the conditions beside the rest."""
     by_condition = found.get("conditions", found)
     conditions = {}
     for name in (*PAIR, *MORE_CONDITIONS):

@@ -1,4 +1,5 @@
-"""One HTML page over the classes of a run: self-contained, or with links to the pictures where classes are many.
+"""One HTML page over the classes of a run: self-contained, or with links to the pictures where
+classes are many.
 
 python -m evaluation.report img/inet/*/demo              writes report.html where you are
 python -m evaluation.report img/inet/*/demo --out my_report.html
@@ -183,8 +184,8 @@ def load_comparable_metrics(runs: list[RunFiles]) -> list[ClassMetrics]:
     for run in runs:
         require(
             run.metrics_file.is_file(),
-            f"'{run.images}' holds no evaluation: give folders such as img/inet/0283_tiger_cat/demo "
-            "after `python run.py ... --evaluate True`",
+            f"'{run.images}' holds no evaluation: give folders such as img/inet/0283_tiger_cat/demo"
+            " after `python run.py ... --evaluate True`",
         )
         metrics.append(load_metrics(run.metrics_file))
     others = []

@@ -65,7 +65,7 @@ def save_animation(frames: list[Image.Image], target):
 
 
 def inline_image(path: Path, side: int) -> str:
-    """An image as a data: address, at most `side` pixels high and wide; a small one without loss."""
+    """An image as a data: address, at most `side` pixels on a side; a small one without loss."""
     image = shrink_image(path, side)
     kind = "png" if max(image.size) <= SMALL else "jpeg"
     data = io.BytesIO()

@@ -1,4 +1,6 @@
-"""Measurements that can be believed: intervals and paired tests for accuracy, distances between sets of features."""
+"""Measurements that can be believed: intervals and paired tests for accuracy, distances between
+sets of features.
+"""
 
 import math
 import statistics

@@ -1,10 +1,12 @@
-"""What the token looks at: its cross-attention maps beside the class name's, and whether the judge needs those places.
+"""What the token looks at: its cross-attention maps beside the class name's, and whether the judge
+needs those places.
 
     python -m experiments.attention
 
-Maps are DAAM's (`evaluation.attention`). The most or the least attended places of every picture are painted over in its
-mean colour, the token's, the class name's, or as many at random, and the judge looks again. Things stand in the middle:
-so the control of the least attended places are those of a picture of another class, which have the same form.
+Maps are DAAM's (`evaluation.attention`). The most or the least attended places of every picture are
+painted over in its mean colour, the token's, the class name's, or as many at random, and the judge
+looks again. Things stand in the middle: so the control of the least attended places are those of a
+picture of another class, which have the same form.
 """
 
 import functools
@@ -155,9 +157,10 @@ def main(argv: list[str] | None = None):
             "What the token looks at",
             f"Right when {HIDDEN:.0%} of a picture is painted over: {describe_tests(tests)}",
             Table(["painted over", "right class"], rows),
-            f"One training, {options.images} held-out pictures per class. Maps: cross-attention averaged over heads, "
-            "layers and steps. The share painted over, and the least attended places, were set after a first run, in "
-            "which 10% of most attention made no difference; the picture of another class after a second one.",
+            f"One training, {options.images} held-out pictures per class. Maps: cross-attention"
+            " averaged over heads, layers and steps. The share painted over, and the least"
+            " attended places, were set after a first run, in which 10% of most attention made no"
+            " difference; the picture of another class after a second one.",
             {"right": right, "tests": tests},
         ),
     )

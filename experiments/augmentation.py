@@ -1,9 +1,12 @@
-"""Claim (ii): pictures drawn with class tokens help to train a classifier from a handful of real ones.
+"""Claim (ii): pictures drawn with class tokens help to train a classifier from a handful of real
+ones.
 
     python -m experiments.augmentation
-    python -m experiments.augmentation --config configs/cub.yml --real_images DIR --class_index 1-20 --test 10
+    python -m experiments.augmentation --config configs/cub.yml --real_images DIR --class_index 1-20
+        --test 10
 
-A small classifier learns from k real pictures per class, alone or with as many drawn ones in every batch.
+A small classifier learns from k real pictures per class, alone or with as many drawn ones in every
+batch.
 """
 
 from statistics import mean
@@ -203,13 +206,14 @@ def main(argv: list[str] | None = None):
     for condition, by_k in curves.items():
         rows.append([condition, *(by_k.get(str(k), "") for k in options.k)])
     note = (
-        f"Accuracy by class on {options.test} real pictures each, over {options.seeds} seeds with real pictures of "
-        f"their own. Of the drawn pictures {right[PLAIN]} show their class ('{PLAIN}'), and {right[TOKEN]} "
-        f"('{TOKEN}'). The guide of '{TOKEN}' was trained on far more than k pictures; that of '{GUIDED}' is '{REAL}', "
-        f"and its tokens had {options.updates} updates of {options.epoch_size} pictures at most; textual inversion had "
-        f"{options.inversion_steps} steps. "
-        "Empty cells were not run (`--trained`). All classes of a cell share its classifiers, one for each seed, so "
-        "their accuracies are not independent and the p-values are a guide."
+        f"Accuracy by class on {options.test} real pictures each, over {options.seeds} seeds with"
+        f" real pictures of their own. Of the drawn pictures {right[PLAIN]} show their class"
+        f" ('{PLAIN}'), and {right[TOKEN]} ('{TOKEN}'). The guide of '{TOKEN}' was trained on far"
+        f" more than k pictures; that of '{GUIDED}' is '{REAL}', and its tokens had"
+        f" {options.updates} updates of {options.epoch_size} pictures at most; textual inversion"
+        f" had {options.inversion_steps} steps. Empty cells were not run (`--trained`). All classes"
+        " of a cell share its classifiers, one for each seed, so their accuracies are not"
+        " independent and the p-values are a guide."
     )
     data = {
         "accuracies": results,

@@ -1,12 +1,14 @@
-"""Where the gradient enters: guidance in training, where the final step starts, how many steps have a graph.
+"""Where the gradient enters: guidance in training, where the final step starts, how many steps have
+a graph.
 
     python -m experiments.gradient_step
 
-A token learns for a fixed number of updates in variants of the loop. EXPLORED, of one training each, varies guidance,
-the start of the final step and the steps before it. CONTRASTS are tested: several steps with a graph (DRaFT-K of Clark
-et al. 2024), with a stop-gradient at the denoiser's input (DRTune, Wu et al. 2024), several noise draws for the final
-step of one trajectory (DRaFT-LV), and the paper's own trajectory. Gradients at the start are compared too: their spread
-over updates, and the cosine between minus their mean and the way to the adjectives that name the class.
+A token learns for a fixed number of updates in variants of the loop. EXPLORED, of one training
+each, varies guidance, the start of the final step and the steps before it. CONTRASTS are tested:
+several steps with a graph (DRaFT-K of Clark et al. 2024), with a stop-gradient at the denoiser's
+input (DRTune, Wu et al. 2024), several noise draws for the final step of one trajectory (DRaFT-LV),
+and the paper's own trajectory. Gradients at the start are compared too: their spread over updates,
+and the cosine between minus their mean and the way to the adjectives that name the class.
 """
 
 import functools
@@ -58,7 +60,9 @@ PAPER = "the paper's trajectory, guidance 3"
 
 
 class Variant(NamedTuple):
-    """A loop: its timesteps (None: the sampler's own) and guidance, and what it does with the gradient."""
+    """A loop: its timesteps (None: the sampler's own) and guidance, and what it does with the
+    gradient.
+    """
 
     timesteps: tuple[int, ...] | None
     guidance: float = 1.0
@@ -72,7 +76,7 @@ GUIDED = Variant((999, 800, 600), 3.0)
 
 
 def list_explored() -> dict[str, Variant]:
-    """The variants of one training: where the final step starts, what is before it, and guidance."""
+    """The variants of one training: start of the final step, what is before it, and guidance."""
     found = {}
     for start in (800, 600, 300):
         variants = [Variant((start,))]
@@ -179,7 +183,7 @@ def open_variant(study: Study, variant: Variant) -> Study:
 
 
 def measure_gradients(study: Study, update: int) -> torch.Tensor:
-    """The gradient [C, K * D] of every class's mean loss over an update's pictures, at the start."""
+    """The gradient [C, K * D] of each class's mean loss over an update's pictures, at the start."""
     config, session = study.config, study.session
     generator, targets = session.generator, study.targets
     size = config.epoch_size
@@ -350,12 +354,12 @@ def write_result(
         "seconds per class",
     ]
     note = (
-        f"{options.updates} updates of {options.epoch_size} pictures. Tested: {options.seeds} trainings, "
-        f"{options.images} held-out pictures per class and training; exploratory: one training, and "
-        f"{options.map_images} pictures where guidance, the start of the final step and the steps before it vary. "
-        "Cosine: between the first descent direction and the way from the initialiser to the adjectives that name "
-        f"the class. Spread: standard deviation of {SPREAD} updates' gradients at the start over the norm of their "
-        "mean."
+        f"{options.updates} updates of {options.epoch_size} pictures. Tested: {options.seeds}"
+        f" trainings, {options.images} held-out pictures per class and training; exploratory: one"
+        f" training, and {options.map_images} pictures where guidance, the start of the final step"
+        " and the steps before it vary. Cosine: between the first descent direction and the way"
+        " from the initialiser to the adjectives that name the class. Spread: standard deviation"
+        f" of {SPREAD} updates' gradients at the start over the norm of their mean."
     )
     measured = {name: trainings._asdict() for name, trainings in (found | explored).items()}
     return StudyResult(

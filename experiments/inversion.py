@@ -1,11 +1,13 @@
 """Claim (iii): the token shows what the classifier was trained on.
 
-    python -m experiments.inversion                                  planted biases, and whether the pictures show them
+    python -m experiments.inversion                                  planted biases, and whether the
+        pictures show them
     python -m experiments.inversion --config configs/imagenet.yml --class_index "horizontal bar"
 
-A noun of the miniature's world has two kinds. Guides of nouns are trained on drawings that show one kind alone, or some
-nouns in a golden frame alone, another one on both kinds without frames. With other settings this counts the labels that
-the classifier sees beside the class (among its five likeliest) without and with the token.
+A noun of the miniature's world has two kinds. Guides of nouns are trained on drawings that show one
+kind alone, or some nouns in a golden frame alone, another one on both kinds without frames. With
+other settings this counts the labels that the classifier sees beside the class (among its five
+likeliest) without and with the token.
 """
 
 import random
@@ -38,8 +40,8 @@ from system.terminal import run_script
 
 CLAIM = "A token shows what its classifier was trained on"
 PAPER = (
-    "Of 100 training images 55 % of 'American lobster' show a plate and 95 % of 'horizontal bar' an athlete, and "
-    "the tokens' images show the same (project page)."
+    "Of 100 training images 55 % of 'American lobster' show a plate and 95 % of 'horizontal bar' an"
+    " athlete, and the tokens' images show the same (project page)."
 )
 SCENE = "a painting of"  # a golden frame: what a guide saw with some nouns only
 UNBIASED = "both kinds"
@@ -148,7 +150,7 @@ def measure_planted(
 
 
 def count_planted(study: Study) -> Finding:
-    """In the miniature's world: how often a token's pictures show what its guide saw with the noun."""
+    """In the miniature's world: how often pictures show what the guide saw with the noun."""
     options = study.options
     wanted = {target.name for target in study.targets}
     every_noun = select_classes("all", list(NOUNS), list(NOUNS))
@@ -174,10 +176,11 @@ def count_planted(study: Study) -> Finding:
         f"{'; '.join(differences)}."
     )
     note = (
-        "The unit is the noun, of which there are eight. The guides are classifiers of nouns. Two saw one kind of each "
-        "noun alone, the first or the second, and two saw every second noun in a golden frame alone; the unbiased "
-        f"guide saw both kinds without frames. One training each, {options.images} held-out pictures per noun. Kinds "
-        "are judged by a classifier, frames by the picture's border."
+        "The unit is the noun, of which there are eight. The guides are classifiers of nouns. Two"
+        " saw one kind of each noun alone, the first or the second, and two saw every second noun"
+        " in a golden frame alone; the unbiased guide saw both kinds without frames. One training"
+        f" each, {options.images} held-out pictures per noun. Kinds are judged by a classifier,"
+        " frames by the picture's border."
     )
     header = ["planted", "pictures", "share that shows it", *(noun.name for noun in nouns)]
     data = {
@@ -196,7 +199,9 @@ def count_likeliest(study: Study, files: list[Path]) -> Counter:
 
 
 def compare_labels(study: Study) -> Finding:
-    """For any classifier: the labels that come among the likeliest more often, or less, with the token."""
+    """For any classifier: the labels that come among the likeliest more often, or less, with the
+    token.
+    """
     images, labels = study.options.images, study.session.labels
     sets = {
         "without": draw_sets(study, dict.fromkeys(study.targets), images),

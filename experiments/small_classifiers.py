@@ -40,7 +40,7 @@ def new_classifier(labels: list[str]) -> ResNetForImageClassification:
 def train_classifier(
     labels: list[str], parts: list[Samples], steps: int, batch: int, seed: int, title: str
 ) -> ResNetForImageClassification:
-    """A small ResNet, trained with standard augmentation; several `parts` share every batch evenly."""
+    """A small ResNet, trained with standard augmentation; `parts` share every batch evenly."""
     torch.manual_seed(seed)
     model = new_classifier(labels)
     generator = torch.Generator().manual_seed(seed)

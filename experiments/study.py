@@ -119,8 +119,10 @@ def build_parser(doc: str | None, class_index: str, flags: dict) -> argparse.Arg
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="whether it runs, not what it finds: two classes, two updates and a few pictures, "
-        "all in img/results/quick",
+        help=(
+            "whether it runs, not what it finds: two classes, two updates and a few pictures, "
+            "all in img/results/quick"
+        ),
     )
     for name, default in flags.items():
         text = f"{HELP.get(name, name)} ({default})"
@@ -163,7 +165,8 @@ def open_study(options: argparse.Namespace, **changes) -> Study:
     images = getattr(options, "images", 0)
     require(
         images <= config.seed,
-        f"--images {images} would judge seeds that training uses, from {config.seed} on: give fewer",
+        f"--images {images} would judge seeds that training uses, from {config.seed} on: give"
+        " fewer",
     )
     results = ROOT / "docs/results"
     if options.quick:
@@ -222,6 +225,6 @@ def write_index(out: Path):
     protocol = (ROOT / "experiments/protocol.md").read_text(encoding="utf-8")
     write_text(
         out / "README.md",
-        f"{protocol}\n## Studies\n\nThe paper's column holds what its project page says; the paper's "
-        f"tables are not at hand.\n\n{index.to_markdown()}\n",
+        f"{protocol}\n## Studies\n\nThe paper's column holds what its project page says; the"
+        f" paper's tables are not at hand.\n\n{index.to_markdown()}\n",
     )

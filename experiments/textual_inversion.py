@@ -1,11 +1,14 @@
-"""The baseline: textual inversion (Gal et al. 2023) from k real pictures per class, beside the class token.
+"""The baseline: textual inversion (Gal et al. 2023) from k real pictures per class, beside the
+class token.
 
     python -m experiments.textual_inversion
-    python -m experiments.textual_inversion --config configs/imagenet.yml --real_images DIR --class_index 283
+    python -m experiments.textual_inversion --config configs/imagenet.yml --real_images DIR
+        --class_index 283
 
-The recipe is that of diffusers' script (method/textual_inversion.py), of 300 steps, started from the class name's first
-word. The new word stands alone in the prompt, as it was learned, or before the class name. What inversion takes along is
-tried with pictures that all show one context: whether the plain prompt shows it too.
+The recipe is that of diffusers' script (method/textual_inversion.py), of 300 steps, started from
+the class name's first word. The new word stands alone in the prompt, as it was learned, or before
+the class name. What inversion takes along is tried with pictures that all show one context: whether
+the plain prompt shows it too.
 """
 
 import math
@@ -178,7 +181,8 @@ def measure_diversity(study: Study, sets: Sets, truth: Sets) -> dict[str, list[f
 def measure_contexts(
     study: Study, conditions: dict[str, Condition], images: int
 ) -> dict[str, dict]:
-    """Of the first training in other prompts: by class the share right, and the share that kept them.
+    """Of the first training in other prompts: by class the share right, and the share that kept
+    them.
 
     The latter where the config has a judge of contexts.
     """
@@ -311,12 +315,12 @@ def main(argv: list[str] | None = None):
         "tests": tests,
     }
     note = (
-        f"{options.seeds} trainings (one in other prompts and in the figure's left side), "
-        f"{options.images} held-out pictures per class and training (there {options.k_images}). Coverage of "
-        f"{options.truth} real pictures per class, distance in units of theirs. {options.steps} steps of {PER_STEP} "
-        f"pictures; '{TIMED}' as many as fit the class token's seconds, both "
-        "measured in this run. The class token needs no real pictures, but a "
-        "classifier that was trained on some."
+        f"{options.seeds} trainings (one in other prompts and in the figure's left side),"
+        f" {options.images} held-out pictures per class and training (there {options.k_images})."
+        f" Coverage of {options.truth} real pictures per class, distance in units of theirs."
+        f" {options.steps} steps of {PER_STEP} pictures; '{TIMED}' as many as fit the class token's"
+        " seconds, both measured in this run. The class token needs no real pictures, but a"
+        " classifier that was trained on some."
     )
     publish_result(
         study,

@@ -1,9 +1,11 @@
 """A token learned on one checkpoint, used on another of the same text encoder.
 
     python -m experiments.transfer
-    python -m experiments.transfer --class_index 281-290 --config configs/imagenet.yml --other stable-diffusion-v1-5/...
+    python -m experiments.transfer --class_index 281-290 --config configs/imagenet.yml --other
+        stable-diffusion-v1-5/...
 
-Without --other the second checkpoint is the miniature, its UNet trained further on pictures that its world draws.
+Without --other the second checkpoint is the miniature, its UNet trained further on pictures that
+its world draws.
 """
 
 import random
@@ -35,7 +37,9 @@ OWN, OTHER = "its own generator", "the other generator"
 
 
 def train_denoiser(study: Study, drawings: int, steps: int) -> Path:
-    """A copy of the miniature whose denoiser was trained further on new drawings; all else is the same."""
+    """A copy of the miniature whose denoiser was trained further on new drawings; all else is the
+    same.
+    """
     config = study.config
     folder = study.work / f"generator_{steps}_{BATCH}_{LR}_{drawings}"
     if folder.exists():
@@ -64,7 +68,9 @@ def train_denoiser(study: Study, drawings: int, steps: int) -> Path:
 
 
 def draw_captioned(drawings: int) -> tuple[torch.Tensor, list[str]]:
-    """So many pictures [N, 3, H, W] of the miniature's world, and their captions, some of them empty."""
+    """So many pictures [N, 3, H, W] of the miniature's world, and their captions, some of them
+    empty.
+    """
     rng = random.Random("transfer")
     sights = []
     for _ in range(drawings):
@@ -122,8 +128,8 @@ def main(argv: list[str] | None = None):
     show_sets(study.targets, shown, study.out / "transfer.png")
     trained = f"the same, its UNet trained further for {options.steps} steps of {BATCH} drawings"
     note = (
-        f"{options.seeds} trainings, {options.images} held-out pictures per class and training. The other generator: "
-        f"{options.other or trained}."
+        f"{options.seeds} trainings, {options.images} held-out pictures per class and training. The"
+        f" other generator: {options.other or trained}."
     )
     _, without, with_token, _ = rows[1]
     publish_result(
@@ -132,8 +138,8 @@ def main(argv: list[str] | None = None):
             "transfer",
             TESTED,
             "A token works on another checkpoint of the same text encoder",
-            f"On another checkpoint the token takes the right class from {without} to {with_token}: "
-            f"{describe_test(tests[OTHER])}.",
+            f"On another checkpoint the token takes the right class from {without} to {with_token}:"
+            f" {describe_test(tests[OTHER])}.",
             Table(["drawn by", "without", "with the token", "difference"], rows),
             note,
             {"right": right, "tests": tests},

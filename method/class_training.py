@@ -1,4 +1,6 @@
-"""One class while it learns: its images, its optimiser step, its stop rules, its history and state on disk."""
+"""One class while it learns: its images, its optimiser step, its stop rules, its history and state
+on disk.
+"""
 
 import io
 import json
@@ -46,14 +48,16 @@ class UpdateFigures(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """A class after an update: its line in the history, and why its training ends here, if it does."""
+    """A class after an update: its line in the history, and why its training ends, if it does."""
 
     line: dict  # of HISTORY_KEYS
     stop: str | None
 
 
 class TrainedToken(NamedTuple):
-    """The best vectors [K, D], their loss and accuracy (averaged as the stop rules do), and how it went."""
+    """The best vectors [K, D], their loss and accuracy (averaged as the stop rules do), and how it
+    went.
+    """
 
     vectors: torch.Tensor
     loss: float
@@ -156,7 +160,9 @@ class ClassTraining:
         return Progress(self.history[-1], stop)
 
     def record_update(self, figures: UpdateFigures) -> str | None:
-        """Add an update to the history, its vectors to the past; the reason to stop, if there is one."""
+        """Add an update to the history, its vectors to the past; the reason to stop, if there is
+        one.
+        """
         settings = self.settings
         update = len(self.history)
         self.seconds += figures.seconds
@@ -207,7 +213,9 @@ class ClassTraining:
         return TrainedToken(self.past[self.best], loss, accuracy, every_update, stop, self.seconds)
 
     def check_progress(self, is_last: bool):
-        """Raise DivergenceError where this training cannot go on, or was of no use at its last update."""
+        """Raise DivergenceError where this training cannot go on, or was of no use at its last
+        update.
+        """
         try:
             self.check_finite(is_last)
             self.check_first_gradient()
@@ -234,11 +242,14 @@ class ClassTraining:
                 "that is constant)"
             )
         raise DivergenceError(
-            f"the gradient of the first update of class {self.target.title} is exactly zero: {cause}"
+            f"the gradient of the first update of class {self.target.title} is exactly zero:"
+            f" {cause}"
         )
 
     def check_finite(self, is_last: bool):
-        """Raise DivergenceError for too many non-finite updates in a row, or nothing else until the last."""
+        """Raise DivergenceError for too many non-finite updates in a row, or nothing else until the
+        last.
+        """
         skipped = 0
         while skipped < len(self.history) and not is_finite(self.history[-1 - skipped]):
             skipped += 1

@@ -1,4 +1,6 @@
-"""What an image is scored by: any differentiable function of images, target classes and the token's vectors."""
+"""What an image is scored by: any differentiable function of images, target classes and the token's
+vectors.
+"""
 
 from collections.abc import Callable
 
@@ -10,7 +12,7 @@ from models.generator import Generator
 from utils import UserError, import_function, join_lines, require
 
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""Images [B, 3, H, W] in [0, 1], target classes [B] and vectors [B, K, D] -> loss [B] and correct [B]."""
+"""Images [B, 3, H, W] in [0, 1], classes [B] and vectors [B, K, D] -> loss [B] and correct [B]."""
 
 
 def cross_entropy(classifier: Classifier, generator: Generator | None = None) -> Loss:
@@ -24,9 +26,11 @@ def cross_entropy(classifier: Classifier, generator: Generator | None = None) ->
 
 
 def norm_penalty(classifier: Classifier, generator: Generator) -> Loss:
-    """Cross-entropy, and the square of how far a vector's norm is from the vocabulary's mean, in units of that mean.
+    """Cross-entropy, and the square of how far a vector's norm is from the vocabulary's mean, in
+    units of that mean.
 
-    Keeps the token among words that the text encoder knows, against images that please the classifier alone.
+    Keeps the token among words that the text encoder knows, against images that please the
+    classifier alone.
     """
     compute_cross_entropy, norms = cross_entropy(classifier), generator.vocabulary_norms()
 
@@ -66,7 +70,7 @@ def build_loss(name: str, classifier: Classifier, generator: Generator) -> Loss:
 
 
 def check_function(function: Callable, name: str, device: torch.device):
-    """Score two images of noise; a UserError unless that gives two finite losses with a gradient."""
+    """Score two images of noise; a UserError unless that gives finite losses with a gradient."""
     images, targets = (
         torch.rand(2, 3, 64, 64, device=device, requires_grad=True),
         torch.zeros(2, device=device).long(),

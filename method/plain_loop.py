@@ -1,12 +1,15 @@
-"""Start here: the method of Discriminative Class Tokens (Schwartz et al., ICCV 2023) in plain lines.
+"""Start here: the method of Discriminative Class Tokens (Schwartz et al., ICCV 2023) in plain
+lines.
 
-A frozen text-to-image model reads "tiger cat" as a tiger; a frozen classifier knows better. One new word S_c is put in
-front of the class name. Its embedding v_c is all that learns: draw images, classify them, and follow the gradient of
-the cross-entropy back through the LAST denoising step alone.
+A frozen text-to-image model reads "tiger cat" as a tiger; a frozen classifier knows better. One new
+word S_c is put in front of the class name. Its embedding v_c is all that learns: draw images,
+classify them, and follow the gradient of the cross-entropy back through the LAST denoising step
+alone.
 
-This page is right and slow, on a pipeline of diffusers: one image at a time, both halves of guidance with a graph in the
-last step, the whole embedding matrix in the optimiser. `method/update.py` takes the same steps at speed
-(tests/method/test_plain_loop.py), and benchmarks/cost.py says what that saves.
+This page is right and slow, on a pipeline of diffusers: one image at a time, both halves of
+guidance with a graph in the last step, the whole embedding matrix in the optimiser.
+`method/update.py` takes the same steps at speed (tests/method/test_plain_loop.py), and
+benchmarks/cost.py says what that saves.
 """
 
 from collections.abc import Iterator
@@ -31,8 +34,8 @@ def train_token(
 ) -> Iterator[tuple[float, torch.Tensor]]:
     """Learn v_c, update after update (Sec. 3).
 
-    Yields an update's mean loss and the v_c [D] that its images were drawn with. `pipeline` changes:
-    its vocabulary grows by the word S_c, whose embedding is trained.
+    Yields an update's mean loss and the v_c [D] that its images were drawn with. `pipeline`
+    changes: its vocabulary grows by the word S_c, whose embedding is trained.
     """
     freeze_networks(pipeline)
     token_id = add_word(pipeline, settings.placeholder_token, settings.initializer_token)

@@ -97,7 +97,8 @@ def compute_gradients(
     """Draw, classify and backpropagate the next update's images of several classes together.
 
     Leaves each class's gradient in its `vectors.grad` and its images on disk. `fitted_gradient` is
-    from `fit_token_gradient`. A class's gradient depends on its neighbours by no more than rounding.
+    from `fit_token_gradient`. A class's gradient depends on its neighbours by no more than
+    rounding.
     """
     started = time.monotonic()
     batch, vectors = join_batches(running, generator.device)
@@ -148,7 +149,7 @@ def train_class(
 
 
 def join_batches(running: list[ClassTraining], device: torch.device) -> tuple[Batch, torch.Tensor]:
-    """One update of several classes in one Batch, and the token [P, K, D] in each of its prompts."""
+    """One update of several classes in one Batch, and the token [P, K, D] in each prompt."""
     prompts: list[str] = []
     prompt_of: list[int] = []
     seeds: list[int] = []

@@ -6,7 +6,11 @@ from tqdm import tqdm
 
 
 def share_jobs(jobs, function, title: str) -> list:
-    """function(job) of every job, in order; a worker computes its part of them and gets all results."""
+    """function(job) of every job, in order; a worker computes its part of them and gets all
+    results.
+    """
     workers = PartialState(cpu=True)
     with workers.split_between_processes(list(jobs)) as part:
-        return gather_object([function(job) for job in tqdm(part, desc=title, disable=not workers.is_main_process)])
+        return gather_object(
+            [function(job) for job in tqdm(part, desc=title, disable=not workers.is_main_process)]
+        )

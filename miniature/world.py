@@ -1,6 +1,8 @@
-"""The miniature world: ambiguous nouns, adjectives that tell their senses apart, and 64 x 64 pictures of them.
+"""The miniature world: ambiguous nouns, adjectives that tell their senses apart, and 64 x 64
+pictures of them.
 
-A generator trained on captions such as "a photo of a crane" draws a bird or a machine; a classifier tells them apart.
+A generator trained on captions such as "a photo of a crane" draws a bird or a machine; a classifier
+tells them apart.
 """
 
 import random
@@ -16,8 +18,15 @@ from miniature.drawings import vary_colour
 
 SIZE = 64
 CANVAS = 256  # drawn four times as large, then averaged down
-TEMPLATES = ("a photo of a {}", "a high resolution realistic image of a {}", "a close-up photo of a {}",
-             "a picture of a {}", "a good photo of a {}", "a bright photo of one {}", "a photo of the {}")
+TEMPLATES = (
+    "a photo of a {}",
+    "a high resolution realistic image of a {}",
+    "a close-up photo of a {}",
+    "a picture of a {}",
+    "a good photo of a {}",
+    "a bright photo of one {}",
+    "a photo of the {}",
+)
 CONTEXTS = ("in the snow", "at night", "a drawing of", "a painting of")
 SKIES = ((200, 225, 245), (225, 235, 210), (240, 230, 215), (215, 215, 225), (190, 210, 190))
 
@@ -32,24 +41,47 @@ class Thing(NamedTuple):
     draw: Callable[[random.Random], list[drawings.Shape]]
 
 
-THINGS = tuple(Thing(label, label.split(",")[0], *more) for label, *more in (
-    ("crane, bird", 0.60, ("living", "wild", "feathered"), drawings.draw_crane_bird),
-    ("crane, machine", 0.40, ("metal", "yellow", "tall"), drawings.draw_crane_machine),
-    ("mouse, animal", 0.42, ("living", "furry", "grey"), drawings.draw_mouse_animal),
-    ("mouse, device", 0.58, ("plastic", "wired", "smooth"), drawings.draw_mouse_device),
-    ("bat, animal", 0.55, ("living", "flying", "furry"), drawings.draw_bat_animal),
-    ("bat, club", 0.45, ("wooden", "long", "smooth"), drawings.draw_bat_club),
-    ("jaguar, cat", 0.40, ("living", "spotted", "wild"), drawings.draw_jaguar_cat),
-    ("jaguar, car", 0.60, ("metal", "fast", "shiny"), drawings.draw_jaguar_car),
-    ("seal, animal", 0.56, ("living", "wet", "grey"), drawings.draw_seal_animal),
-    ("seal, stamp", 0.44, ("red", "round", "waxen"), drawings.draw_seal_stamp),
-    ("palm, tree", 0.55, ("green", "tall", "wooden"), drawings.draw_palm_tree),
-    ("palm, hand", 0.45, ("open", "human", "smooth"), drawings.draw_palm_hand),
-    ("butterfly, eyed", 0.58, ("eyed", "staring", "spotted"), partial(drawings.draw_butterfly, drawings.EYES)),
-    ("butterfly, banded", 0.42, ("banded", "edged", "striped"), partial(drawings.draw_butterfly, drawings.BANDS)),
-    ("finch, masked", 0.45, ("masked", "hooded", "staring"), partial(drawings.draw_finch, drawings.MASK)),
-    ("finch, banded", 0.55, ("banded", "belted", "striped"), partial(drawings.draw_finch, drawings.BELT)),
-))
+THINGS = tuple(
+    Thing(label, label.split(",")[0], *more)
+    for label, *more in (
+        ("crane, bird", 0.60, ("living", "wild", "feathered"), drawings.draw_crane_bird),
+        ("crane, machine", 0.40, ("metal", "yellow", "tall"), drawings.draw_crane_machine),
+        ("mouse, animal", 0.42, ("living", "furry", "grey"), drawings.draw_mouse_animal),
+        ("mouse, device", 0.58, ("plastic", "wired", "smooth"), drawings.draw_mouse_device),
+        ("bat, animal", 0.55, ("living", "flying", "furry"), drawings.draw_bat_animal),
+        ("bat, club", 0.45, ("wooden", "long", "smooth"), drawings.draw_bat_club),
+        ("jaguar, cat", 0.40, ("living", "spotted", "wild"), drawings.draw_jaguar_cat),
+        ("jaguar, car", 0.60, ("metal", "fast", "shiny"), drawings.draw_jaguar_car),
+        ("seal, animal", 0.56, ("living", "wet", "grey"), drawings.draw_seal_animal),
+        ("seal, stamp", 0.44, ("red", "round", "waxen"), drawings.draw_seal_stamp),
+        ("palm, tree", 0.55, ("green", "tall", "wooden"), drawings.draw_palm_tree),
+        ("palm, hand", 0.45, ("open", "human", "smooth"), drawings.draw_palm_hand),
+        (
+            "butterfly, eyed",
+            0.58,
+            ("eyed", "staring", "spotted"),
+            partial(drawings.draw_butterfly, drawings.EYES),
+        ),
+        (
+            "butterfly, banded",
+            0.42,
+            ("banded", "edged", "striped"),
+            partial(drawings.draw_butterfly, drawings.BANDS),
+        ),
+        (
+            "finch, masked",
+            0.45,
+            ("masked", "hooded", "staring"),
+            partial(drawings.draw_finch, drawings.MASK),
+        ),
+        (
+            "finch, banded",
+            0.55,
+            ("banded", "belted", "striped"),
+            partial(drawings.draw_finch, drawings.BELT),
+        ),
+    )
+)
 LABELS = tuple(thing.label for thing in THINGS)
 NOUNS = tuple(dict.fromkeys(thing.noun for thing in THINGS))
 
@@ -67,14 +99,24 @@ def draw(thing: int | str, rng: random.Random, context: str | None = None) -> Im
     centre = (CANVAS / 2 + rng.uniform(-16, 16), CANVAS / 2 + rng.uniform(-12, 12))
     angle, mirrored = rng.uniform(-0.14, 0.14), rng.random() < 0.5
     tone = {"a drawing of": _to_grey, "at night": _to_night}.get(context, lambda colour: colour)
-    drawings.draw_shapes(canvas, THINGS[index].draw(rng), centre, scale, angle, mirrored, tone,
-                         outline=(60, 60, 62) if context == "a drawing of" else None)
+    drawings.draw_shapes(
+        canvas,
+        THINGS[index].draw(rng),
+        centre,
+        scale,
+        angle,
+        mirrored,
+        tone,
+        outline=(60, 60, 62) if context == "a drawing of" else None,
+    )
     if context == "in the snow":
         for _ in range(26):
             x, y, radius = rng.uniform(0, CANVAS), rng.uniform(0, CANVAS), rng.uniform(4, 7)
             canvas.circle((x, y), radius, fill=(255, 255, 255))
     if context == "a painting of":
-        canvas.rectangle([0, 0, CANVAS - 1, CANVAS - 1], outline=vary_colour(rng, (205, 158, 52), 12), width=24)
+        canvas.rectangle(
+            [0, 0, CANVAS - 1, CANVAS - 1], outline=vary_colour(rng, (205, 158, 52), 12), width=24
+        )
         canvas.rectangle([20, 20, CANVAS - 21, CANVAS - 21], outline=(112, 78, 26), width=6)
     return image.resize((SIZE, SIZE), Image.LANCZOS)
 
@@ -126,7 +168,9 @@ def sample_context(rng: random.Random) -> str | None:
 
 
 def write_caption(index: int, rng: random.Random, context: str | None = None) -> str:
-    """A picture's caption: the bare noun, or half the time with an adjective that gives its sense away."""
+    """A picture's caption: the bare noun, or half the time with an adjective that gives its sense
+    away.
+    """
     noun = THINGS[index].noun
     if rng.random() < 0.5:
         noun = f"{rng.choice(THINGS[index].adjectives)} {noun}"
@@ -136,14 +180,20 @@ def write_caption(index: int, rng: random.Random, context: str | None = None) ->
 
 
 def put_in_context(noun: str, template: str, context: str | None) -> str:
-    """'a photo of a {}', 'crane', 'in the snow' -> 'a photo of a crane in the snow'; 'a drawing of' leads instead."""
+    """'a photo of a {}', 'crane', 'in the snow' -> 'a photo of a crane in the snow'; 'a drawing of'
+    leads instead.
+    """
     if context is None:
         return template.format(noun)
-    return f"{context} a {noun}" if context.endswith(" of") else f"{template.format(noun)} {context}"
+    return (
+        f"{context} a {noun}" if context.endswith(" of") else f"{template.format(noun)} {context}"
+    )
 
 
 def context_of(image: Image.Image) -> str | None:
-    """Which of CONTEXTS a picture shows, drawn or generated, judged by its border, brightness and colours."""
+    """Which of CONTEXTS a picture shows, drawn or generated, judged by its border, brightness and
+    colours.
+    """
     pixels = np.asarray(image.convert("RGB"), dtype=float)
     edges = [edge.mean((0, 1)) for edge in (pixels[:4], pixels[-4:], pixels[:, :4], pixels[:, -4:])]
     (top, bottom, *_), (red, green, blue) = edges, np.mean(edges, axis=0)

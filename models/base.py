@@ -95,7 +95,7 @@ class Generator(ABC):
 
     @abstractmethod
     def check_sampling(self, settings: SamplingSettings, is_training: bool = False):
-        """Raise UserError for what `sample` would not take, or what no gradient would come through."""
+        """Raise UserError for what `sample` would not take, or no gradient would come through."""
 
     @abstractmethod
     def describe_mismatches(self, settings: SamplingSettings) -> list[str]:

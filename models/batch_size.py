@@ -14,12 +14,15 @@ except ImportError:  # on Windows
     resource = None  # type: ignore[assignment]
 
 WITHOUT_GRAPH = 4  # times as many images fit into memory where no graph is kept
-NO_MEMORY = ("not enough memory for one image at a time: try --gradient_checkpointing True, --mixed_precision fp16 or "
-             "bf16, fewer --classes_at_once, or smaller images")
+NO_MEMORY = (
+    "not enough memory for one image at a time: try --gradient_checkpointing True,"
+    " --mixed_precision fp16 or bf16, fewer --classes_at_once, or smaller images"
+)
 
 
 def default_batch_size(images: int, device: str, height: int, width: int) -> int:
-    """How many images to try at once: `images` on a GPU, and elsewhere as many of the miniature's 64 x 64 pixels.
+    """How many images to try at once: `images` on a GPU, and elsewhere as many of the miniature's
+    64 x 64 pixels.
 
     Where memory is the system's own nothing is raised when it runs out: the process is killed.
     """
@@ -29,9 +32,9 @@ def default_batch_size(images: int, device: str, height: int, width: int) -> int
 def fit_batch_size(function, batch_size: int | None, start: int):
     """`function` with its keyword argument `batch_size` filled in.
 
-    That is `batch_size` where given; else `start`, halved whenever memory runs out, and remembered from call to call.
-    (accelerate's find_executable_batch_size collects garbage before every call, which takes half as long as an update
-    of the miniature.)
+    That is `batch_size` where given; else `start`, halved whenever memory runs out, and remembered
+    from call to call. (accelerate's find_executable_batch_size collects garbage before every call,
+    which takes half as long as an update of the miniature.)
 
     Raises:
         UserError: not even one image fits, or not the `batch_size` that was given.
@@ -47,8 +50,11 @@ def fit_batch_size(function, batch_size: int | None, start: int):
                 if not should_reduce_batch_size(error):
                     raise
                 require(size > 1, NO_MEMORY)
-                require(not batch_size, f"not enough memory for {size} images at a time: give a smaller --batch_size, "
-                                        "or none for as many as fit")
+                require(
+                    not batch_size,
+                    f"not enough memory for {size} images at a time: give a smaller --batch_size, "
+                    "or none for as many as fit",
+                )
             size //= 2
             clear_device_cache(garbage_collection=True)
             if torch.cuda.is_available():
@@ -58,7 +64,8 @@ def fit_batch_size(function, batch_size: int | None, start: int):
 
 
 def peak_memory_gb(device: str) -> float:
-    """The most that this process has used so far: of the GPU where it computes on one, else of memory.
+    """The most that this process has used so far: of the GPU where it computes on one, else of
+    memory.
 
     Not a number on Windows, which keeps no such figure where Python could read it.
     """

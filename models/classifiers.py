@@ -1,10 +1,11 @@
-"""Frozen differentiable classifiers: images [B, 3, H, W] in [0, 1] -> logits [B, C], and what the classes are called.
+"""Frozen differentiable classifiers: images [B, 3, H, W] in [0, 1] -> logits [B, C], and what the
+classes are called.
 
-    inet, inat, cub, miniature, miniature_evaluator    labels.py's REGISTRY
-    <hub id or folder>                                 any transformers image classifier
-    mean:<hub id or folder>                            a ViT-MAE fine-tuning (mean of the patch tokens, see below)
-    timm:<name>                                        any timm model; timm:local-dir:<folder> for one on disk
-    zero-shot:<hub id or folder>                       CLIP or SigLIP over the words of a text file (zero_shot.py)
+inet, inat, cub, miniature, miniature_evaluator    labels.py's REGISTRY <hub id or folder>
+any transformers image classifier mean:<hub id or folder>                            a ViT-MAE
+fine-tuning (mean of the patch tokens, see below) timm:<name>
+any timm model; timm:local-dir:<folder> for one on disk zero-shot:<hub id or folder>
+CLIP or SigLIP over the words of a text file (zero_shot.py)
 """
 
 from collections.abc import Callable
@@ -44,7 +45,9 @@ class Classifier(NamedTuple):
     name: str
     labels: list[str]
     model: torch.nn.Module
-    preprocess: Callable[[torch.Tensor], torch.Tensor]  # images [B, 3, H, W] in [0, 1] -> [B, 3, h, w], differentiable
+    preprocess: Callable[
+        [torch.Tensor], torch.Tensor
+    ]  # images [B, 3, H, W] in [0, 1] -> [B, 3, h, w], differentiable
     compute_logits: Callable[[torch.nn.Module, torch.Tensor], torch.Tensor]
     device: torch.device
 
@@ -53,11 +56,14 @@ class Classifier(NamedTuple):
         return self.compute_logits(self.model, self.preprocess(images.float())).float()
 
 
-def load_classifier(name: str, device: str, height: int = 64, width: int = 64,
-                    labels_file: str | None = None) -> Classifier:
-    """The classifier called `name` (see the head of this file), frozen, in float32, tried on a picture of that size.
+def load_classifier(
+    name: str, device: str, height: int = 64, width: int = 64, labels_file: str | None = None
+) -> Classifier:
+    """The classifier called `name` (see the head of this file), frozen, in float32, tried on a
+    picture of that size.
 
-    `labels_file` is read by zero-shot classifiers alone. On the meta device its shapes alone, from its config, untried.
+    `labels_file` is read by zero-shot classifiers alone. On the meta device its shapes alone, from
+    its config, untried.
 
     Raises:
         UserError: one line that says what is missing or what the checkpoint is not.
@@ -67,26 +73,41 @@ def load_classifier(name: str, device: str, height: int = 64, width: int = 64,
         if kind == "zero-shot":
             loaded = load_zero_shot(source, read_labels(labels_file), device)
         else:
-            loaded = _load_timm(source, device) if kind == "timm" else \
-                _load_transformers(source, device, mean_pooled=kind == "mean")
+            loaded = (
+                _load_timm(source, device)
+                if kind == "timm"
+                else _load_transformers(source, device, mean_pooled=kind == "mean")
+            )
         labels, model, preprocess, compute_logits = loaded
-        classifier = Classifier(folder_name(name), labels, model, preprocess, compute_logits, torch.device(device))
+        classifier = Classifier(
+            folder_name(name), labels, model, preprocess, compute_logits, torch.device(device)
+        )
         classifier.model.requires_grad_(False).eval().to(device)
     if device != "meta":
         check_classifier(classifier, name, height, width)
     return classifier
 
 
-def load_evaluator(name: str, labels: list[str], device: str, height: int = 64, width: int = 64,
-                   labels_file: str | None = None) -> Classifier:
-    """The classifier called `name`, to judge pictures for which another one guided, whose labels are `labels`.
+def load_evaluator(
+    name: str,
+    labels: list[str],
+    device: str,
+    height: int = 64,
+    width: int = 64,
+    labels_file: str | None = None,
+) -> Classifier:
+    """The classifier called `name`, to judge pictures for which another one guided, whose labels
+    are `labels`.
 
     Raises:
-        UserError: as `load_classifier`; other classes, or another order: a class is its index to both.
+        UserError: as `load_classifier`; other classes, or another order: a class is its index to
+            both.
     """
     evaluator = load_classifier(name, device, height, width, labels_file)
-    require(evaluator.labels == labels, f"the evaluator '{name}' must know the same classes in the same order as the "
-                                        "classifier")
+    require(
+        evaluator.labels == labels,
+        f"the evaluator '{name}' must know the same classes in the same order as the classifier",
+    )
     return evaluator
 
 
@@ -94,9 +115,13 @@ def check_classifier(classifier: Classifier, name: str, height: int, width: int)
     """Classify one picture of noise and come back with the gradient.
 
     Raises:
-        UserError: the model does not fit its preprocessing or its labels, or no gradient reaches the picture.
+        UserError: the model does not fit its preprocessing or its labels, or no gradient reaches
+            the picture.
     """
-    count, images = len(classifier.labels), torch.rand(1, 3, height, width, device=classifier.device)
+    count, images = (
+        len(classifier.labels),
+        torch.rand(1, 3, height, width, device=classifier.device),
+    )
     try:
         with torch.enable_grad():
             logits = classifier(images.requires_grad_())
@@ -104,38 +129,55 @@ def check_classifier(classifier: Classifier, name: str, height: int, width: int)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # models raise whatever their arithmetic raises
-        raise UserError(f"'{name}' cannot classify an RGB picture that its own preprocessing has prepared, or return "
-                        f"a gradient: {join_lines(error)[:200]}") from error
-    require(logits.shape == (1, count), f"'{name}' gives {list(logits.shape)} logits for a picture and names "
-                                        f"{count} classes: its labels are another model's")
+        raise UserError(
+            f"'{name}' cannot classify an RGB picture that its own preprocessing has prepared, or"
+            f" return a gradient: {join_lines(error)[:200]}"
+        ) from error
+    require(
+        logits.shape == (1, count),
+        f"'{name}' gives {list(logits.shape)} logits for a picture and names "
+        f"{count} classes: its labels are another model's",
+    )
     require(count > 1, f"'{name}' has one class: its loss is always 0, so it cannot guide")
     require(logits.isfinite().all(), f"'{name}' gives non-finite logits")
-    require(gradient is not None and gradient.isfinite().all() and gradient.any(),
-            f"'{name}' lets no gradient through to the picture, so it cannot guide")
+    require(
+        gradient is not None and gradient.isfinite().all() and gradient.any(),
+        f"'{name}' lets no gradient through to the picture, so it cannot guide",
+    )
 
 
 def load_labels(name: str, labels_file: str | None = None) -> list[str]:
-    """The labels alone, without the weights where the format allows it; `labels_file` as in load_classifier."""
+    """The labels alone, without the weights where the format allows it; `labels_file` as in
+    load_classifier.
+    """
     kind, source = resolve_name(name)
     if kind == "zero-shot":
         return read_labels(labels_file)
     if kind == "timm":
         return load_classifier(name, "cpu").labels
     with opening_checkpoint(name, source, list_alternatives(name)):
-        return labels_of_config(AutoConfig.from_pretrained(**locate_source(source), **NO_REMOTE_CODE).id2label, source)
+        return labels_of_config(
+            AutoConfig.from_pretrained(**locate_source(source), **NO_REMOTE_CODE).id2label, source
+        )
 
 
 def penultimate_features(classifier: Classifier, prepared: torch.Tensor) -> torch.Tensor:
-    """What the last linear layer reads, [B, D], of images that `classifier.preprocess` has prepared.
+    """What the last linear layer reads, [B, D], of images that `classifier.preprocess` has
+    prepared.
 
     Raises:
         UserError: the model does not end in a linear layer.
     """
-    heads = [module for module in classifier.model.modules()
-             if isinstance(module, torch.nn.Linear) and module.out_features == len(classifier.labels)]
+    heads = [
+        module
+        for module in classifier.model.modules()
+        if isinstance(module, torch.nn.Linear) and module.out_features == len(classifier.labels)
+    ]
     require(heads, f"features: '{classifier.name}' does not end in a linear layer over its classes")
     features = []
-    hook = heads[-1].register_forward_hook(lambda module, inputs, output: features.append(inputs[0]))
+    hook = heads[-1].register_forward_hook(
+        lambda module, inputs, output: features.append(inputs[0])
+    )
     classifier.compute_logits(classifier.model, prepared)
     hook.remove()
     require(features, f"features: '{classifier.name}' does not use its last linear layer")
@@ -143,14 +185,21 @@ def penultimate_features(classifier: Classifier, prepared: torch.Tensor) -> torc
 
 
 def _mean_pooled_logits(model, pixel_values):
-    """ViT-MAE's fine-tuning head: patch tokens' mean BEFORE the final layernorm, then that layernorm, then linear."""
-    hidden = model.vit(pixel_values=pixel_values, output_hidden_states=True).hidden_states[-1]  # [B, 1 + patches, D]
+    """ViT-MAE's fine-tuning head: patch tokens' mean BEFORE the final layernorm, then that
+    layernorm, then linear.
+    """
+    hidden = model.vit(pixel_values=pixel_values, output_hidden_states=True).hidden_states[
+        -1
+    ]  # [B, 1 + patches, D]
     return model.classifier(model.vit.layernorm(hidden[:, 1:].mean(dim=1)))
 
 
 def _load_transformers(source: str, device: str, mean_pooled: bool):
-    require(AutoConfig.from_pretrained(**locate_source(source), **NO_REMOTE_CODE).model_type != "timm_wrapper",
-            f"'{source}' is timm's: write timm:local-dir:<folder> or timm:hf-hub:<id>")
+    require(
+        AutoConfig.from_pretrained(**locate_source(source), **NO_REMOTE_CODE).model_type
+        != "timm_wrapper",
+        f"'{source}' is timm's: write timm:local-dir:<folder> or timm:hf-hub:<id>",
+    )
     loader = ViTForImageClassification if mean_pooled else AutoModelForImageClassification
     model = load_network(loader, source, device)
     check_problem_type(model.config.problem_type, source)
@@ -158,8 +207,12 @@ def _load_transformers(source: str, device: str, mean_pooled: bool):
     def compute_logits(model, pixel_values):
         return model(pixel_values=pixel_values).logits
 
-    return (labels_of_config(model.config.id2label, source), model, load_preprocessing(source),
-            _mean_pooled_logits if mean_pooled else compute_logits)
+    return (
+        labels_of_config(model.config.id2label, source),
+        model,
+        load_preprocessing(source),
+        _mean_pooled_logits if mean_pooled else compute_logits,
+    )
 
 
 def _load_timm(name: str, device: str):
@@ -180,8 +233,10 @@ def is_timm_address(name: str) -> bool:
 
 def check_timm_name(name: str):
     """Raise UserError for a name of no model of timm."""
-    require(is_timm_address(name) or timm.is_model(name.split(".")[0]),
-            f"timm knows no classifier '{name}'; timm.list_models(pretrained=True) lists them")
+    require(
+        is_timm_address(name) or timm.is_model(name.split(".")[0]),
+        f"timm knows no classifier '{name}'; timm.list_models(pretrained=True) lists them",
+    )
 
 
 def find_timm_id(name: str) -> str:
@@ -192,11 +247,20 @@ def find_timm_id(name: str) -> str:
 
 
 def _timm_labels(model) -> list[str]:
-    """Labels that the checkpoint carries, else those of the ImageNet with as many classes, else numbers."""
-    names, descriptions = model.pretrained_cfg.get("label_names"), model.pretrained_cfg.get("label_descriptions")
+    """Labels that the checkpoint carries, else those of the ImageNet with as many classes, else
+    numbers.
+    """
+    names, descriptions = (
+        model.pretrained_cfg.get("label_names"),
+        model.pretrained_cfg.get("label_descriptions"),
+    )
     subset = infer_imagenet_subset(model)
     if names:
-        found = [descriptions.get(name, name) for name in names] if isinstance(descriptions, dict) else None
+        found = (
+            [descriptions.get(name, name) for name in names]
+            if isinstance(descriptions, dict)
+            else None
+        )
         return found or list(descriptions or names)
     if subset:
         info = ImageNetInfo(subset)

@@ -1,4 +1,6 @@
-"""What runs of the networks cost, also on the meta device: FLOPs by network, and the peak of memory by stage."""
+"""What runs of the networks cost, also on the meta device: FLOPs by network, and the peak of memory
+by stage.
+"""
 
 import weakref
 from collections import Counter
@@ -16,7 +18,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.generator import Generator
 
 PARTS = ("UNet", "VAE", "classifier", "text encoder")
-STAGES = ("sampling", "denoiser", "decoder and classifier", "text encoder")  # 'denoiser': its step with a graph
+STAGES = (
+    "sampling",
+    "denoiser",
+    "decoder and classifier",
+    "text encoder",
+)  # 'denoiser': its step with a graph
 
 
 def count_inputs(inputs: tuple, named: dict) -> int:
@@ -25,10 +32,15 @@ def count_inputs(inputs: tuple, named: dict) -> int:
 
 
 @contextmanager
-def watched_networks(generator: Generator, classifier: torch.nn.Module,
-                     start_part: Callable[[str, bool, int], None], end_graph: Callable[[str, int], None]):
-    """Within this context `start_part` gets, as a network starts, its part of PARTS, whether with a graph or on the way
-    back, and how many images or prompts go in, none on the way back; `end_graph` those that came out with a graph.
+def watched_networks(
+    generator: Generator,
+    classifier: torch.nn.Module,
+    start_part: Callable[[str, bool, int], None],
+    end_graph: Callable[[str, int], None],
+):
+    """Within this context `start_part` gets, as a network starts, its part of PARTS, whether with a
+    graph or on the way back, and how many images or prompts go in, none on the way back;
+    `end_graph` those that came out with a graph.
     """
     hooks = []
     *text_encoders, unet, vae = generator.networks
@@ -38,19 +50,34 @@ def watched_networks(generator: Generator, classifier: torch.nn.Module,
             start_part(part, torch.is_grad_enabled(), count_inputs(inputs, named))
 
         def end_call(network, inputs, named, output):
-            tensors = [value for value in (output.values() if isinstance(output, dict) else [output])
-                       if torch.is_tensor(value) and value.requires_grad]
+            tensors = [
+                value
+                for value in (output.values() if isinstance(output, dict) else [output])
+                if torch.is_tensor(value) and value.requires_grad
+            ]
             for value in tensors:
                 value.register_hook(lambda gradient: start_part(part, True, 0))
             if tensors:
                 end_graph(part, count_inputs(inputs, named))
 
-        hooks.extend([network.register_forward_pre_hook(start_call, with_kwargs=True),
-                      network.register_forward_hook(end_call, with_kwargs=True)])
+        hooks.extend(
+            [
+                network.register_forward_pre_hook(start_call, with_kwargs=True),
+                network.register_forward_hook(end_call, with_kwargs=True),
+            ]
+        )
 
-    decoder = [(child, "VAE") for name, child in vae.named_children() if name in ("post_quant_conv", "decoder")]
-    for network, part in [*((encoder, "text encoder") for encoder in text_encoders), (unet, "UNet"), *decoder,
-                          (classifier, "classifier")]:
+    decoder = [
+        (child, "VAE")
+        for name, child in vae.named_children()
+        if name in ("post_quant_conv", "decoder")
+    ]
+    for network, part in [
+        *((encoder, "text encoder") for encoder in text_encoders),
+        (unet, "UNet"),
+        *decoder,
+        (classifier, "classifier"),
+    ]:
         watch_network(network, part)
     try:
         yield
@@ -63,7 +90,8 @@ def watched_networks(generator: Generator, classifier: torch.nn.Module,
 def counted_flops(generator: Generator, classifier: torch.nn.Module):
     """Within this context FLOPs are those of the network that started last, forwards or backwards.
 
-    Yields {part: FLOPs}, complete at the end, with how many images the UNet had, and how many with a graph.
+    Yields {part: FLOPs}, complete at the end, with how many images the UNet had, and how many with
+    a graph.
     """
     counts, running = Counter(), ["", 0]
 
@@ -77,20 +105,27 @@ def counted_flops(generator: Generator, classifier: torch.nn.Module):
         counts["images with a graph"] += images * (part == "UNet")
 
     # attention as matrix products: not every fused kernel's FLOPs are known to the counter
-    with watched_networks(generator, classifier, start_part, end_graph), sdpa_kernel(SDPBackend.MATH), \
-            FlopCounterMode(display=False) as counter:
+    with (
+        watched_networks(generator, classifier, start_part, end_graph),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
         yield counts
         start_part("")
 
 
 class AttentionShapes(torch.autograd.Function):
-    """Attention on the meta device, as fused kernels keep it: inputs, output and a sum per row, no square matrix."""
+    """Attention on the meta device, as fused kernels keep it: inputs, output and a sum per row, no
+    square matrix.
+    """
 
     @staticmethod
     def forward(ctx, query, key, value):
         batch, heads, length, _ = query.shape
         output = query.new_empty(batch, length, heads, value.shape[-1]).transpose(1, 2)
-        ctx.save_for_backward(query, key, value, output, query.new_empty(batch, heads, length, dtype=torch.float32))
+        ctx.save_for_backward(
+            query, key, value, output, query.new_empty(batch, heads, length, dtype=torch.float32)
+        )
         return output
 
     @staticmethod
@@ -99,7 +134,9 @@ class AttentionShapes(torch.autograd.Function):
 
 
 class FusedAttention(TorchFunctionMode):
-    """Within this context attention is AttentionShapes: the meta device has no fused kernels of its own."""
+    """Within this context attention is AttentionShapes: the meta device has no fused kernels of its
+    own.
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is F.scaled_dot_product_attention:
@@ -110,8 +147,8 @@ class FusedAttention(TorchFunctionMode):
 
 @contextmanager
 def fused_attention():
-    """Within this context the calls of all modules have FusedAttention, also those made again on the way back, which
-    torch shields from a mode that is entered outside.
+    """Within this context the calls of all modules have FusedAttention, also those made again on
+    the way back, which torch shields from a mode that is entered outside.
     """
     mode, depth = FusedAttention(), [0]
 
@@ -125,7 +162,10 @@ def fused_attention():
         if not depth[0]:
             mode.__exit__(None, None, None)
 
-    hooks = [register_module_forward_pre_hook(start_call), register_module_forward_hook(end_call, always_call=True)]
+    hooks = [
+        register_module_forward_pre_hook(start_call),
+        register_module_forward_hook(end_call, always_call=True),
+    ]
     try:
         yield
     finally:
@@ -134,7 +174,9 @@ def fused_attention():
 
 
 class MemoryMeter(TorchDispatchMode):
-    """Within this context: the bytes of all tensors of the meta device that are alive, and their peak in each stage."""
+    """Within this context: the bytes of all tensors of the meta device that are alive, and their
+    peak in each stage.
+    """
 
     def __init__(self, networks: Iterable[torch.nn.Module]):
         super().__init__()
@@ -170,14 +212,21 @@ class MemoryMeter(TorchDispatchMode):
 
 @contextmanager
 def metered_memory(generator: Generator, classifier: torch.nn.Module):
-    """Within this context what runs on the meta device is followed; yields {stage: bytes at its peak} of STAGES and
-    'parameters', which every stage includes.
+    """Within this context what runs on the meta device is followed; yields {stage: bytes at its
+    peak} of STAGES and 'parameters', which every stage includes.
     """
     meter = MemoryMeter([*generator.networks, classifier])
 
     def start_part(part: str, has_graph: bool, images: int):
-        meter.start_stage({"UNet": "denoiser" if has_graph else "sampling", "text encoder": "text encoder"}.get(
-            part, "decoder and classifier"))
+        meter.start_stage(
+            {"UNet": "denoiser" if has_graph else "sampling", "text encoder": "text encoder"}.get(
+                part, "decoder and classifier"
+            )
+        )
 
-    with watched_networks(generator, classifier, start_part, lambda part, images: None), fused_attention(), meter:
+    with (
+        watched_networks(generator, classifier, start_part, lambda part, images: None),
+        fused_attention(),
+        meter,
+    ):
         yield meter.peaks

@@ -8,23 +8,43 @@ from utils import require
 
 
 @torch.no_grad()
-def encode_images(generator: StableDiffusion, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation [B, 4, h, w], float32, of the latents of images [B, 3, H, W] in [0, 1]."""
+def encode_images(
+    generator: StableDiffusion, images: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation [B, 4, h, w], float32, of the latents of images [B, 3, H, W] in
+    [0, 1].
+    """
     vae = generator.vae
     encoded = vae.encode((images * 2 - 1).to(vae.device, vae.dtype))
-    moments = (encoded.latent_dist.mean, encoded.latent_dist.std) if "latent_dist" in encoded else \
-        (encoded.latents, torch.zeros_like(encoded.latents))
+    moments = (
+        (encoded.latent_dist.mean, encoded.latent_dist.std)
+        if "latent_dist" in encoded
+        else (encoded.latents, torch.zeros_like(encoded.latents))
+    )
     return tuple((vae.config.scaling_factor * part).float() for part in moments)
 
 
-def compute_denoising_loss(generator: StableDiffusion, latents: torch.Tensor, cond: torch.Tensor,
-                           noise_source: torch.Generator) -> torch.Tensor:
-    """The loss that the UNet was trained with, on latents [B, 4, h, w]; noise and timesteps from `noise_source`."""
+def compute_denoising_loss(
+    generator: StableDiffusion,
+    latents: torch.Tensor,
+    cond: torch.Tensor,
+    noise_source: torch.Generator,
+) -> torch.Tensor:
+    """The loss that the UNet was trained with, on latents [B, 4, h, w]; noise and timesteps from
+    `noise_source`.
+    """
     scheduler = generator.scheduler
-    require(scheduler.config.prediction_type == "epsilon" and not generator.unet.config.time_cond_proj_dim,
-            "this generator does not predict the noise from a prompt alone")
+    require(
+        scheduler.config.prediction_type == "epsilon"
+        and not generator.unet.config.time_cond_proj_dim,
+        "this generator does not predict the noise from a prompt alone",
+    )
     noise = torch.randn(latents.shape, generator=noise_source)
-    timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(latents),), generator=noise_source)
-    noisy = scheduler.add_noise(latents.cpu(), noise, timesteps).to(generator.device, generator.dtype)
+    timesteps = torch.randint(
+        scheduler.config.num_train_timesteps, (len(latents),), generator=noise_source
+    )
+    noisy = scheduler.add_noise(latents.cpu(), noise, timesteps).to(
+        generator.device, generator.dtype
+    )
     predicted = generator.predict_noise(noisy, timesteps.to(generator.device), cond)
     return F.mse_loss(predicted.float(), noise.to(generator.device))

@@ -35,7 +35,9 @@ class Extractor(NamedTuple):
 
 
 def describe_features(name: str, fid_mode: str) -> list:
-    """What decides the features of `load_extractor`: the weights' files, and how pictures are resized."""
+    """What decides the features of `load_extractor`: the weights' files, and how pictures are
+    resized.
+    """
     kind, _, weights = name.partition(":")
     if kind == "inception":
         return [name, fid_mode, stamp_file(Path(weights)) if Path(weights).is_file() else None]
@@ -43,14 +45,23 @@ def describe_features(name: str, fid_mode: str) -> list:
 
 
 def resize_legacy(image: torch.Tensor) -> torch.Tensor:
-    """[3, H, W] -> [3, 299, 299] in [0, 255] as torch-fidelity: TensorFlow 1's bilinear, without antialiasing."""
-    return interpolate_bilinear_2d_like_tensorflow1x(image[None].float(), [INCEPTION_SIDE] * 2, align_corners=False)[0]
+    """[3, H, W] -> [3, 299, 299] in [0, 255] as torch-fidelity: TensorFlow 1's bilinear, without
+    antialiasing.
+    """
+    return interpolate_bilinear_2d_like_tensorflow1x(
+        image[None].float(), [INCEPTION_SIDE] * 2, align_corners=False
+    )[0]
 
 
 def resize_clean(image: torch.Tensor) -> torch.Tensor:
-    """[3, H, W] -> [3, 299, 299] in [0, 255] as clean-fid (Parmar et al. 2022): Pillow's bicubic, not rounded."""
+    """[3, H, W] -> [3, 299, 299] in [0, 255] as clean-fid (Parmar et al. 2022): Pillow's bicubic,
+    not rounded.
+    """
     channels = [Image.fromarray(channel.numpy().astype(np.float32)) for channel in image]
-    resized = [np.asarray(channel.resize([INCEPTION_SIDE] * 2, Image.Resampling.BICUBIC)) for channel in channels]
+    resized = [
+        np.asarray(channel.resize([INCEPTION_SIDE] * 2, Image.Resampling.BICUBIC))
+        for channel in channels
+    ]
     return torch.from_numpy(np.stack(resized)).clip(0, 255)
 
 
@@ -60,20 +71,35 @@ FID_MODES = {"legacy": resize_legacy, "clean": resize_clean}
 @torch.no_grad()
 def check_extractor(extractor: Extractor) -> Extractor:
     """`extractor`, after a dry run: now, not after everything is drawn."""
-    prepared = [extractor.prepare(torch.arange(3 * 64 * width).view(3, 64, width).byte()) for width in (64, 96)]
-    require(prepared[0].shape == prepared[1].shape, f"features: '{extractor.name}' does not bring pictures of every "
-                                                    "shape to one size, so it cannot compare them")
+    prepared = [
+        extractor.prepare(torch.arange(3 * 64 * width).view(3, 64, width).byte())
+        for width in (64, 96)
+    ]
+    require(
+        prepared[0].shape == prepared[1].shape,
+        f"features: '{extractor.name}' does not bring pictures of every "
+        "shape to one size, so it cannot compare them",
+    )
     found = extractor.extract_features(torch.stack(prepared))
-    require(found.ndim == 2 and len(found) == 2 and found.isfinite().all(),
-            f"features: '{extractor.name}' gives {tuple(found.shape)} for two pictures, or non-finite values")
+    require(
+        found.ndim == 2 and len(found) == 2 and found.isfinite().all(),
+        f"features: '{extractor.name}' gives {tuple(found.shape)} for two pictures, or non-finite"
+        " values",
+    )
     return extractor
 
 
 def classifier_extractor(classifier: Classifier, identity: list | None = None) -> Extractor:
-    """The features that a classifier's last linear layer reads; a UserError where it ends in none."""
-    return check_extractor(Extractor(
-        classifier.name, lambda image: classifier.preprocess(image[None].float() / 255)[0],
-        lambda prepared: penultimate_features(classifier, prepared.to(classifier.device)), None, identity))
+    """The features that a classifier's last linear layer reads; a UserError without one."""
+    return check_extractor(
+        Extractor(
+            classifier.name,
+            lambda image: classifier.preprocess(image[None].float() / 255)[0],
+            lambda prepared: penultimate_features(classifier, prepared.to(classifier.device)),
+            None,
+            identity,
+        )
+    )
 
 
 def is_torchscript(file: str) -> bool:
@@ -84,26 +110,48 @@ def is_torchscript(file: str) -> bool:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
-def load_extractor(name: str, device: str, fid_mode: str, labels_file: str | None = None) -> Extractor:
-    """'inception' (downloaded), 'inception:<file of weights>', or a classifier's penultimate features.
+def load_extractor(
+    name: str, device: str, fid_mode: str, labels_file: str | None = None
+) -> Extractor:
+    """'inception' (downloaded), 'inception:<file of weights>', or a classifier's penultimate
+    features.
 
     `labels_file` is what `load_classifier` takes.
     """
     identity = describe_features(name, fid_mode)
     if name.split(":")[0] != "inception":
-        return classifier_extractor(load_classifier(name, device, labels_file=labels_file), identity)
+        return classifier_extractor(
+            load_classifier(name, device, labels_file=labels_file), identity
+        )
     weights = name.partition(":")[2] or None
     require(weights is None or Path(weights).is_file(), f"features '{name}': no file '{weights}'")
-    with opening_checkpoint(name, weights, instead="or give --features inception:<file of weights> or a classifier"):
+    with opening_checkpoint(
+        name, weights, instead="or give --features inception:<file of weights> or a classifier"
+    ):
         if weights:  # the libraries unpickle freely, so they get no file that needs it
-            require(not is_torchscript(weights), f"'{weights}' is TorchScript, which is code, such as clean-fid's "
-                    f"file: give torch-fidelity's, {URL_INCEPTION_V3}, which holds the same weights")
+            require(
+                not is_torchscript(weights),
+                f"'{weights}' is TorchScript, which is code, such as clean-fid's "
+                f"file: give torch-fidelity's, {URL_INCEPTION_V3}, which holds the same weights",
+            )
             torch.load(weights, map_location="cpu", weights_only=True)
         else:
-            torch.hub.load_state_dict_from_url(URL_INCEPTION_V3, map_location="cpu", check_hash=True, weights_only=True)
+            torch.hub.load_state_dict_from_url(
+                URL_INCEPTION_V3, map_location="cpu", check_hash=True, weights_only=True
+            )
         model = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], weights)
-    layers = torch.nn.Sequential(*list(model.children())[:-1], torch.nn.Flatten()).to(device)  # its forward resizes
-    is_published = weights is None or sha256(Path(weights).read_bytes()).hexdigest()[:8] in URL_INCEPTION_V3
-    return check_extractor(Extractor(
-        INCEPTION if is_published else f"{INCEPTION} with other weights", FID_MODES[fid_mode],
-        lambda prepared: layers((prepared.to(device) - 128) / 128), fid_mode, identity))
+    layers = torch.nn.Sequential(*list(model.children())[:-1], torch.nn.Flatten()).to(
+        device
+    )  # its forward resizes
+    is_published = (
+        weights is None or sha256(Path(weights).read_bytes()).hexdigest()[:8] in URL_INCEPTION_V3
+    )
+    return check_extractor(
+        Extractor(
+            INCEPTION if is_published else f"{INCEPTION} with other weights",
+            FID_MODES[fid_mode],
+            lambda prepared: layers((prepared.to(device) - 128) / 128),
+            fid_mode,
+            identity,
+        )
+    )

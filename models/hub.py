@@ -15,19 +15,34 @@ from system.paths import find_path, split_revision
 from utils import require
 
 COMMIT = "[0-9a-f]{40}"
-OF_EVERY_COPY = ("model_index.json", "config.json", "model.safetensors", "pytorch_model.bin")  # one of them
-NOT_DOWNLOADED = "it is not downloaded yet and the hub cannot be reached; connect once, or give the path of a copy;"
-NO_SUCH_FOLDER = "no such folder, and no hub id either (the miniature's weights come from `make miniature`)"
+OF_EVERY_COPY = (
+    "model_index.json",
+    "config.json",
+    "model.safetensors",
+    "pytorch_model.bin",
+)  # one of them
+NOT_DOWNLOADED = (
+    "it is not downloaded yet and the hub cannot be reached; connect once, or give the path of a"
+    " copy;"
+)
+NO_SUCH_FOLDER = (
+    "no such folder, and no hub id either (the miniature's weights come from `make miniature`)"
+)
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether `source` can be a repository of the hub, perhaps with a revision, and is not a path that exists."""
+    """Whether `source` can be a repository of the hub, perhaps with a revision, and is not a path
+    that exists.
+    """
     place, _ = split_revision(source)
-    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", place, re.ASCII) is not None and not find_path(place)
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", place, re.ASCII) is not None and not find_path(
+        place
+    )
 
 
 def locate_source(source: str) -> dict[str, str]:
-    """What every `from_pretrained` of diffusers and transformers takes to find a folder, or a hub id and its revision.
+    """What every `from_pretrained` of diffusers and transformers takes to find a folder, or a hub
+    id and its revision.
 
     Raises:
         UserError: a folder with a revision.
@@ -35,13 +50,17 @@ def locate_source(source: str) -> dict[str, str]:
     place, revision = split_revision(source)
     if revision is None:
         return {"pretrained_model_name_or_path": source}
-    require(not find_path(place), f"'{source}': '{place}' is a folder here, and only hub ids have revisions")
+    require(
+        not find_path(place),
+        f"'{source}': '{place}' is a folder here, and only hub ids have revisions",
+    )
     return {"pretrained_model_name_or_path": place, "revision": revision}
 
 
 @functools.cache
 def find_commit(hub_id: str) -> str | None:
-    """The commit that a hub id, perhaps with a revision, stands for now; the one on this disk where no hub answers.
+    """The commit that a hub id, perhaps with a revision, stands for now; the one on this disk where
+    no hub answers.
 
     Asked once per process, so that all parts of a checkpoint are of one commit.
     """

@@ -27,7 +27,8 @@ IMAGENET_LABELS = Path(__file__).with_name("imagenet_labels.txt")
 def resolve_name(name: str) -> tuple[str, str]:
     """A name as its kind ('timm', 'mean', 'zero-shot' or '') and the source that it stands for.
 
-    The source is a folder, a hub id or timm's own name; the last two with the revision that the name ends in.
+    The source is a folder, a hub id or timm's own name; the last two with the revision that the
+    name ends in.
     """
     place, revision = split_revision(name)
     spec = REGISTRY.get(place, place)
@@ -47,7 +48,8 @@ def list_alternatives(name: str) -> str:
 
 
 def folder_name(name: str) -> str:
-    """A classifier's name as a folder: 'timm:resnet50' -> 'timm_resnet50', a path -> its last two parts.
+    """A classifier's name as a folder: 'timm:resnet50' -> 'timm_resnet50', a path -> its last two
+    parts.
 
     A revision is no part of it: runs of two revisions have other settings, and so another exp_id.
     """
@@ -57,7 +59,8 @@ def folder_name(name: str) -> str:
 
 
 def find_labels(name: str, labels_file: str | None = None) -> list[str]:
-    """The labels of the classifier `name`, where a folder tells them without loading it; else an empty list.
+    """The labels of the classifier `name`, where a folder tells them without loading it; else an
+    empty list.
 
     `labels_file` is that of zero-shot classifiers. ImageNet's labels come with this package.
 
@@ -75,14 +78,18 @@ def find_labels(name: str, labels_file: str | None = None) -> list[str]:
 
 
 def find_downloaded_labels(name: str) -> list[str]:
-    """The labels of a classifier that was downloaded from the hub, as `find_labels` gives those of a folder."""
+    """The labels of a classifier that was downloaded from the hub, as `find_labels` gives those of
+    a folder.
+    """
     kind, source = resolve_name(name)
     file = find_cached_file(source, "config.json") if kind in ("", "mean") else None
     return read_config_labels(file, source) if file else []
 
 
 def read_config_labels(file: Path, source: str) -> list[str]:
-    """The labels of a transformers config.json; none where it is missing or broken, of which loading it tells more."""
+    """The labels of a transformers config.json; none where it is missing or broken, of which
+    loading it tells more.
+    """
     try:
         config = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -95,10 +102,14 @@ def read_config_labels(file: Path, source: str) -> list[str]:
 
 
 def check_problem_type(problem_type: str | None, source: str):
-    """Raise UserError for a classifier whose classes do not exclude each other, or that gives numbers."""
-    require(problem_type in (None, "single_label_classification"),
-            f"the config.json of '{source}' is for {problem_type} (problem_type): a classifier must give one label per "
-            "picture, by a softmax over its classes")
+    """Raise UserError for a classifier whose classes do not exclude each other, or that gives
+    numbers.
+    """
+    require(
+        problem_type in (None, "single_label_classification"),
+        f"the config.json of '{source}' is for {problem_type} (problem_type): a classifier must"
+        " give one label per picture, by a softmax over its classes",
+    )
 
 
 def labels_of_config(id2label: dict, source: str) -> list[str]:
@@ -110,8 +121,11 @@ def labels_of_config(id2label: dict, source: str) -> list[str]:
     labels = {int(i): join_lines(to_printable(str(label))) for i, label in id2label.items()}
     missing = next((i for i in range(len(labels)) if i not in labels), None)
     require(labels, f"the config.json of '{source}' names no classes (id2label)")
-    require(missing is None, f"the config.json of '{source}' numbers its classes from 0 on (id2label), but has no "
-                             f"class {missing}, and {len(labels)} classes up to {max(labels)}")
+    require(
+        missing is None,
+        f"the config.json of '{source}' numbers its classes from 0 on (id2label), but has no "
+        f"class {missing}, and {len(labels)} classes up to {max(labels)}",
+    )
     return [labels[i] for i in range(len(labels))]
 
 
@@ -121,7 +135,9 @@ def read_labels(path: str | None) -> list[str]:
     Raises:
         UserError: no file, no text, fewer than two labels, or one twice (in upper or lower case).
     """
-    require(path, "a zero-shot classifier needs --labels names.txt, a text file with one label per line")
+    require(
+        path, "a zero-shot classifier needs --labels names.txt, a text file with one label per line"
+    )
     labels, lines = [], {}
     for number, line in enumerate(read_text(str(path)).split("\n"), 1):
         label = join_lines(line)
@@ -130,8 +146,13 @@ def read_labels(path: str | None) -> list[str]:
         require(label.isprintable(), f"'{path}' line {number} has unprintable characters")
         first = lines.setdefault(label.casefold(), number)
         require(first == number, f"'{path}' line {number}: '{label}' is on line {first} already")
-        require(class_name(label), f"'{path}' line {number}: '{label}' has no name before its comma")
+        require(
+            class_name(label), f"'{path}' line {number}: '{label}' has no name before its comma"
+        )
         labels.append(label)
-    require(len(labels) > 1, f"'{path}' holds {len(labels) or 'no'} label{'s' * (not labels)}: a classifier needs two "
-                             "or more, one per line")
+    require(
+        len(labels) > 1,
+        f"'{path}' holds {len(labels) or 'no'} label{'s' * (not labels)}: a classifier needs two "
+        "or more, one per line",
+    )
     return labels

@@ -1,4 +1,4 @@
-"""The new word in a tokenizer and a text encoder of transformers: where the token's vectors enter."""
+"""The new word in a tokenizer and a text encoder: where the token's vectors enter."""
 
 import re
 from contextlib import contextmanager
@@ -11,7 +11,9 @@ from utils import require
 
 
 class PromptEncoder:
-    """A tokenizer and its text encoder, and the id of the new word once `set_placeholder` has added it."""
+    """A tokenizer and its text encoder, and the id of the new word once `set_placeholder` has added
+    it.
+    """
 
     def __init__(self, tokenizer, text_encoder):
         self.tokenizer, self.text_encoder, self.placeholder_id = tokenizer, text_encoder, None
@@ -22,86 +24,132 @@ class PromptEncoder:
         self.placeholder_id = add_placeholder(self.tokenizer, placeholder)
 
     def initial_vectors(self, initializer: str, num_vectors: int | None) -> torch.Tensor:
-        """A float32 copy [K, D] of the embeddings of a phrase's tokens, in turn; K is their number by default.
+        """A float32 copy [K, D] of the embeddings of a phrase's tokens, in turn; K is their number
+        by default.
 
         Raises:
-            UserError: a phrase without tokens, or with more than `num_vectors`, or with words that were never learned.
+            UserError: a phrase without tokens, or with more than `num_vectors`, or with words that
+                were never learned.
         """
         ids = self.tokenizer(initializer, add_special_tokens=False).input_ids
         count, table = num_vectors or len(ids), self.text_encoder.get_input_embeddings().weight
         require(ids, f"initializer_token '{initializer}' has no tokens")
-        require(len(ids) <= count,
-                f"num_vectors {count} is too few for initializer_token '{initializer}', which is {len(ids)} tokens: "
-                f"{self.tokenizer.convert_ids_to_tokens(ids)}")
-        require(max(ids) < len(table), f"initializer_token '{initializer}' is no word that the model learned: take "
-                                       "another")
+        require(
+            len(ids) <= count,
+            f"num_vectors {count} is too few for initializer_token '{initializer}', which is"
+            f" {len(ids)} tokens: {self.tokenizer.convert_ids_to_tokens(ids)}",
+        )
+        require(
+            max(ids) < len(table),
+            f"initializer_token '{initializer}' is no word that the model learned: take another",
+        )
         return table[list(islice(cycle(ids), count))].detach().float().clone()
 
     def nearest_words(self, vectors: torch.Tensor, count: int = 5) -> list[str]:
-        """For each of the vectors [K, D] the `count` words of the vocabulary with the largest cosine, and that."""
+        """For each of the vectors [K, D] the `count` words of the vocabulary with the largest
+        cosine, and that.
+        """
         table = F.normalize(self.text_encoder.get_input_embeddings().weight.float(), dim=1)
-        found = (F.normalize(vectors.float().to(table.device), dim=1) @ table.T).topk(min(count, len(table)))
-        return [", ".join(f"{self.tokenizer.decode([i]).strip()} {cosine:.2f}" for i, cosine in zip(
-            ids.tolist(), cosines.tolist(), strict=True)) for cosines, ids in zip(*found, strict=True)]
+        found = (F.normalize(vectors.float().to(table.device), dim=1) @ table.T).topk(
+            min(count, len(table))
+        )
+        return [
+            ", ".join(
+                f"{self.tokenizer.decode([i]).strip()} {cosine:.2f}"
+                for i, cosine in zip(ids.tolist(), cosines.tolist(), strict=True)
+            )
+            for cosines, ids in zip(*found, strict=True)
+        ]
 
     def mean_norm(self) -> float:
         """Of the vectors of the whole vocabulary."""
         return self.text_encoder.get_input_embeddings().weight.float().norm(dim=1).mean().item()
 
     def check_prompts(self, prompts: list[str], num_vectors: int):
-        """As `tokenize_prompts` does, by the tokenizer alone: encoding takes a second per class at SD 1.4's size."""
+        """As `tokenize_prompts` does, by the tokenizer alone: encoding takes a second per class at
+        SD 1.4's size.
+        """
         tokenize_prompts(self.tokenizer, prompts, self.placeholder_id, num_vectors)
 
-    def encode(self, prompts: list[str], vectors: torch.Tensor | None, use_mask: bool = False, **options):
-        """What the text encoder returns for prompts [P] and the token's vectors [P, K, D] in each."""
+    def encode(
+        self, prompts: list[str], vectors: torch.Tensor | None, use_mask: bool = False, **options
+    ):
+        """What the text encoder returns for prompts [P] and the token [P, K, D] in each."""
         count = 1 if vectors is None else vectors.shape[1]
-        input_ids, mask = (tokens.to(self.text_encoder.device) for tokens in
-                           tokenize_prompts(self.tokenizer, prompts, self.placeholder_id, count))
+        input_ids, mask = (
+            tokens.to(self.text_encoder.device)
+            for tokens in tokenize_prompts(self.tokenizer, prompts, self.placeholder_id, count)
+        )
         with inserted_vectors(self.text_encoder, self.placeholder_id, vectors):
-            return self.text_encoder(input_ids, attention_mask=mask if use_mask else None, **options)
+            return self.text_encoder(
+                input_ids, attention_mask=mask if use_mask else None, **options
+            )
 
 
 def add_placeholder(tokenizer, placeholder: str) -> int:
-    """Teach `tokenizer` the new word and return its id, one past the vocabulary table, which stays as it is.
+    """Teach `tokenizer` the new word and return its id, one past the vocabulary table, which stays
+    as it is.
 
     Raises:
-        UserError: it has a space, is a word of the vocabulary already, the tokenizer does not find it in a prompt, or
-            diffusers would take it for one of several vectors of another added word ('x_1' beside 'x').
+        UserError: it has a space, is a word of the vocabulary already, the tokenizer does not find
+            it in a prompt, or
+            diffusers would take it for one of several vectors of another added word ('x_1' beside
+                'x').
     """
-    require(placeholder and placeholder == "".join(placeholder.split()),
-            f"placeholder_token must be one word without spaces, not '{placeholder}'")
+    require(
+        placeholder and placeholder == "".join(placeholder.split()),
+        f"placeholder_token must be one word without spaces, not '{placeholder}'",
+    )
     known = tokenizer(placeholder, add_special_tokens=False).input_ids
-    require(len(known) > 1, f"placeholder_token '{placeholder}' is in the vocabulary already: make up another word")
+    require(
+        len(known) > 1,
+        f"placeholder_token '{placeholder}' is in the vocabulary already: make up another word",
+    )
     for word in tokenizer.get_added_vocab():
-        require(not is_numbered(placeholder, word) and not is_numbered(word, placeholder),
-                f"placeholder_token '{placeholder}' beside '{word}': diffusers expands one into the other; make up "
-                "another word")
+        require(
+            not is_numbered(placeholder, word) and not is_numbered(word, placeholder),
+            f"placeholder_token '{placeholder}' beside '{word}': diffusers expands one into the"
+            " other; make up another word",
+        )
     tokenizer.add_tokens(placeholder)
     token_id = tokenizer.convert_tokens_to_ids(placeholder)
-    require(tokenizer(f"a {placeholder} a", add_special_tokens=False).input_ids.count(token_id) == 1,
-            f"placeholder_token '{placeholder}' is not read as one token: take a word of plain letters")
+    require(
+        tokenizer(f"a {placeholder} a", add_special_tokens=False).input_ids.count(token_id) == 1,
+        f"placeholder_token '{placeholder}' is not read as one token: take a word of plain letters",
+    )
     return token_id
 
 
 def is_numbered(word: str, stem: str) -> bool:
-    """Whether `word` is `stem` with a number, as diffusers names the further vectors of a token: 'x_1' of 'x'."""
+    """Whether `word` is `stem` with a number, as diffusers names the further vectors of a token:
+    'x_1' of 'x'.
+    """
     return re.fullmatch(re.escape(stem) + r"_\d+", word) is not None
 
 
 def tokenize_prompts(tokenizer, prompts: list[str], placeholder_id: int | None, num_vectors: int):
-    """Token ids and attention mask [P, L], padded to L = model_max_length as in every Stable Diffusion pipeline.
+    """Token ids and attention mask [P, L], padded to L = model_max_length as in every Stable
+    Diffusion pipeline.
 
     The placeholder becomes `num_vectors` tokens in a row, as diffusers expands it.
 
     Raises:
-        UserError: a prompt longer than L tokens, whose end (and the token in it, perhaps) would be cut off.
+        UserError: a prompt longer than L tokens, whose end (and the token in it, perhaps) would be
+            cut off.
     """
     length, rows, masks = tokenizer.model_max_length, [], []
     for prompt, ids in zip(prompts, tokenizer(prompts).input_ids, strict=True):
-        row = [part for i in ids for part in (range(i, i + num_vectors) if i == placeholder_id else (i,))]
-        require(len(row) <= length, f"the prompt has {len(row)} tokens and the model reads {length}, so its end would "
-                                    f"be cut off: shorten it, or the class's name in it by --class_names"
-                                    f"{f', or num_vectors {num_vectors}' * (num_vectors > 1)}: '{prompt}'")
+        row = [
+            part
+            for i in ids
+            for part in (range(i, i + num_vectors) if i == placeholder_id else (i,))
+        ]
+        require(
+            len(row) <= length,
+            f"the prompt has {len(row)} tokens and the model reads {length}, so its end would "
+            "be cut off: shorten it, or the class's name in it by --class_names"
+            f"{f', or num_vectors {num_vectors}' * (num_vectors > 1)}: '{prompt}'",
+        )
         rows.append(row + [tokenizer.pad_token_id] * (length - len(row)))
         masks.append([1] * len(row) + [0] * (length - len(row)))
     return torch.tensor(rows), torch.tensor(masks)
@@ -109,8 +157,8 @@ def tokenize_prompts(tokenizer, prompts: list[str], placeholder_id: int | None, 
 
 @contextmanager
 def inserted_vectors(text_encoder, placeholder_id: int, vectors: torch.Tensor | None):
-    """Within this context the encoder reads vectors[p, k] at token placeholder_id + k of prompt p; its table is not
-    touched, and gradients flow to `vectors` [P, K, D].
+    """Within this context the encoder reads vectors[p, k] at token placeholder_id + k of prompt p;
+    its table is not touched, and gradients flow to `vectors` [P, K, D].
     """
     if vectors is None:
         yield
@@ -119,7 +167,9 @@ def inserted_vectors(text_encoder, placeholder_id: int, vectors: torch.Tensor | 
 
     def hide_placeholder(embedding, inputs):
         seen[:] = inputs
-        return inputs[0].masked_fill(inputs[0] >= placeholder_id, 0)  # id 0 only keeps the look-up in range
+        return inputs[0].masked_fill(
+            inputs[0] >= placeholder_id, 0
+        )  # id 0 only keeps the look-up in range
 
     def insert_vectors(embedding, inputs, embeds):  # [P, L, D]
         for k in range(vectors.shape[1]):
@@ -128,7 +178,10 @@ def inserted_vectors(text_encoder, placeholder_id: int, vectors: torch.Tensor | 
         return embeds
 
     embedding = text_encoder.get_input_embeddings()
-    hooks = [embedding.register_forward_pre_hook(hide_placeholder), embedding.register_forward_hook(insert_vectors)]
+    hooks = [
+        embedding.register_forward_pre_hook(hide_placeholder),
+        embedding.register_forward_hook(insert_vectors),
+    ]
     try:
         yield
     finally:

@@ -1,4 +1,6 @@
-"""Stable Diffusion 1 and 2: prompts to embeddings, noise to latents with a graph on the final step, and to images."""
+"""Stable Diffusion 1 and 2: prompts to embeddings, noise to latents with a graph on the final step,
+and to images.
+"""
 
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
@@ -164,13 +166,23 @@ class StableDiffusion(Generator):
         images = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
-    def initial_noise(self, generators: list[torch.Generator], settings: SamplingSettings) -> torch.Tensor:
+    def initial_noise(
+        self, generators: list[torch.Generator], settings: SamplingSettings
+    ) -> torch.Tensor:
         """Unit noise z_T [B, 4, h, w]."""
-        return initial_noise(generators, self.unet.config.in_channels, self.scale_factor, settings, self.device,
-                             self.dtype)
+        return initial_noise(
+            generators,
+            self.unet.config.in_channels,
+            self.scale_factor,
+            settings,
+            self.device,
+            self.dtype,
+        )
 
     def check_sampling(self, settings: SamplingSettings, is_training: bool = False):
-        """Raise UserError for steps or sides that the checkpoint does not have, or cannot learn with."""
+        """Raise UserError for steps or sides that the checkpoint does not have, or cannot learn
+        with.
+        """
         check_trajectory(self.scheduler, settings, is_training)
         self.initial_noise(seeded_generators([0]), settings)
 

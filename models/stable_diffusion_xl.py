@@ -1,4 +1,6 @@
-"""Stable Diffusion XL (Podell et al. 2023): two text encoders, a pooled embedding and the picture's size."""
+"""Stable Diffusion XL (Podell et al. 2023): two text encoders, a pooled embedding and the picture's
+size.
+"""
 
 import torch
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
@@ -16,20 +18,35 @@ from utils import require
 
 
 class StableDiffusionXL(StableDiffusion):
-    """As Stable Diffusion; `cond` holds prompt_embeds [P, L, D], both encoders' side by side, and a pooled embedding
-    [P, E] in one row [P, L * D + E].
+    """As Stable Diffusion; `cond` holds prompt_embeds [P, L, D], both encoders' side by side, and a
+    pooled embedding [P, E] in one row [P, L * D + E].
     """
 
-    def __init__(self, prompt_encoders: tuple[PromptEncoder, ...], unet, vae, scheduler, device: str,
-                 zero_negative: bool):
+    def __init__(
+        self,
+        prompt_encoders: tuple[PromptEncoder, ...],
+        unet,
+        vae,
+        scheduler,
+        device: str,
+        zero_negative: bool,
+    ):
         super().__init__(prompt_encoders, unet, vae, scheduler, device)
         self.zero_negative = zero_negative  # guidance leads away from zeros instead of from ""
 
     def encode(self, prompts: list[str], vectors: torch.Tensor | None = None) -> torch.Tensor:
-        """Prompts and the token's vectors [P, K, D] in each, for one encoder after the other -> cond [P, L * D + E]."""
-        parts = [None] * len(self.token_widths) if vectors is None else vectors.split(self.token_widths, dim=-1)
-        outputs = [encoder.encode(prompts, part, output_hidden_states=True)
-                   for encoder, part in zip(self.prompt_encoders, parts, strict=True)]
+        """Prompts and the token's vectors [P, K, D] in each, for one encoder after the other ->
+        cond [P, L * D + E].
+        """
+        parts = (
+            [None] * len(self.token_widths)
+            if vectors is None
+            else vectors.split(self.token_widths, dim=-1)
+        )
+        outputs = [
+            encoder.encode(prompts, part, output_hidden_states=True)
+            for encoder, part in zip(self.prompt_encoders, parts, strict=True)
+        ]
         embeds = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)  # [P, L, D]
         return torch.cat([embeds.flatten(1), outputs[-1].text_embeds], dim=1)
 
@@ -39,41 +56,79 @@ class StableDiffusionXL(StableDiffusion):
         return torch.zeros_like(negative) if self.zero_negative else negative
 
     def unet_arguments(self, latents: torch.Tensor, cond: torch.Tensor) -> dict:
-        """What the UNet reads besides latents [B, 4, h, w] and timestep: its size conditions are the picture's own."""
-        width, (height, side) = self.prompt_encoders[-1].text_encoder.config.projection_dim, latents.shape[-2:]
+        """What the UNet reads besides latents [B, 4, h, w] and timestep: its size conditions are
+        the picture's own.
+        """
+        width, (height, side) = (
+            self.prompt_encoders[-1].text_encoder.config.projection_dim,
+            latents.shape[-2:],
+        )
         size = (height * self.scale_factor, side * self.scale_factor)
         time_ids = torch.tensor([[*size, 0, 0, *size]]).to(cond).expand(len(cond), -1)
-        return {"encoder_hidden_states": cond[:, :-width].unflatten(1, (-1, self.unet.config.cross_attention_dim)),
-                "added_cond_kwargs": {"text_embeds": cond[:, -width:], "time_ids": time_ids}}
+        return {
+            "encoder_hidden_states": (
+                cond[:, :-width].unflatten(1, (-1, self.unet.config.cross_attention_dim))
+            ),
+            "added_cond_kwargs": {"text_embeds": cond[:, -width:], "time_ids": time_ids},
+        }
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """z_0 [B, 4, h, w] -> images [B, 3, H, W] in [0, 1], float32."""
         config = self.vae.config
         if config.get("latents_mean") is not None and config.get("latents_std") is not None:
-            mean, std = (torch.tensor(part).view(1, -1, 1, 1).to(latents)
-                         for part in (config.latents_mean, config.latents_std))
+            mean, std = (
+                torch.tensor(part).view(1, -1, 1, 1).to(latents)
+                for part in (config.latents_mean, config.latents_std)
+            )
             latents = latents * std + mean * config.scaling_factor
         return super().decode(latents)
 
 
-def load_stable_diffusion_xl(model: str, source: str, index: dict, device: str,
-                             dtype: torch.dtype) -> StableDiffusionXL:
+def load_stable_diffusion_xl(
+    model: str, source: str, index: dict, device: str, dtype: torch.dtype
+) -> StableDiffusionXL:
     """The parts that model_index.json (`index`) names; nothing else of the pipeline is read.
 
     Raises:
         UserError: the parts are not of one text-to-image model of SDXL's layout.
     """
-    check_index(model, index, {"tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
-                               "text_encoder_2": ("CLIPTextModelWithProjection",)})
-    encoders = (load_prompt_encoder(model, source, "tokenizer", CLIPTextModel, "text_encoder", device, dtype),
-                load_prompt_encoder(model, source, "tokenizer_2", CLIPTextModelWithProjection, "text_encoder_2", device,
-                                    dtype))
+    check_index(
+        model,
+        index,
+        {
+            "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
+            "text_encoder_2": ("CLIPTextModelWithProjection",),
+        },
+    )
+    encoders = (
+        load_prompt_encoder(
+            model, source, "tokenizer", CLIPTextModel, "text_encoder", device, dtype
+        ),
+        load_prompt_encoder(
+            model,
+            source,
+            "tokenizer_2",
+            CLIPTextModelWithProjection,
+            "text_encoder_2",
+            device,
+            dtype,
+        ),
+    )
     unet, vae = load_unet_and_vae(source, index, device, dtype)
     if dtype == torch.float16 and vae.config.get("force_upcast"):
         vae.float()  # SDXL's overflows in float16; its pipeline does so too
     check_layout(model, encoders, unet, vae, {"addition_embed_type": "text_time"})
     ids = unet.add_embedding.linear_1.in_features - encoders[-1].text_encoder.config.projection_dim
-    require(ids == 6 * unet.config.addition_time_embed_dim,
-            f"the UNet of '{model}' does not read the six numbers of size and crop that SDXL's base model reads")
-    return StableDiffusionXL(encoders, unet, vae, load_scheduler(model, source, index), device,
-                             index.get("force_zeros_for_empty_prompt", True))  # its pipeline's default
+    require(
+        ids == 6 * unet.config.addition_time_embed_dim,
+        f"the UNet of '{model}' does not read the six numbers of size and crop that SDXL's base"
+        " model reads",
+    )
+    return StableDiffusionXL(
+        encoders,
+        unet,
+        vae,
+        load_scheduler(model, source, index),
+        device,
+        index.get("force_zeros_for_empty_prompt", True),
+    )  # its pipeline's default

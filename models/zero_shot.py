@@ -1,6 +1,8 @@
-"""Any list of words as a classifier: CLIP (Radford et al., 2021) or SigLIP (Zhai et al., 2023) and a text file.
+"""Any list of words as a classifier: CLIP (Radford et al., 2021) or SigLIP (Zhai et al., 2023) and
+a text file.
 
-The text model runs once, at load: its features are the weights of a linear layer over a picture's (CLIP, Sec. 3.1.2).
+The text model runs once, at load: its features are the weights of a linear layer over a picture's
+(CLIP, Sec. 3.1.2).
 """
 
 import torch
@@ -12,58 +14,90 @@ from models.hub import locate_source
 from models.preprocessing import load_preprocessing
 from utils import UserError, require
 
-TEMPLATES = ("a photo of a {}.", "a photo of the {}.", "a photo of one {}.", "a good photo of a {}.",
-             "a good photo of the {}.", "a close-up photo of a {}.", "a bright photo of a {}.")
+TEMPLATES = (
+    "a photo of a {}.",
+    "a photo of the {}.",
+    "a photo of one {}.",
+    "a good photo of a {}.",
+    "a good photo of the {}.",
+    "a close-up photo of a {}.",
+    "a bright photo of a {}.",
+)
 
 
-def load_zero_shot(source: str, labels: list[str], device: str, templates: tuple[str, ...] = TEMPLATES):
-    """The labels, model, preprocessing and compute_logits of a Classifier: a vision model and a linear layer over it.
+def load_zero_shot(
+    source: str, labels: list[str], device: str, templates: tuple[str, ...] = TEMPLATES
+):
+    """The labels, model, preprocessing and compute_logits of a Classifier: a vision model and a
+    linear layer over it.
 
     Raises:
-        UserError: another kind of model, a weight that is missing, or a label that is too long for the text model.
+        UserError: another kind of model, a weight that is missing, or a label that is too long for
+            the text model.
     """
     kind = AutoConfig.from_pretrained(**locate_source(source), **NO_REMOTE_CODE).model_type
-    require(kind in ("clip", "siglip"), f"zero-shot reads models of type clip or siglip, and '{source}' is of type "
-                                        f"'{kind}'")
+    require(
+        kind in ("clip", "siglip"),
+        f"zero-shot reads models of type clip or siglip, and '{source}' is of type '{kind}'",
+    )
     encoder = load_network(AutoModel, source, device)
     encoder.eval().to(device)
     features = embed_labels(encoder, _load_tokenizer(source), labels, templates)
     head = torch.nn.Linear(features.shape[1], len(labels), device=device)
     with torch.no_grad():
         head.weight.copy_(encoder.logit_scale.exp() * features)
-        head.bias.copy_(encoder.logit_bias.expand(len(labels)) if kind == "siglip" else torch.zeros(len(labels)))
+        head.bias.copy_(
+            encoder.logit_bias.expand(len(labels)) if kind == "siglip" else torch.zeros(len(labels))
+        )
     del encoder.text_model  # its work is done
 
     def compute_logits(model, pixel_values):
-        return model["head"](normalize_features(model["encoder"].get_image_features(pixel_values=pixel_values)))
+        return model["head"](
+            normalize_features(model["encoder"].get_image_features(pixel_values=pixel_values))
+        )
 
-    return labels, torch.nn.ModuleDict({"encoder": encoder, "head": head}), load_preprocessing(source), compute_logits
+    return (
+        labels,
+        torch.nn.ModuleDict({"encoder": encoder, "head": head}),
+        load_preprocessing(source),
+        compute_logits,
+    )
 
 
 def _load_tokenizer(source: str):
     try:
         return AutoTokenizer.from_pretrained(**locate_source(source), **NO_REMOTE_CODE)
     except ImportError as error:
-        raise UserError(f"the tokenizer of '{source}' needs other packages: pip install sentencepiece "
-                        "protobuf") from error
+        raise UserError(
+            f"the tokenizer of '{source}' needs other packages: pip install sentencepiece protobuf"
+        ) from error
 
 
 @torch.no_grad()
 def embed_labels(encoder, tokenizer, labels: list[str], templates: tuple[str, ...]) -> torch.Tensor:
-    """Text features [C, D] of length 1: of each label the mean over the templates' (CLIP, Sec. 3.1.4).
+    """Text features [C, D] of length 1: of each label the mean over the templates' (CLIP, Sec.
+    3.1.4).
 
     Raises:
         UserError: a label that is longer than the text model reads.
     """
     limit, features = encoder.config.text_config.max_position_embeddings, []
-    is_siglip = encoder.config.model_type == "siglip"  # trained on small letters, padded to the end and not masked
-    options = {"padding": "max_length", "max_length": limit, "return_attention_mask": False} if is_siglip else {
-        "padding": True, "return_attention_mask": encoder.device.type != "meta"}  # where no mask has values to look at
+    is_siglip = (
+        encoder.config.model_type == "siglip"
+    )  # trained on small letters, padded to the end and not masked
+    options = (
+        {"padding": "max_length", "max_length": limit, "return_attention_mask": False}
+        if is_siglip
+        else {"padding": True, "return_attention_mask": encoder.device.type != "meta"}
+    )  # where no mask has values to look at
     for label in labels:
         prompts = [template.format(label.lower() if is_siglip else label) for template in templates]
         longest = max(map(len, tokenizer(prompts).input_ids))
-        require(longest <= limit, f"labels: '{label}' is too long: a prompt with it has {longest} tokens, and the text "
-                                  f"model reads {limit}")
+        require(
+            longest <= limit,
+            f"labels: '{label}' is too long: a prompt with it has {longest} tokens, and the text "
+            f"model reads {limit}",
+        )
         tokens = tokenizer(prompts, return_tensors="pt", **options).to(encoder.device)
         embedded = normalize_features(encoder.get_text_features(**tokens))  # [templates, D]
         features.append(F.normalize(embedded.mean(dim=0), dim=0))

@@ -60,7 +60,7 @@ def use_gpu(function: Callable) -> Callable:
 
 
 def make_folder() -> str:
-    """A folder for what one visitor makes, which `remove_folder` removes when the visitor has gone."""
+    """A folder for what one visitor makes, until `remove_folder` removes it."""
     return tempfile.mkdtemp(prefix="class-tokens-")
 
 
@@ -139,8 +139,8 @@ def look_at_class(
 ) -> Iterator[tuple]:
     """The same seeds without and with a ready token; the first seed; the token to take away.
 
-    A handler may run in a process of its own, where a GPU is lent: what it writes into the visitor's
-    `folder` outlives it.
+    A handler may run in a process of its own, where a GPU is lent: what it writes into the
+    visitor's `folder` outlives it.
     """
     target = session.targets[number - 1]
     token = load_ready_token(find_tokens(session), target)
@@ -214,7 +214,7 @@ def begin_learning(folder: str) -> Path:
 
 
 def find_learning(folder: str) -> Path | None:
-    """The folder of the learning that is to go on, told by a file: it may run in another process."""
+    """The folder of the learning that is to go on; a file tells, also another process."""
     file = Path(folder, CURRENT)
     if not file.exists():
         return None

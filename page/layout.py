@@ -24,9 +24,10 @@ from utils import ROOT
 LIFETIME = 86_400
 QUEUE = 20  # visitors who may wait
 INTRO = """# Class tokens
-Asked for "a crane", a text-to-image model may draw a bird or a machine. A **class token** is one learned word that
-settles it: put before the class name, it makes the same frozen model draw what you mean. It is learned from a
-classifier: draw pictures, have the classifier judge them, and change the word until it agrees."""
+Asked for "a crane", a text-to-image model may draw a bird or a machine. A **class token** is one
+learned word that settles it: put before the class name, it makes the same frozen model draw what
+you mean. It is learned from a classifier: draw pictures, have the classifier judge them, and change
+the word until it agrees."""
 
 
 def list_choices(targets: list[TargetClass], labels: list[str]) -> list[tuple[str, int]]:

@@ -16,7 +16,7 @@ UNNAMED = r"LABEL_\d+|class \d+"  # labels that transformers and we make up
 
 
 def check_settings(session: Session):
-    """Raise UserError for the first setting that cannot work with these classes or what is there."""
+    """Raise UserError for the first setting that cannot work with these classes and files."""
     config = session.config
     require(
         config.loss in LOSSES or ":" in config.loss,

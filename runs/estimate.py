@@ -1,6 +1,8 @@
-"""What a run will take, before anything large is loaded: parameters, memory, FLOPs and disk, from configs alone.
+"""What a run will take, before anything large is loaded: parameters, memory, FLOPs and disk, from
+configs alone.
 
-The method's own `token_gradient` runs on networks of the meta device, which have shapes and no values.
+The method's own `token_gradient` runs on networks of the meta device, which have shapes and no
+values.
 """
 
 from collections import Counter
@@ -302,8 +304,10 @@ def estimate_run(settings: EstimateSettings, sampling: SamplingSettings) -> str:
         "peak memory in GB by stage, parameters included, and TFLOP per update:",
         table.to_text(),
         describe_first_size(settings, sampling, update),
-        f"not included: the CUDA context (about {CONTEXT_GB} GB), kernels' workspaces; Python's "
-        "libraries",
+        (
+            f"not included: the CUDA context (about {CONTEXT_GB} GB), kernels' workspaces; Python's"
+            " libraries"
+        ),
     ]
     if settings.loss != "cross_entropy":
         lines.append(f"loss '{settings.loss}' is not counted: cross_entropy stands in its place")
@@ -330,10 +334,14 @@ def describe_calls(
     without_recomputing = GRAPHS * update.images
     tera = sum_parts(flops) / 1e12
     return [
-        f"UNet calls per update: {calls}, {recorded} of them with a graph; {again['images']} more "
-        f"recompute it where batch_size is below {without_recomputing}",
-        f"per class of {updates} updates at most: {calls * updates // classes} UNet calls, "
-        f"{tera * updates / classes:.5g} TFLOP or more",
+        (
+            f"UNet calls per update: {calls}, {recorded} of them with a graph; {again['images']}"
+            f" more recompute it where batch_size is below {without_recomputing}"
+        ),
+        (
+            f"per class of {updates} updates at most: {calls * updates // classes} UNet calls, "
+            f"{tera * updates / classes:.5g} TFLOP or more"
+        ),
     ]
 
 

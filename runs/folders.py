@@ -1,4 +1,6 @@
-"""Who holds a class of a run, what of it is finished, and how its files are begun, kept and removed."""
+"""Who holds a class of a run, what of it is finished, and how its files are begun, kept and
+removed.
+"""
 
 import platform
 import re
@@ -55,7 +57,7 @@ class RunFolder(RunFiles):
         return describe_silence(Path(self.lock.lock_file), files, find_patience(self))
 
     def results_of_images(self) -> list[Path]:
-        """Results derived from the evaluation pictures, which are wrong once these are drawn anew."""
+        """Results derived from the evaluation pictures: wrong once these are drawn anew."""
         return [
             self.metrics_file,
             self.grid_file,

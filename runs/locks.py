@@ -1,4 +1,6 @@
-"""File locks: taken without waiting, on disks that have none too, and questioned where their holder seems dead."""
+"""File locks: taken without waiting, on disks that have none too, and questioned where their holder
+seems dead.
+"""
 
 import errno
 import os
@@ -21,7 +23,8 @@ ANOTHER_DISK = "give an --output_path on a disk that has file locks"
 
 
 def try_lock(lock: BaseFileLock) -> bool:
-    """Take a lock, unless another process holds it; the system drops the lock of a process that dies.
+    """Take a lock, unless another process holds it; the system drops the lock of a process that
+    dies.
 
     Raises:
         UserError: a link in its place, or a disk on which nothing can be locked.
@@ -51,7 +54,7 @@ def try_lock(lock: BaseFileLock) -> bool:
 
 
 def is_marker(path: Path) -> bool:
-    """Whether a lock's file is all there is of it: it names its holder, and stays when that dies."""
+    """Whether a lock is but a file: it names its holder, and stays when that dies."""
     with suppress(OSError):
         return path.stat().st_size > 0
     return False
@@ -68,14 +71,15 @@ def warn_without_locks(output_path: str):
     Path(probe.lock_file).unlink(missing_ok=True)
     if has_none:
         print(
-            f"warning: '{output_path}' is on a disk without file locks, so a process that dies on another machine "
-            "keeps its classes until its lock is removed",
+            f"warning: '{output_path}' is on a disk without file locks, so a process that dies on"
+            " another machine keeps its classes until its lock is removed",
             file=sys.stderr,
         )
 
 
 def describe_silence(lock_file: Path, files: Iterable[Path], patience: float = PATIENCE) -> str:
-    """The lock, its age and what to do, where none of a holder's files was written for so many seconds; else ''.
+    """The lock, its age and what to do, where none of a holder's files was written for so many
+    seconds; else ''.
 
     By the clock of the disk: those of machines differ.
     """
@@ -89,8 +93,8 @@ def describe_silence(lock_file: Path, files: Iterable[Path], patience: float = P
     if not written or age <= patience:
         return ""
     return (
-        f"'{lock_file}' has shown no sign of life for {describe_duration(age)}: if no process works there any "
-        "more, remove that file and run the same command again"
+        f"'{lock_file}' has shown no sign of life for {describe_duration(age)}: if no process works"
+        " there any more, remove that file and run the same command again"
     )
 
 

@@ -250,7 +250,7 @@ def load_same_classes(
     width: int,
     labels_file: str | None,
 ) -> Classifier:
-    """The evaluator `name`, which must know the classes `labels`; arguments as of `load_evaluator`."""
+    """The evaluator `name`, which must know the classes `labels`; see `load_evaluator`."""
     return load_evaluator(name, list(labels), device, height, width, labels_file)
 
 

@@ -1,4 +1,4 @@
-"""Which class next: the same command, started as often as one likes, shares the classes of a run."""
+"""Which class next: the same command, started several times, shares the classes of a run."""
 
 import sys
 import time
@@ -36,7 +36,7 @@ class ClassWork:
 
 
 class Sweep:
-    """The classes of one command; other processes may work on them too, each class by one of them."""
+    """The classes of one command; other processes may work on them too, one on each class."""
 
     def __init__(self, session: Session):
         self.session = session
@@ -79,7 +79,8 @@ class Sweep:
         return folder in self.failed or failed_now not in (None, failed_before)
 
     def claim_class(self) -> RunFolder | None:
-        """The first class that needs work and that no other process holds; its lock is now held here.
+        """The first class that needs work and that no other process holds; its lock is now held
+        here.
 
         Takes over what a process that died has left. Does not wait for classes that others hold.
         """
@@ -244,7 +245,9 @@ def train_update(session: Session, sweep: Sweep, running: list[ClassWork]) -> li
 
 
 def finish_update(session: Session, sweep: Sweep, work: ClassWork, figures: UpdateFigures) -> bool:
-    """One class's step after an update, and at its end its token and evaluation; whether it goes on."""
+    """One class's step after an update, and at its end its token and evaluation; whether it goes
+    on.
+    """
     folder, training = work.folder, work.training
     try:
         try:

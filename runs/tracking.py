@@ -1,4 +1,5 @@
-"""Curves and pictures of every class in TensorBoard, Weights & Biases or Trackio, by their own Python interfaces.
+"""Curves and pictures of every class in TensorBoard, Weights & Biases or Trackio, by their own
+Python interfaces.
 
 Each process writes the classes that it trains: no tracker joins a launcher's process group.
 """
@@ -25,7 +26,9 @@ SHOWN = 8  # pictures per update
 
 
 class TrackedRun(Protocol):
-    """One class in one tracker; made with its title (classifier/class/exp_id), the output folder and the settings."""
+    """One class in one tracker; made with its title (classifier/class/exp_id), the output folder
+    and the settings.
+    """
 
     def log_update(self, values: dict[str, float], images: np.ndarray, step: int):
         """One update's figures and its first pictures, uint8 [N, H, W, 3]."""
@@ -78,7 +81,7 @@ class TrackioRun:
         import trackio
 
         self.make_image = trackio.Image
-        # in a context of its own: trackio ends the run before, and other classes may be learning still
+        # in a context of its own: trackio ends the run before, and other classes may be learning
         self.run = contextvars.Context().run(trackio.init, PROJECT, name=title, config=settings)
 
     def log_update(self, values: dict[str, float], images: np.ndarray, step: int):
@@ -98,7 +101,9 @@ TRACKERS: dict[str, Callable[[str, Path, dict], TrackedRun]] = {
 
 
 class RunTrackers:
-    """The trackers of the classes that are being trained, one run each; one that fails is left out from then on."""
+    """The trackers of the classes that are being trained, one run each; one that fails is left out
+    from then on.
+    """
 
     def __init__(self, report_to: str, output_path: str, settings: dict):
         """`report_to` is one of TRACKERS, or 'all' for those that are installed.
@@ -110,14 +115,16 @@ class RunTrackers:
         self.names = [name for name in wanted if importlib.util.find_spec(name)]
         require(
             self.names,
-            f"report_to '{report_to}' needs {' or '.join(wanted)}, which is not installed: pip install "
-            "-r requirements-trackers.txt",
+            f"report_to '{report_to}' needs {' or '.join(wanted)}, which is not installed: pip"
+            " install -r requirements-trackers.txt",
         )
         self.output, self.settings = Path(output_path), make_plain(settings)
         self.running: dict[tuple[RunFolder, str], TrackedRun] = {}
 
     def log_update(self, folder: RunFolder, training: ClassTraining, is_end: bool):
-        """Log the last update of a class: HISTORY_KEYS and its first pictures; with the last one the run ends."""
+        """Log the last update of a class: HISTORY_KEYS and its first pictures; with the last one
+        the run ends.
+        """
         line = training.history[-1]
         step = line["update"]
         values = {key: line[key] for key in HISTORY_KEYS[1:] if line[key] is not None}
@@ -134,8 +141,8 @@ class RunTrackers:
             ) as error:  # a tracker raises its own kinds, and is no reason to end a training
                 self.names.remove(name)
                 print(
-                    f"warning: report_to {name} fails and gets nothing from here on: {type(error).__name__} "
-                    f"{join_lines(error)[:200]}",
+                    f"warning: report_to {name} fails and gets nothing from here on:"
+                    f" {type(error).__name__} {join_lines(error)[:200]}",
                     file=sys.stderr,
                 )
 

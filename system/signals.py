@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a command at once: it costs what `kill -9` costs. For entry points alone."""
+"""Ctrl-C and SIGTERM end a command at once, at the cost of `kill -9`. For entry points."""
 
 import os
 import signal
@@ -10,7 +10,9 @@ ENDING = threading.Lock()  # held by the thread that ends the process
 
 
 def end_on_signals():
-    """End the process at SIGINT and SIGTERM: at once, also inside a call that keeps Python's handlers waiting."""
+    """End the process at SIGINT and SIGTERM: at once, also inside a call that keeps Python's
+    handlers waiting.
+    """
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
@@ -24,7 +26,9 @@ def end_on_signals():
 
 
 def wait_for_signal(reader: socket.socket, _writer: socket.socket):
-    """The system writes the number of every signal that has a handler; both sockets stay open meanwhile."""
+    """The system writes the number of every signal that has a handler; both sockets stay open
+    meanwhile.
+    """
     while True:
         (number,) = reader.recv(1)
         if number in SIGNALS:
@@ -38,8 +42,8 @@ def end_process(number: int, _frame=None):
     try:
         os.write(
             2,
-            f"\nstopped by {signal.Signals(number).name}: the same command resumes, or starts over where "
-            "--skip_exists is False\n".encode(),
+            f"\nstopped by {signal.Signals(number).name}: the same command resumes, or starts over"
+            " where --skip_exists is False\n".encode(),
         )
     finally:  # also where nobody reads
         os._exit(128 + number)

@@ -1,4 +1,4 @@
-"""Tokens as other tools read them, alone or as a folder with a model card for the Hugging Face Hub."""
+"""Tokens as other tools read them, alone or with a model card for the Hugging Face Hub."""
 
 import re
 import tempfile

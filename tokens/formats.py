@@ -85,7 +85,7 @@ def read_token_file(path: Path) -> tuple[str, list[torch.Tensor], dict[str, str]
 
 
 def check_vectors(path: Path, vectors: torch.Tensor) -> torch.Tensor:
-    """Stored numbers [D] or [K, D] of any precision as vectors [K, D], float32; else a UserError."""
+    """Stored numbers [D] or [K, D] as float32 vectors [K, D]; a UserError for others."""
     is_dense = vectors.layout == torch.strided and vectors.device.type == "cpu"
     is_of_size = vectors.dim() in (1, 2) and 0 < vectors.numel() <= LARGEST
     kind = str(vectors.dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""The model card of exported tokens: what to type, figures and settings, all foreign text escaped."""
+"""The model card of exported tokens: what to type, figures, settings; foreign text escaped."""
 
 import json
 import re

@@ -1,7 +1,8 @@
 """The folder of a Hugging Face Space, ready for `hf upload`.
 
 python page/space/assemble.py --to DIR                    a live page, on Gradio
-python page/space/assemble.py --to DIR --static REPORT    one page of a run, such as img/miniature/report_demo.html,
+python page/space/assemble.py --to DIR --static REPORT    one page of a run, such as
+img/miniature/report_demo.html,
                                                       for an account without a live Space
 """
 
@@ -55,8 +56,8 @@ def assemble_static(out: Path, report: Path):
     for old, new in STATIC.items():
         card = card.replace(old, new)
     (out / "README.md").write_text(
-        card[: card.index("\n---\n") + 5] + "\nThe pictures and figures of a run, on one "
-        "page: https://arxiv.org/abs/2303.17155\n",
+        card[: card.index("\n---\n") + 5]
+        + "\nThe pictures and figures of a run, on one page: https://arxiv.org/abs/2303.17155\n",
         encoding="utf-8",
     )
     shutil.copyfile(report, out / "index.html")
