@@ -1,7 +1,6 @@
 """Settings from words: the command line, and the YAML file of --config."""
 
 import argparse
-import re
 import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import Field
@@ -15,16 +14,18 @@ from system.paths import expand_path
 from system.text_files import read_yaml
 from utils import UserError, require, suggest_word
 
+EMPTY = ("null", "~", "", [])  # values in a YAML file that leave the default
+
 
 def value_reader(entry: Field) -> Callable[[str], Any]:
     """What turns a word of the command line or of a file into a value of the setting."""
-    kind, is_list, is_optional = value_type(entry)
+    kind, _, is_optional = value_type(entry)
+    is_path = entry.metadata["path"]
 
     def read_value(text: str):
         if is_optional and text == "none":
             return None
         try:
-            is_path = entry.metadata["path"]
             if is_path(text) if callable(is_path) else is_path:
                 return expand_path(text, entry.name)
             return TRUTH[text.lower()] if kind is bool else kind(text)
@@ -41,22 +42,22 @@ def read_settings(path: str) -> dict[str, Any]:
     """{setting: value} of a YAML file; one that is left empty keeps its default."""
     values = {}
     for key, words in read_yaml(path, "lr: 0.001").items():
-        require(
-            key in SETTINGS,
-            f"'{path}' has an unknown setting '{key}'; "
-            + (suggest_word(key, SETTINGS) or "--help lists them"),
-        )
-        read_value, (_, is_list, is_optional) = (
-            value_reader(SETTINGS[key]),
-            value_type(SETTINGS[key]),
-        )
+        hint = suggest_word(key, SETTINGS) or "--help lists them"
+        require(key in SETTINGS, f"'{path}' has an unknown setting '{key}'; {hint}")
+        entry = SETTINGS[key]
+        _, is_list, is_optional = value_type(entry)
         require(
             isinstance(words, str) or is_list, f"'{path}': {key} must be one value, not {words}"
         )
-        if words in ("null", "~", "", []) or words == "none" and is_optional:
+        is_none = is_optional and words == "none"
+        if words in EMPTY or is_none:
             continue
-        parts = words if isinstance(words, list) else [words]
-        values[key] = [read_value(part) for part in parts] if is_list else read_value(words)
+        read_value = value_reader(entry)
+        if is_list:
+            parts = words if isinstance(words, list) else [words]
+            values[key] = [read_value(part) for part in parts]
+        else:
+            values[key] = read_value(words)
     return values
 
 
@@ -71,7 +72,9 @@ class OneLineParser(argparse.ArgumentParser):
         self.flags = flags
 
     def error(self, message):
-        word = message.partition("unrecognized arguments: ")[2].split(" ")[0]
+        """Raise UserError with argparse's message, and what may have been meant."""
+        _, _, unknown = message.partition("unrecognized arguments: ")
+        word = unknown.split(" ")[0]
         if word and not word.startswith("-"):
             hint = "a value with spaces needs quotes"
         else:
@@ -81,13 +84,16 @@ class OneLineParser(argparse.ArgumentParser):
 
 def describe_setting(entry: Field, default) -> str:
     """The help of a setting, with its default where it has one."""
-    words = " ".join(map(str, default)) if isinstance(default, list) else default
-    return entry.metadata["help"] + (
-        f" [{words}]" if words or words == 0 and words is not False else ""
-    )
+    text = entry.metadata["help"]
+    if isinstance(default, list):
+        default = " ".join(map(str, default))
+    if default is None or default is False or default == "":
+        return text
+    return f"{text} [{default}]"
 
 
 def build_parser(description: str | None) -> OneLineParser:
+    """The parser of run.py; a setting that is not given is not in what it returns."""
     parser = OneLineParser(
         [f"--{name}" for name in SETTINGS],
         description=description,
@@ -100,7 +106,9 @@ def build_parser(description: str | None) -> OneLineParser:
         help="A YAML file of these settings; flags override it.",
     )
     parser.add_argument(
-        "--list_classes", action="store_true", help="Print the classes of --classifier and stop."
+        "--list_classes",
+        action="store_true",
+        help="Print the classes of --classifier and stop.",
     )
     parser.add_argument("--quiet", action="store_true", help="Print warnings and errors alone.")
     parser.add_argument(
@@ -112,28 +120,32 @@ def build_parser(description: str | None) -> OneLineParser:
         if entry.metadata["topic"]:
             topic = parser.add_argument_group(entry.metadata["topic"])
         kind, is_list, _ = value_type(entry)
-        more = {"nargs": "+"} if is_list else {"nargs": "?", "const": True} if kind is bool else {}
-        default = getattr(defaults, name)
+        options: dict[str, Any] = {}
+        if is_list:
+            options = {"nargs": "+"}
+        elif kind is bool:
+            options = {"nargs": "?", "const": True}
         topic.add_argument(
             f"--{name}",
             type=value_reader(entry),
-            default=default,
+            default=argparse.SUPPRESS,
             metavar=kind.__name__.upper(),
-            help=describe_setting(entry, default),
-            **more,
+            help=describe_setting(entry, getattr(defaults, name)),
+            **options,
         )
     return parser
 
 
 def read_command(argv: list[str], description: str | None = None) -> tuple[RunConfig, bool]:
-    """The settings, checked as far as they can be before models are loaded, and whether to list the
-    classes.
+    """The settings, and whether to list the classes.
 
-    Imports nothing slow, so that a mistake is answered at once. Raises UserError.
+    Checked as far as they can be before models are loaded; imports nothing slow, so that a mistake
+    is answered at once. Raises UserError.
     """
     words = list(takewhile(lambda word: not word.startswith("-"), argv))
-    named = ["--class_index", " ".join(words), *argv[len(words) :]]
-    require(not words, f"a class is given by --class_index: {complete_command(named)}")
+    if words:
+        named = ["--class_index", " ".join(words), *argv[len(words) :]]
+        raise UserError(f"a class is given by --class_index: {complete_command(named)}")
     config, list_classes = parse_settings(argv, description)
     if list_classes:
         config.check_labels()
@@ -144,7 +156,8 @@ def read_command(argv: list[str], description: str | None = None) -> tuple[RunCo
     command = complete_command(argv, learns=not config.token)
     does = "judges the token" if config.token else "learns a token and judges it"
     require(
-        config.estimate or config.train or config.evaluate, f"nothing to do; this {does}: {command}"
+        config.estimate or config.train or config.evaluate,
+        f"nothing to do; this {does}: {command}",
     )
     return config, False
 
@@ -156,26 +169,33 @@ def check_classes(config: RunConfig, labels: list[str]):
 
 
 def complete_command(argv: list[str], learns: bool = True) -> str:
-    """The command of `argv`, asking for an evaluation and, where it `learns`, for training; as a
-    shell takes it.
+    """The command of `argv`, asking for an evaluation, as a shell takes it.
+
+    And for training, where it `learns`.
     """
     training = ["--train", "True"] if learns else []
     return shlex.join(["python", "run.py", *argv, *training, "--evaluate", "True"])
 
 
 def parse_settings(argv: list[str], description: str | None = None) -> tuple[RunConfig, bool]:
-    """The settings of defaults, then the file of --config, then flags; and whether to list the
-    classes.
+    """The settings of defaults, then the file of --config, then flags.
+
+    And whether to list the classes.
     """
-    parser = build_parser(description)
-    argv = [
-        re.sub("^--[^=]*", lambda name: "--" + name[0][2:].replace("-", "_"), part) for part in argv
-    ]
-    config_file = parser.parse_args(argv).config
-    parser.set_defaults(**(read_settings(config_file) if config_file else {}))
-    options = vars(parser.parse_args(argv))
-    values = {name: options[name] for name in SETTINGS}
-    return (
-        RunConfig(**{name: None if value == [None] else value for name, value in values.items()}),
-        options["list_classes"],
-    )
+    given = vars(build_parser(description).parse_args([spell_flag(word) for word in argv]))
+    values = read_settings(given["config"]) if given["config"] else {}
+    for name in SETTINGS:
+        if name in given:
+            values[name] = given[name]
+    for name, value in values.items():
+        if value == [None]:  # a list that is 'none'
+            values[name] = None
+    return RunConfig(**values), given["list_classes"]
+
+
+def spell_flag(word: str) -> str:
+    """--class-index=7 -> --class_index=7."""
+    if not word.startswith("--"):
+        return word
+    flag, equals, value = word.partition("=")
+    return "--" + flag[2:].replace("-", "_") + equals + value

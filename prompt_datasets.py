@@ -61,14 +61,14 @@ def read_eval_prompts(given: list[str]) -> list[str]:
     for template in given:
         require(
             template.count("{}") == 1 and not set(template.replace("{}", "")) & set("{}"),
-            f"eval_prompts: '{template}' needs one {{}} where the class goes, such as 'A painting"
-            " of {}'",
+            f"eval_prompts: '{template}' needs one {{}} where the class goes, such as 'A painting "
+            "of {}'",
         )
     folders = [prompt_folder(template) for template in given]
     require(
         len(set(folders)) == len(folders),  # their pictures would share one
-        "eval_prompts: two prompts differ in no letter or digit, so leave out one of them:"
-        f" {given}",
+        "eval_prompts: two prompts differ in no letter or digit, so leave out one of them: "
+        f"{given}",
     )
     return [template for template in given if template != TEMPLATES[0]]
 

@@ -98,25 +98,27 @@ def read_results(out: Path) -> dict:
 def write_results(out: Path, results: dict):
     """gpu.json, and gpu.md with a table for every stage."""
     write_json(out / "gpu.json", results)
-    parts = [
-        f"# On a GPU\n\n{', '.join(f'{key} {value}' for key, value in results['about'].items())}\n"
-    ]
+    about = [f"{key} {value}" for key, value in results["about"].items()]
+    parts = [f"# On a GPU\n\n{', '.join(about)}\n"]
     for name, stage in STAGES.items():
-        rows, parts = results["rows"].get(name, {}), [*parts, f"## {stage.title}\n"]
-        header = list(dict.fromkeys(key for row in rows.values() for key in row))
+        parts.append(f"## {stage.title}\n")
+        rows = results["rows"].get(name, {})
         if rows:
-            parts.append(
-                Table(
-                    ["", *header],
-                    [
-                        [row, *(show_value(found.get(key, "")) for key in header)]
-                        for row, found in rows.items()
-                    ],
-                ).to_markdown()
-                + "\n"
-            )
+            parts.append(make_table(rows).to_markdown() + "\n")
         parts.append(results["ended"].get(name, "not run") + "\n")
     write_text(out / "gpu.md", "\n".join(parts))
+
+
+def make_table(rows: dict[str, dict]) -> Table:
+    """A row per measurement, and a column for whatever any of them has."""
+    header: dict[str, None] = {}
+    for found in rows.values():
+        header |= dict.fromkeys(found)
+    table = Table(["", *header], [])
+    for name, found in rows.items():
+        cells = [show_value(found.get(key, "")) for key in header]
+        table.rows.append([name, *cells])
+    return table
 
 
 def show_value(value) -> str:
@@ -149,8 +151,8 @@ def run_stage(name: str, out: Path, device: str, tiny: bool):
             found = {"passed": "no", "failed": f"{type(error).__name__}: {join_lines(error)[:300]}"}
         done[row] = {**found, "took s": round(time.monotonic() - started, 1)}
         print(
-            f"{name}, {row}:"
-            f" {', '.join(f'{key} {show_value(value)}' for key, value in done[row].items())}",
+            f"{name}, {row}: "
+            f"{', '.join(f'{key} {show_value(value)}' for key, value in done[row].items())}",
             flush=True,
         )
         write_results(out, results)
@@ -194,8 +196,8 @@ def print_plan(out: Path, device: str):
     for name, stage in STAGES.items():
         rows = stage.list_rows(out, device, False)
         print(
-            f"{name}: {stage.title} About {stage.expected} s on an H100 (an estimate),"
-            f" {stage.seconds} s at most."
+            f"{name}: {stage.title} About {stage.expected} s on an H100 (an estimate), "
+            f"{stage.seconds} s at most."
         )
         print("\n".join(f"    {row}" for row in rows))
     print(f"about {sum(stage.expected for stage in STAGES.values()) / 60:.0f} minutes in all")
@@ -231,12 +233,11 @@ def main():
 def report_results(out: Path):
     """Say where the results are; UserError where something did not pass or is missing."""
     results = read_results(out)
-    failed = [
-        f"{stage}, {row}"
-        for stage, rows in results["rows"].items()
-        for row, found in rows.items()
-        if found.get("passed") == "no"
-    ]
+    failed = []
+    for stage, rows in results["rows"].items():
+        for row, found in rows.items():
+            if found.get("passed") == "no":
+                failed.append(f"{stage}, {row}")
     missing = [name for name in STAGES if results["ended"].get(name) != "complete"]
     print(f"results: {out / 'gpu.md'}")
     require(not failed, f"not passed: {'; '.join(failed)}")

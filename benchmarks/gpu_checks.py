@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from statistics import mean
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -16,7 +17,9 @@ from diffusers import StableDiffusionPipeline
 from benchmarks.cost import FOREVER, new_training, open_session
 from command_line import parse_settings
 from config import RunConfig
+from evaluation.drawing import PAIR
 from evaluation.files import RunFiles
+from evaluation.metrics import load_metrics
 from method.class_training import DivergenceError
 from method.losses import cross_entropy
 from method.update import fit_token_gradient, join_batches, token_gradient, train_class
@@ -146,11 +149,9 @@ def resume_killed(out: Path, device: str, updates: int) -> dict:
             ("epoch_size", "num_train_epochs", "target_accuracy", "early_stopping", "output_path")
         ),
     }
-    command = [
-        sys.executable,
-        "run.py",
-        *(str(word) for name, value in settings.items() for word in (f"--{name}", value)),
-    ]
+    command = [sys.executable, "run.py"]
+    for name, value in settings.items():
+        command += [f"--{name}", str(value)]
     files = RunFiles(Path(config.output_path, "img/miniature", TARGET.folder, "killed"))
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -207,7 +208,7 @@ def survive_shortage(out: Path, device: str) -> dict:
         len(tried) > 2 and cosine > 0.9999,
         cosine=cosine,
         note=f"images with a graph: {', then '.join(map(str, tried[1:]))}"
-        + " (no card: played)" * (not cuda),
+        + ("" if cuda else " (no card: played)"),
     )
 
 
@@ -250,76 +251,57 @@ def list_checks(out: Path, device: str, tiny: bool) -> dict[str, Callable[[], di
     """The rows of the first stage."""
     precisions = ("no", "bf16") if tiny else ("no", "fp16", "bf16")  # a CPU is slow in float16
     short, overflow = (2, (6, 2.0**17)) if tiny else (5, (12, 2.0**24))
-    return {
-        **{
-            f"our sampler is the pipeline's, mixed_precision {name}": partial(
-                compare_drawing, device, name
-            )
-            for name in precisions
-        },
-        "the frozen weights stay": partial(check_weights, out, device),
-        "the same token twice": partial(compare_trainings, out, device, "no", "no", 0.999, short),
-        "fp16 learns what float32 does": partial(
-            compare_trainings, out, device, "no", "fp16", 0.99, short
-        ),
-        "out of memory is survived": partial(survive_shortage, out, device),
-        "killed and resumed": partial(resume_killed, out, device, 3 if tiny else 20),
-        "overflows of float16 are skipped": partial(survive_overflow, out, device, *overflow),
-    }
+    checks: dict[str, Callable[[], dict]] = {}
+    for name in precisions:
+        title = f"our sampler is the pipeline's, mixed_precision {name}"
+        checks[title] = partial(compare_drawing, device, name)
+    compare = partial(compare_trainings, out, device, updates=short)
+    checks["the frozen weights stay"] = partial(check_weights, out, device)
+    checks["the same token twice"] = partial(compare, "no", "no", 0.999)
+    checks["fp16 learns what float32 does"] = partial(compare, "no", "fp16", 0.99)
+    checks["out of memory is survived"] = partial(survive_shortage, out, device)
+    checks["killed and resumed"] = partial(resume_killed, out, device, 3 if tiny else 20)
+    checks["overflows of float16 are skipped"] = partial(survive_overflow, out, device, *overflow)
+    return checks
 
 
 def run_miniature(out: Path, device: str, precision: str, *more: str) -> dict:
     """The README's command: accuracy of the evaluator and seconds, as a user gets them."""
-    folder, started = out / f"miniature {precision}", time.monotonic()
-    done = subprocess.run(
-        [
-            sys.executable,
-            "run.py",
-            "--config",
-            CONFIG,
-            "--train",
-            "True",
-            "--evaluate",
-            "True",
-            "--device",
-            device,
-            "--mixed_precision",
-            precision,
-            "--output_path",
-            folder,
-            *more,
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    folder = out / f"miniature {precision}"
+    settings = {
+        "config": CONFIG,
+        "train": True,
+        "evaluate": True,
+        "device": device,
+        "mixed_precision": precision,
+        "output_path": folder,
+    }
+    command = [sys.executable, "run.py"]
+    for name, value in settings.items():
+        command += [f"--{name}", str(value)]
+    started = time.monotonic()
+    done = subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True, check=False)
+    seconds = time.monotonic() - started
     if done.returncode:
         return make_answer(False, failed=done.stderr.strip()[-300:])
-    costs = [
-        read_json(file, "seconds", "updates")
-        for file in folder.glob("pipeline_token/miniature/*/*/cost.json")
-    ]
-    metrics = [
-        read_json(file, "conditions")["conditions"]
-        for file in folder.glob("img/miniature/*/*/eval/metrics.json")
-    ]
-    shares = {
-        arm: [found[arm]["evaluator"]["accuracy"]["value"] for found in metrics]
-        for arm in ("without", "with")
-    }
-    means = {arm: sum(values) / len(values) for arm, values in shares.items()}
-    return make_answer(
-        means["with"] >= 0.95 or bool(more),
-        classes=len(metrics),
+    costs = []
+    for file in folder.glob("pipeline_token/miniature/*/*/cost.json"):
+        costs.append(read_json(file, "seconds", "updates"))
+    metrics = [load_metrics(file) for file in folder.glob("img/miniature/*/*/eval/metrics.json")]
+    shares = {}
+    for condition in PAIR:
+        judged = [found.conditions[condition]["evaluator"] for found in metrics]
+        shares[condition] = [seen.accuracy.value for seen in judged]
+    means = {condition: mean(values) for condition, values in shares.items()}
+    figures = {
+        "classes": len(metrics),
         **means,
-        lowest=min(shares["with"]),
-        **{
-            "training s per class": sum(cost["seconds"] for cost in costs) / len(costs),
-            "updates": sum(cost["updates"] for cost in costs) / len(costs),
-            "wall s": time.monotonic() - started,
-        },
-    )
+        "lowest": min(shares["with"]),
+        "training s per class": mean(cost["seconds"] for cost in costs),
+        "updates": mean(cost["updates"] for cost in costs),
+        "wall s": seconds,
+    }
+    return make_answer(means["with"] >= 0.95 or bool(more), **figures)
 
 
 def list_miniature_rows(out: Path, device: str, tiny: bool) -> dict[str, Callable[[], dict]]:

@@ -244,18 +244,14 @@ def predict_sweep(out: Path, setting: str) -> dict:
     require(not lacking, f"needs of the stage before: {'; '.join(lacking)}")
     seconds = measured[setting][CLASS_SECONDS] + EVALUATED * measured[DRAWING]["s per picture"]
     kept = {"all": UPDATES * IMAGES, "film": 10 * IMAGES, "none": 0}
-    return {
-        **{
-            f"hours, {cards} card{'s' * (cards > 1)}": CLASSES * seconds / 3600 / cards
-            for cards in CARDS
-        },
-        **{
-            f"GB, train_images {name}": (
-                CLASSES * (FILES_MB + PICTURE_MB * (count + EVALUATED)) / 1000
-            )
-            for name, count in kept.items()
-        },
-    }
+    predicted = {}
+    for cards in CARDS:
+        title = f"hours, {cards} card" if cards == 1 else f"hours, {cards} cards"
+        predicted[title] = CLASSES * seconds / 3600 / cards
+    for name, count in kept.items():
+        megabytes = FILES_MB + PICTURE_MB * (count + EVALUATED)
+        predicted[f"GB, train_images {name}"] = CLASSES * megabytes / 1000
+    return predicted
 
 
 def list_predictions(out: Path, device: str, tiny: bool) -> dict[str, Callable[[], dict]]:

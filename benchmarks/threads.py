@@ -81,10 +81,9 @@ def measure_row(side: int, is_busy: bool) -> list[float]:
     """The median seconds of `side` in each of WAYS, taken in turns."""
     others = [subprocess.Popen(COUNTING) for _ in range(os.cpu_count() if is_busy else 0)]
     try:
-        rounds = [
-            [measure_apart(side, settings) for settings in WAYS.values()]
-            for _ in range(1 if side == LARGE else ROUNDS)
-        ]
+        rounds = []
+        for _ in range(1 if side == LARGE else ROUNDS):
+            rounds.append([measure_apart(side, settings) for settings in WAYS.values()])
     finally:
         for process in others:
             process.kill()

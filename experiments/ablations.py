@@ -87,14 +87,14 @@ def main(argv: list[str] | None = None, factors: dict[str, tuple] = FACTORS):
             "ablations",
             EXPLORATORY,
             "What each setting of the loop does",
-            f"{start.mean_right()} right where nothing is changed; of {len(tests)} changes these"
-            f" make a difference: {'; '.join(clear) or 'none'}.",
+            f"{start.mean_right()} right where nothing is changed; of {len(tests)} changes these "
+            f"make a difference: {'; '.join(clear) or 'none'}.",
             Table(
                 ["changed", "right class", "difference", "updates", "UNet calls per class"], rows
             ),
-            f"{options.seeds} training(s) of {len(study.targets)} classes, {options.images}"
-            " held-out pictures each. All start from the config with epoch_size"
-            f" {options.epoch_size} and num_train_epochs {options.updates}.",
+            f"{options.seeds} training(s) of {len(study.targets)} classes, {options.images} "
+            "held-out pictures each. All start from the config with epoch_size "
+            f"{options.epoch_size} and num_train_epochs {options.updates}.",
             {"trainings": {name: part._asdict() for name, part in found.items()}, "tests": tests},
         ),
     )

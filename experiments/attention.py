@@ -157,10 +157,10 @@ def main(argv: list[str] | None = None):
             "What the token looks at",
             f"Right when {HIDDEN:.0%} of a picture is painted over: {describe_tests(tests)}",
             Table(["painted over", "right class"], rows),
-            f"One training, {options.images} held-out pictures per class. Maps: cross-attention"
-            " averaged over heads, layers and steps. The share painted over, and the least"
-            " attended places, were set after a first run, in which 10% of most attention made no"
-            " difference; the picture of another class after a second one.",
+            f"One training, {options.images} held-out pictures per class. Maps: cross-attention "
+            "averaged over heads, layers and steps. The share painted over, and the least "
+            "attended places, were set after a first run, in which 10% of most attention made no "
+            "difference; the picture of another class after a second one.",
             {"right": right, "tests": tests},
         ),
     )

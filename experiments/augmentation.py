@@ -206,14 +206,14 @@ def main(argv: list[str] | None = None):
     for condition, by_k in curves.items():
         rows.append([condition, *(by_k.get(str(k), "") for k in options.k)])
     note = (
-        f"Accuracy by class on {options.test} real pictures each, over {options.seeds} seeds with"
-        f" real pictures of their own. Of the drawn pictures {right[PLAIN]} show their class"
-        f" ('{PLAIN}'), and {right[TOKEN]} ('{TOKEN}'). The guide of '{TOKEN}' was trained on far"
-        f" more than k pictures; that of '{GUIDED}' is '{REAL}', and its tokens had"
-        f" {options.updates} updates of {options.epoch_size} pictures at most; textual inversion"
-        f" had {options.inversion_steps} steps. Empty cells were not run (`--trained`). All classes"
-        " of a cell share its classifiers, one for each seed, so their accuracies are not"
-        " independent and the p-values are a guide."
+        f"Accuracy by class on {options.test} real pictures each, over {options.seeds} seeds with "
+        f"real pictures of their own. Of the drawn pictures {right[PLAIN]} show their class "
+        f"('{PLAIN}'), and {right[TOKEN]} ('{TOKEN}'). The guide of '{TOKEN}' was trained on far "
+        f"more than k pictures; that of '{GUIDED}' is '{REAL}', and its tokens had "
+        f"{options.updates} updates of {options.epoch_size} pictures at most; textual inversion "
+        f"had {options.inversion_steps} steps. Empty cells were not run (`--trained`). All classes "
+        "of a cell share its classifiers, one for each seed, so their accuracies are not "
+        "independent and the p-values are a guide."
     )
     data = {
         "accuracies": results,

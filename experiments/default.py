@@ -127,9 +127,9 @@ def describe_decision(chosen: str, tried: dict[str, Trainings], even: dict[str, 
     if is_enough(even[chosen]):
         end = "so it became the default"
     return (
-        f"{by_rule} `{write_flags(CANDIDATES[chosen])}`. On the even classes it is right in"
-        f" {even[chosen].mean_right()}, in {even[chosen].least_right():.2f} of the least class of"
-        f" any training, {compare_seconds(chosen, even)}: {end}."
+        f"{by_rule} `{write_flags(CANDIDATES[chosen])}`. On the even classes it is right in "
+        f"{even[chosen].mean_right()}, in {even[chosen].least_right():.2f} of the least class of "
+        f"any training, {compare_seconds(chosen, even)}: {end}."
     )
 
 
@@ -225,15 +225,15 @@ def write_note(study: Study) -> str:
     """What the table rests on."""
     options = study.options
     return (
-        f"Rule, fixed before: of those right in {ENOUGH} or more, and in {LEAST} or more of any"
-        f" class in any training, on the odd classes ({options.choice_images} pictures), the one"
-        f" with fewest seconds, or the most accurate one where there is none. {options.seeds}"
-        f" trainings, {options.images} held-out pictures per class and training. Added after a"
-        " first run on 25 pictures, in which none of four was enough: the last five candidates,"
-        " the other 25 pictures, and the test of the former default beside the paper's loop."
-        " Updates, UNet calls (one image each) and seconds are per class, eight classes at once."
-        " The paper's loop: its trajectory, guidance, prompts, seeds and stops, with the learning"
-        " rate of the former default."
+        f"Rule, fixed before: of those right in {ENOUGH} or more, and in {LEAST} or more of any "
+        f"class in any training, on the odd classes ({options.choice_images} pictures), the one "
+        f"with fewest seconds, or the most accurate one where there is none. {options.seeds} "
+        f"trainings, {options.images} held-out pictures per class and training. Added after a "
+        "first run on 25 pictures, in which none of four was enough: the last five candidates, "
+        "the other 25 pictures, and the test of the former default beside the paper's loop. "
+        "Updates, UNet calls (one image each) and seconds are per class, eight classes at once. "
+        "The paper's loop: its trajectory, guidance, prompts, seeds and stops, with the learning "
+        "rate of the former default."
     )
 
 

@@ -176,6 +176,7 @@ def open_variant(study: Study, variant: Variant) -> Study:
         train_timesteps=steps, train_guidance_scale=variant.guidance
     )
     change = functools.partial(change_loop, variant=variant)
+    session.drawer = study.session.drawer  # draws as ever
     change(session)
     of_gradient = (variant.graph_steps, variant.stop_gradient, variant.draws)
     loop = of_gradient if of_gradient != (1, False, 1) else ()
@@ -354,12 +355,12 @@ def write_result(
         "seconds per class",
     ]
     note = (
-        f"{options.updates} updates of {options.epoch_size} pictures. Tested: {options.seeds}"
-        f" trainings, {options.images} held-out pictures per class and training; exploratory: one"
-        f" training, and {options.map_images} pictures where guidance, the start of the final step"
-        " and the steps before it vary. Cosine: between the first descent direction and the way"
-        " from the initialiser to the adjectives that name the class. Spread: standard deviation"
-        f" of {SPREAD} updates' gradients at the start over the norm of their mean."
+        f"{options.updates} updates of {options.epoch_size} pictures. Tested: {options.seeds} "
+        f"trainings, {options.images} held-out pictures per class and training; exploratory: one "
+        f"training, and {options.map_images} pictures where guidance, the start of the final step "
+        "and the steps before it vary. Cosine: between the first descent direction and the way "
+        "from the initialiser to the adjectives that name the class. Spread: standard deviation "
+        f"of {SPREAD} updates' gradients at the start over the norm of their mean."
     )
     measured = {name: trainings._asdict() for name, trainings in (found | explored).items()}
     return StudyResult(

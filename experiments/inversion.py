@@ -176,11 +176,11 @@ def count_planted(study: Study) -> Finding:
         f"{'; '.join(differences)}."
     )
     note = (
-        "The unit is the noun, of which there are eight. The guides are classifiers of nouns. Two"
-        " saw one kind of each noun alone, the first or the second, and two saw every second noun"
-        " in a golden frame alone; the unbiased guide saw both kinds without frames. One training"
-        f" each, {options.images} held-out pictures per noun. Kinds are judged by a classifier,"
-        " frames by the picture's border."
+        "The unit is the noun, of which there are eight. The guides are classifiers of nouns. Two "
+        "saw one kind of each noun alone, the first or the second, and two saw every second noun "
+        "in a golden frame alone; the unbiased guide saw both kinds without frames. One training "
+        f"each, {options.images} held-out pictures per noun. Kinds are judged by a classifier, "
+        "frames by the picture's border."
     )
     header = ["planted", "pictures", "share that shows it", *(noun.name for noun in nouns)]
     data = {

@@ -97,11 +97,11 @@ def main(argv: list[str] | None = None):
             "iterations",
             SHOWN,
             "A picture changes as its token is learned",
-            f"The judge's probability of the class changes from {first:.2f} to {last:.2f}, on the"
-            " same seeds.",
+            f"The judge's probability of the class changes from {first:.2f} to {last:.2f}, on the "
+            "same seeds.",
             Table(["class", "updates", "probability at the first", "at the last"], cells),
-            f"Means over {SEEDS} seeds that no update was trained on. See also"
-            " [iterations.gif](iterations.gif) and [iterations_curve.png](iterations_curve.png).",
+            f"Means over {SEEDS} seeds that no update was trained on. See also "
+            "[iterations.gif](iterations.gif) and [iterations_curve.png](iterations_curve.png).",
             {"probabilities": curves, "seeds": SEEDS},
         ),
     )

@@ -78,8 +78,8 @@ def learn_tokens(
     others = [folder.target.title for folder in sweep.left_to_others()]
     require(
         not others,
-        f"other processes are training class {', '.join(others)}: run this again when they are"
-        " done",
+        f"other processes are training class {', '.join(others)}: run this again when they are "
+        "done",
     )
     return session.folders
 
@@ -139,8 +139,8 @@ def load_real_images(study: Study, count: int) -> Sets:
     source = study.config.real_images
     require(
         source,
-        "this experiment needs real pictures: give --real_images a folder with one folder per"
-        " class",
+        "this experiment needs real pictures: give --real_images a folder with one folder per "
+        "class",
     )
     folders = {target: study.work / "real" / target.folder for target in study.targets}
     cache = study.work / "cache"

@@ -165,8 +165,8 @@ def open_study(options: argparse.Namespace, **changes) -> Study:
     images = getattr(options, "images", 0)
     require(
         images <= config.seed,
-        f"--images {images} would judge seeds that training uses, from {config.seed} on: give"
-        " fewer",
+        f"--images {images} would judge seeds that training uses, from {config.seed} on: give "
+        "fewer",
     )
     results = ROOT / "docs/results"
     if options.quick:
@@ -225,6 +225,6 @@ def write_index(out: Path):
     protocol = (ROOT / "experiments/protocol.md").read_text(encoding="utf-8")
     write_text(
         out / "README.md",
-        f"{protocol}\n## Studies\n\nThe paper's column holds what its project page says; the"
-        f" paper's tables are not at hand.\n\n{index.to_markdown()}\n",
+        f"{protocol}\n## Studies\n\nThe paper's column holds what its project page says; the "
+        f"paper's tables are not at hand.\n\n{index.to_markdown()}\n",
     )

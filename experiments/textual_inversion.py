@@ -315,12 +315,12 @@ def main(argv: list[str] | None = None):
         "tests": tests,
     }
     note = (
-        f"{options.seeds} trainings (one in other prompts and in the figure's left side),"
-        f" {options.images} held-out pictures per class and training (there {options.k_images})."
-        f" Coverage of {options.truth} real pictures per class, distance in units of theirs."
-        f" {options.steps} steps of {PER_STEP} pictures; '{TIMED}' as many as fit the class token's"
-        " seconds, both measured in this run. The class token needs no real pictures, but a"
-        " classifier that was trained on some."
+        f"{options.seeds} trainings (one in other prompts and in the figure's left side), "
+        f"{options.images} held-out pictures per class and training (there {options.k_images}). "
+        f"Coverage of {options.truth} real pictures per class, distance in units of theirs. "
+        f"{options.steps} steps of {PER_STEP} pictures; '{TIMED}' as many as fit the class token's "
+        "seconds, both measured in this run. The class token needs no real pictures, but a "
+        "classifier that was trained on some."
     )
     publish_result(
         study,

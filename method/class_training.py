@@ -242,8 +242,8 @@ class ClassTraining:
                 "that is constant)"
             )
         raise DivergenceError(
-            f"the gradient of the first update of class {self.target.title} is exactly zero:"
-            f" {cause}"
+            f"the gradient of the first update of class {self.target.title} is exactly zero: "
+            f"{cause}"
         )
 
     def check_finite(self, is_last: bool):

@@ -30,6 +30,12 @@ BARS = {
 }
 
 
+SHEET_TITLE = (
+    "3 drawings; generated from words: 3 x the bare noun, 3 x with its adjective, and that in the "
+    "snow, at night, as a drawing, as a painting"
+)
+
+
 def read_sampling() -> SamplingSettings:
     config, _ = parse_settings(["--config", "configs/miniature.yml"])
     return SamplingSettings(
@@ -60,65 +66,51 @@ def measure_quality(
     labels [N] are fresh.
     """
     generator = load_generator(str(weights / "generator"), "cpu", torch.float32)
-    judges = {
-        name: load_classifier(str(weights / name), "cpu") for name in ("classifier", "evaluator")
-    }
-    right = {
-        name: (judge(drawings).argmax(1) == labels).float().mean().item()
-        for name, judge in judges.items()
-    }
+    judges, right = {}, {}
+    for name in ("classifier", "evaluator"):
+        judge = load_classifier(str(weights / name), "cpu")
+        judges[name] = judge
+        right[name] = (judge(drawings).argmax(1) == labels).float().mean().item()
     counts = dict.fromkeys(world.NOUNS, per_noun)
-    counts |= {
-        f"{adjective} {thing.noun}": per_adjective
-        for thing in world.THINGS
-        for adjective in thing.adjectives
-    }
+    for thing in world.THINGS:
+        for adjective in thing.adjectives:
+            counts[f"{adjective} {thing.noun}"] = per_adjective
 
     def judge_words(words: str) -> torch.Tensor:
-        images = generate_images(generator, sampling, [TEMPLATES[0].format(words)] * counts[words])
+        prompts = [TEMPLATES[0].format(words)] * counts[words]
+        images = generate_images(generator, sampling, prompts)
         return judges["evaluator"](images).argmax(1)
 
-    predicted = dict(zip(counts, share_jobs(counts, judge_words, "pictures of words"), strict=True))
+    seen = share_jobs(counts, judge_words, "pictures of words")
+    predicted = dict(zip(counts, seen, strict=True))
     rows = share_jobs(range(len(world.THINGS)), lambda i: draw_row(generator, sampling, i), "sheet")
-    if PartialState().is_main_process:
-        write_json(
-            weights / "quality.json",
-            {
-                **compare_with_bars(right, predicted),
-                "drawings": len(labels),
-                "pictures_a_noun": per_noun,
-                "pictures_an_adjective": per_adjective,
-                "judged_by": "evaluator",
-                "weights": hash_weights(weights),
-            },
-        )
-        draw_sheet(
-            rows,
-            picture,
-            cell=80,
-            title=(
-                "3 drawings; generated from words: 3 x the bare noun, 3 x with its "
-                "adjective, and that in the snow, at night, as a drawing, as a painting"
-            ),
-        )
+    if not PartialState().is_main_process:
+        return
+    found = {
+        **compare_with_bars(right, predicted),
+        "drawings": len(labels),
+        "pictures_a_noun": per_noun,
+        "pictures_an_adjective": per_adjective,
+        "judged_by": "evaluator",
+        "weights": hash_weights(weights),
+    }
+    write_json(weights / "quality.json", found)
+    draw_sheet(rows, picture, cell=80, title=SHEET_TITLE)
 
 
 def hash_weights(weights: Path) -> dict[str, str]:
-    """SHA-256 of the values in every file of weights that is measured here, however they are
-    stored.
+    """SHA-256 of the values in every file of weights that is measured here.
+
+    However they are stored.
     """
-    return {
-        file.relative_to(weights).as_posix(): (
-            hashlib.sha256(
-                b"".join(
-                    tensor.float().numpy().tobytes()
-                    for _, tensor in sorted(load_file(file).items())
-                )
-            ).hexdigest()
-        )
-        for part in ("classifier", "evaluator", "generator")
-        for file in sorted((weights / part).rglob("*.safetensors"))
-    }
+    hashes = {}
+    for part in ("classifier", "evaluator", "generator"):
+        for file in sorted((weights / part).rglob("*.safetensors")):
+            digest = hashlib.sha256()
+            for _, tensor in sorted(load_file(file).items()):
+                digest.update(tensor.float().numpy().tobytes())
+            hashes[file.relative_to(weights).as_posix()] = digest.hexdigest()
+    return hashes
 
 
 def compare_with_bars(right: dict[str, float], predicted: dict[str, torch.Tensor]) -> dict:
@@ -129,19 +121,20 @@ def compare_with_bars(right: dict[str, float], predicted: dict[str, torch.Tensor
     def measure_share(words: str, index: int) -> float:
         return (predicted[words] == index).float().mean().item()
 
-    nouns, adjectives = {noun: {} for noun in world.NOUNS}, {}
-    for i, (label, noun, _, words, _) in enumerate(world.THINGS):
-        nouns[noun][label] = measure_share(noun, i)
-        adjectives[label] = {word: measure_share(f"{word} {noun}", i) for word in words}
+    nouns: dict[str, dict] = {noun: {} for noun in world.NOUNS}
+    adjectives: dict[str, dict] = {}
+    for i, thing in enumerate(world.THINGS):
+        nouns[thing.noun][thing.label] = measure_share(thing.noun, i)
+        adjectives[thing.label] = {}
+        for word in thing.adjectives:
+            adjectives[thing.label][word] = measure_share(f"{word} {thing.noun}", i)
+    passed = min(right.values()) >= BARS["classifiers_on_drawings"]
     low, high = BARS["each_sense_between"]
-    passed = (
-        min(right.values()) >= BARS["classifiers_on_drawings"]
-        and all(sum(senses.values()) >= BARS["bare_noun_is_a_sense"] for senses in nouns.values())
-        and all(low <= share <= high for senses in nouns.values() for share in senses.values())
-        and all(
-            sum(own.values()) / len(own) >= BARS["own_adjective"] for own in adjectives.values()
-        )
-    )
+    for senses in nouns.values():
+        passed &= sum(senses.values()) >= BARS["bare_noun_is_a_sense"]
+        passed &= all(low <= share <= high for share in senses.values())
+    for own in adjectives.values():
+        passed &= sum(own.values()) / len(own) >= BARS["own_adjective"]
     return {
         "bars": BARS,
         "passed": passed,
@@ -157,31 +150,24 @@ def draw_row(
     """Three drawings of a class, then pictures of its bare noun, of its adjective, and of that in
     every context.
     """
-    thing, rng = world.THINGS[index], random.Random(index)
-    words = f"{thing.adjectives[0]} {thing.noun}"
+    thing = world.THINGS[index]
+    rng = random.Random(index)
+    adjective = thing.adjectives[0]
     prompts = [TEMPLATES[0].format(thing.noun)] * 3
-    prompts += [
-        world.put_in_context(words, TEMPLATES[0], context)
-        for context in (None, None, None, *world.CONTEXTS)
-    ]
-    images = map(Image.fromarray, to_pixels(generate_images(generator, sampling, prompts)))
-    return f"{thing.label} ({thing.adjectives[0]})", [
-        *(world.draw(index, rng) for _ in range(3)),
-        *images,
-    ]
+    for context in (None, None, None, *world.CONTEXTS):
+        words = f"{adjective} {thing.noun}"
+        prompts.append(world.put_in_context(words, TEMPLATES[0], context))
+    drawings = [world.draw(index, rng) for _ in range(3)]
+    pixels = to_pixels(generate_images(generator, sampling, prompts))
+    generated = [Image.fromarray(picture) for picture in pixels]
+    return f"{thing.label} ({adjective})", [*drawings, *generated]
 
 
 def draw_world():
     """Write docs/world.png: every thing of the world (columns) in every context (rows)."""
     rng = random.Random(1)
-    draw_sheet(
-        [
-            (
-                context or "a photo of",
-                [world.draw(i, rng, context) for i in range(len(world.THINGS))],
-            )
-            for context in (None, *world.CONTEXTS)
-        ],
-        ROOT / "docs/world.png",
-        cell=64,
-    )
+    rows = []
+    for context in (None, *world.CONTEXTS):
+        pictures = [world.draw(i, rng, context) for i in range(len(world.THINGS))]
+        rows.append((context or "a photo of", pictures))
+    draw_sheet(rows, ROOT / "docs/world.png", cell=64)

@@ -15,8 +15,8 @@ except ImportError:  # on Windows
 
 WITHOUT_GRAPH = 4  # times as many images fit into memory where no graph is kept
 NO_MEMORY = (
-    "not enough memory for one image at a time: try --gradient_checkpointing True,"
-    " --mixed_precision fp16 or bf16, fewer --classes_at_once, or smaller images"
+    "not enough memory for one image at a time: try --gradient_checkpointing True, "
+    "--mixed_precision fp16 or bf16, fewer --classes_at_once, or smaller images"
 )
 
 

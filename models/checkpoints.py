@@ -25,6 +25,7 @@ from system.paths import find_path
 from system.terminal import show_step
 from utils import WITHOUT_GPU_OR_NETWORK, UserError, join_lines, require, to_printable
 
+SHOWN = 3  # keys that a message names
 NO_REMOTE_CODE = {"trust_remote_code": False}  # left open, transformers asks the user
 REPORTED = {
     "output_loading_info": True,
@@ -67,55 +68,61 @@ def opening_checkpoint(name: str, source: str | None = None, instead: str = WITH
 
 
 def _explain_causes(source: str, causes: list[BaseException], instead: str) -> str:
-    def caused_by(*kinds):
+    def is_caused_by(*kinds) -> bool:
         return any(isinstance(cause, kinds) for cause in causes)
 
-    lines = str(causes[0]).strip().splitlines() or [type(causes[0]).__name__]
-    first = join_lines(" ".join(lines[:2] if lines[0].endswith(":") else lines[:1])).rstrip(".")
-    answers = [cause.response.status_code for cause in causes if isinstance(cause, HfHubHTTPError)]
-    # the hub's HTTP library has changed its name before; its connection errors have not
-    unreachable = any(
-        kind.__name__ == "TransportError" for cause in causes for kind in type(cause).__mro__
-    )
-    if caused_by(ImportError):
+    first = _first_line(causes[0])
+    if is_caused_by(ImportError):
         return first
-    if caused_by(pickle.UnpicklingError):  # whose text advises to execute what the file holds
+    if is_caused_by(pickle.UnpicklingError):  # whose text advises to execute what the file holds
         first = "a file of it holds code or objects besides tensors, which are not loaded"
     source = source.removeprefix("local-dir:")  # timm's
-    if find_path(source):
-        return (
-            f"it is a broken file, or not of the right kind: {first}"
-            if find_path(source).is_file()
-            else f"the folder lacks a file or holds a broken one: {first}"
-        )
-    if caused_by(HFValidationError):
+    path = find_path(source)
+    if path:
+        if path.is_file():
+            return f"it is a broken file, or not of the right kind: {first}"
+        return f"the folder lacks a file or holds a broken one: {first}"
+    if is_caused_by(HFValidationError):
         return NO_SUCH_FOLDER
-    if caused_by(GatedRepoError):
+
+    answers = [cause.response.status_code for cause in causes if isinstance(cause, HfHubHTTPError)]
+    offline = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, URLError)
+    if is_caused_by(GatedRepoError):
         reason = (
-            f"its owner asks for a login: accept the terms at huggingface.co/{source}, then run `hf"
-            " auth login`;"
+            f"its owner asks for a login: accept the terms at huggingface.co/{source}, then run "
+            "`hf auth login`;"
         )
-    elif caused_by(RepositoryNotFoundError):
+    elif is_caused_by(RepositoryNotFoundError):
         reason = (
-            "no such folder here and no such model on the hub; check the spelling, or run `hf auth"
-            " login` where it is private;"
+            "no such folder here and no such model on the hub; check the spelling, or run "
+            "`hf auth login` where it is private;"
         )
     elif set(answers) & {401, 403}:
         reason = (
-            "the hub refuses your access: run `hf auth login` with a token that may read gated"
-            " repositories;"
+            "the hub refuses your access: run `hf auth login` with a token that may read gated "
+            "repositories;"
         )
     elif answers:
         reason = f"the hub answered with status {answers[0]}; try again later,"
-    elif unreachable or caused_by(
-        LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, URLError
-    ):
+    elif is_caused_by(*offline) or any(_is_transport_error(cause) for cause in causes):
         reason = NOT_DOWNLOADED
     else:
         reason = (
             f"{first} (half downloaded, perhaps: remove it from ~/.cache/huggingface and connect);"
         )
     return f"{reason} {instead}"
+
+
+def _first_line(error: BaseException) -> str:
+    """Of an error's text, and the next one where the first ends in a colon."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    count = 2 if lines[0].endswith(":") else 1
+    return join_lines(" ".join(lines[:count])).rstrip(".")
+
+
+def _is_transport_error(error: BaseException) -> bool:
+    """The hub's HTTP library has changed its name before; its connection errors have not."""
+    return any(kind.__name__ == "TransportError" for kind in type(error).__mro__)
 
 
 def build_network(cls, source: str, dtype: torch.dtype = torch.float32, **where):
@@ -183,26 +190,20 @@ def check_weights(source: str, report: dict):
     Raises:
         UserError: weights that are missing or of another shape, and would be left at random.
     """
-    mismatched = [
-        f"{key} {list(stored)} instead of {list(wanted)}"
-        for key, stored, wanted in report["mismatched_keys"]
-    ]
-    missing = [
-        key for key in report["missing_keys"] if not key.endswith("num_batches_tracked")
-    ]  # no weights
-    adapted = any(
-        part in key for key in report["unexpected_keys"] for part in ("base_layer", "lora")
-    )
-    cause = (
-        "it was saved with an adapter inside: save it again without"
-        if adapted
-        else "its config and its weights do not belong together"
-    )
+    mismatched = []
+    for key, stored, wanted in report["mismatched_keys"]:
+        mismatched.append(f"{key} {list(stored)} instead of {list(wanted)}")
+    missing = []
+    for key in report["missing_keys"]:
+        if not key.endswith("num_batches_tracked"):  # a count, no weights
+            missing.append(key)
+    unexpected = report["unexpected_keys"]
+    cause = "its config and its weights do not belong together"
+    if any("base_layer" in key or "lora" in key for key in unexpected):
+        cause = "it was saved with an adapter inside: save it again without"
     for what, keys in (("lacks", missing), ("holds in other shapes", mismatched)):
         require(not keys, f"the checkpoint {what} {list_first(keys)}: {cause}")
-    unknown = [
-        key for key in report["unexpected_keys"] if not key.endswith("position_ids")
-    ]  # a count, no weights
+    unknown = [key for key in unexpected if not key.endswith("position_ids")]  # a count, no weights
     if unknown:
         print(
             f"warning: '{source}' holds weights that its config does not know, which are not used: "
@@ -212,5 +213,8 @@ def check_weights(source: str, report: dict):
 
 
 def list_first(keys) -> str:
-    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-    return to_printable(", ".join(sorted(keys)[:3])) + more
+    """Some of the keys, for a message."""
+    shown = to_printable(", ".join(sorted(keys)[:SHOWN]))
+    if len(keys) > SHOWN:
+        shown += f" and {len(keys) - SHOWN} more"
+    return shown

@@ -130,8 +130,8 @@ def check_classifier(classifier: Classifier, name: str, height: int, width: int)
         raise
     except Exception as error:  # models raise whatever their arithmetic raises
         raise UserError(
-            f"'{name}' cannot classify an RGB picture that its own preprocessing has prepared, or"
-            f" return a gradient: {join_lines(error)[:200]}"
+            f"'{name}' cannot classify an RGB picture that its own preprocessing has prepared, or "
+            f"return a gradient: {join_lines(error)[:200]}"
         ) from error
     require(
         logits.shape == (1, count),

@@ -83,8 +83,8 @@ def check_extractor(extractor: Extractor) -> Extractor:
     found = extractor.extract_features(torch.stack(prepared))
     require(
         found.ndim == 2 and len(found) == 2 and found.isfinite().all(),
-        f"features: '{extractor.name}' gives {tuple(found.shape)} for two pictures, or non-finite"
-        " values",
+        f"features: '{extractor.name}' gives {tuple(found.shape)} for two pictures, or non-finite "
+        "values",
     )
     return extractor
 

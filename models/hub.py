@@ -22,8 +22,8 @@ OF_EVERY_COPY = (
     "pytorch_model.bin",
 )  # one of them
 NOT_DOWNLOADED = (
-    "it is not downloaded yet and the hub cannot be reached; connect once, or give the path of a"
-    " copy;"
+    "it is not downloaded yet and the hub cannot be reached; connect once, or give the path of a "
+    "copy;"
 )
 NO_SUCH_FOLDER = (
     "no such folder, and no hub id either (the miniature's weights come from `make miniature`)"

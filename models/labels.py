@@ -107,8 +107,8 @@ def check_problem_type(problem_type: str | None, source: str):
     """
     require(
         problem_type in (None, "single_label_classification"),
-        f"the config.json of '{source}' is for {problem_type} (problem_type): a classifier must"
-        " give one label per picture, by a softmax over its classes",
+        f"the config.json of '{source}' is for {problem_type} (problem_type): a classifier must "
+        "give one label per picture, by a softmax over its classes",
     )
 
 
@@ -150,9 +150,9 @@ def read_labels(path: str | None) -> list[str]:
             class_name(label), f"'{path}' line {number}: '{label}' has no name before its comma"
         )
         labels.append(label)
+    found = "1 label" if labels else "no labels"
     require(
         len(labels) > 1,
-        f"'{path}' holds {len(labels) or 'no'} label{'s' * (not labels)}: a classifier needs two "
-        "or more, one per line",
+        f"'{path}' holds {found}: a classifier needs two or more, one per line",
     )
     return labels

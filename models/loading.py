@@ -115,14 +115,14 @@ def check_layout(
     )
     require(
         fits,
-        f"the parts of '{model}' are not of one Stable Diffusion model: its UNet reads"
-        f" {unet.config.in_channels} channels, predicts {unet.config.out_channels} channels and"
-        f" reads embeddings of {unet.config.cross_attention_dim}, its VAE makes"
-        f" {vae.config.latent_channels} and its text encoder {width}",
+        f"the parts of '{model}' are not of one Stable Diffusion model: its UNet reads "
+        f"{unet.config.in_channels} channels, predicts {unet.config.out_channels} channels and "
+        f"reads embeddings of {unet.config.cross_attention_dim}, its VAE makes "
+        f"{vae.config.latent_channels} and its text encoder {width}",
     )
     more = [name for name in MORE_CONDITIONS if unet.config.get(name) != conditions.get(name)]
     require(
         not more,
-        f"the UNet of '{model}' needs other conditions than a prompt and what its pipeline adds:"
-        f" see {', '.join(more)} in its config",
+        f"the UNet of '{model}' needs other conditions than a prompt and what its pipeline adds: "
+        f"see {', '.join(more)} in its config",
     )

@@ -24,42 +24,43 @@ class PromptEncoder:
         self.placeholder_id = add_placeholder(self.tokenizer, placeholder)
 
     def initial_vectors(self, initializer: str, num_vectors: int | None) -> torch.Tensor:
-        """A float32 copy [K, D] of the embeddings of a phrase's tokens, in turn; K is their number
-        by default.
+        """A float32 copy [K, D] of the embeddings of a phrase's tokens, in turn.
+
+        K is their number by default.
 
         Raises:
             UserError: a phrase without tokens, or with more than `num_vectors`, or with words that
                 were never learned.
         """
         ids = self.tokenizer(initializer, add_special_tokens=False).input_ids
-        count, table = num_vectors or len(ids), self.text_encoder.get_input_embeddings().weight
         require(ids, f"initializer_token '{initializer}' has no tokens")
+        count = num_vectors or len(ids)
         require(
             len(ids) <= count,
-            f"num_vectors {count} is too few for initializer_token '{initializer}', which is"
-            f" {len(ids)} tokens: {self.tokenizer.convert_ids_to_tokens(ids)}",
+            f"num_vectors {count} is too few for initializer_token '{initializer}', which is "
+            f"{len(ids)} tokens: {self.tokenizer.convert_ids_to_tokens(ids)}",
         )
+        table = self.text_encoder.get_input_embeddings().weight
         require(
             max(ids) < len(table),
             f"initializer_token '{initializer}' is no word that the model learned: take another",
         )
-        return table[list(islice(cycle(ids), count))].detach().float().clone()
+        repeated = list(islice(cycle(ids), count))
+        return table[repeated].detach().float().clone()
 
     def nearest_words(self, vectors: torch.Tensor, count: int = 5) -> list[str]:
-        """For each of the vectors [K, D] the `count` words of the vocabulary with the largest
-        cosine, and that.
-        """
-        table = F.normalize(self.text_encoder.get_input_embeddings().weight.float(), dim=1)
-        found = (F.normalize(vectors.float().to(table.device), dim=1) @ table.T).topk(
-            min(count, len(table))
-        )
-        return [
-            ", ".join(
-                f"{self.tokenizer.decode([i]).strip()} {cosine:.2f}"
-                for i, cosine in zip(ids.tolist(), cosines.tolist(), strict=True)
-            )
-            for cosines, ids in zip(*found, strict=True)
-        ]
+        """For each of the vectors [K, D] the words with the largest cosine, and that cosine."""
+        table = self.text_encoder.get_input_embeddings().weight.float()
+        table = F.normalize(table, dim=1)
+        directions = F.normalize(vectors.float().to(table.device), dim=1)
+        cosines, ids = (directions @ table.T).topk(min(count, len(table)))
+        described = []
+        for of_vector, words in zip(cosines.tolist(), ids.tolist(), strict=True):
+            named = []
+            for cosine, word in zip(of_vector, words, strict=True):
+                named.append(f"{self.tokenizer.decode([word]).strip()} {cosine:.2f}")
+            described.append(", ".join(named))
+        return described
 
     def mean_norm(self) -> float:
         """Of the vectors of the whole vocabulary."""
@@ -108,8 +109,8 @@ def add_placeholder(tokenizer, placeholder: str) -> int:
     for word in tokenizer.get_added_vocab():
         require(
             not is_numbered(placeholder, word) and not is_numbered(word, placeholder),
-            f"placeholder_token '{placeholder}' beside '{word}': diffusers expands one into the"
-            " other; make up another word",
+            f"placeholder_token '{placeholder}' beside '{word}': diffusers expands one into the "
+            "other; make up another word",
         )
     tokenizer.add_tokens(placeholder)
     token_id = tokenizer.convert_tokens_to_ids(placeholder)
@@ -127,32 +128,45 @@ def is_numbered(word: str, stem: str) -> bool:
     return re.fullmatch(re.escape(stem) + r"_\d+", word) is not None
 
 
-def tokenize_prompts(tokenizer, prompts: list[str], placeholder_id: int | None, num_vectors: int):
-    """Token ids and attention mask [P, L], padded to L = model_max_length as in every Stable
-    Diffusion pipeline.
+def tokenize_prompts(
+    tokenizer, prompts: list[str], placeholder_id: int | None, num_vectors: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask [P, L], as in every Stable Diffusion pipeline.
 
-    The placeholder becomes `num_vectors` tokens in a row, as diffusers expands it.
+    Padded to L = model_max_length. The placeholder becomes `num_vectors` tokens in a row, as
+    diffusers expands it.
 
     Raises:
         UserError: a prompt longer than L tokens, whose end (and the token in it, perhaps) would be
             cut off.
     """
-    length, rows, masks = tokenizer.model_max_length, [], []
+    length = tokenizer.model_max_length
+    rows, masks = [], []
     for prompt, ids in zip(prompts, tokenizer(prompts).input_ids, strict=True):
-        row = [
-            part
-            for i in ids
-            for part in (range(i, i + num_vectors) if i == placeholder_id else (i,))
-        ]
+        row = expand_placeholder(ids, placeholder_id, num_vectors)
+        remedy = "shorten it, or the class's name in it by --class_names"
+        if num_vectors > 1:
+            remedy += f", or num_vectors {num_vectors}"
         require(
             len(row) <= length,
-            f"the prompt has {len(row)} tokens and the model reads {length}, so its end would "
-            "be cut off: shorten it, or the class's name in it by --class_names"
-            f"{f', or num_vectors {num_vectors}' * (num_vectors > 1)}: '{prompt}'",
+            f"the prompt has {len(row)} tokens and the model reads {length}, so its end would be "
+            f"cut off: {remedy}: '{prompt}'",
         )
-        rows.append(row + [tokenizer.pad_token_id] * (length - len(row)))
-        masks.append([1] * len(row) + [0] * (length - len(row)))
+        padding = length - len(row)
+        rows.append(row + [tokenizer.pad_token_id] * padding)
+        masks.append([1] * len(row) + [0] * padding)
     return torch.tensor(rows), torch.tensor(masks)
+
+
+def expand_placeholder(ids: list[int], placeholder_id: int | None, num_vectors: int) -> list[int]:
+    """Token ids in which the placeholder is `num_vectors` ids in a row, each one more."""
+    row = []
+    for token_id in ids:
+        if token_id == placeholder_id:
+            row += range(token_id, token_id + num_vectors)
+        else:
+            row.append(token_id)
+    return row
 
 
 @contextmanager

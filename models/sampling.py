@@ -74,8 +74,8 @@ def initial_noise(
     height, width = settings.height, settings.width
     require(
         height % scale_factor == 0 and width % scale_factor == 0,
-        f"height and width must be divisible by {scale_factor}, for the VAE: {height} x {width}"
-        " are not",
+        f"height and width must be divisible by {scale_factor}, for the VAE: {height} x {width} "
+        "are not",
     )
     shape = (len(generators), channels, height // scale_factor, width // scale_factor)
     return randn_tensor(shape, generator=generators).to(device, dtype)
@@ -101,8 +101,8 @@ def scheduler_class(name: str, model: str) -> type[diffusers.SchedulerMixin]:
     """
     require(
         name in SCHEDULERS and hasattr(diffusers, name),
-        f"model_index.json of '{model}' names the scheduler '{name}', and Stable Diffusion can be"
-        f" drawn with {', '.join(SCHEDULERS)}",
+        f"model_index.json of '{model}' names the scheduler '{name}', and Stable Diffusion can be "
+        f"drawn with {', '.join(SCHEDULERS)}",
     )
     return getattr(diffusers, name)
 
@@ -170,13 +170,13 @@ def check_trajectory(scheduler, settings: SamplingSettings, is_training: bool):
         or config.skip_prk_steps
         or settings.timesteps
         or settings.num_inference_steps > 3,
-        f"num_inference_steps {settings.num_inference_steps}: PNDM without skip_prk_steps needs 4"
-        " or more",
+        f"num_inference_steps {settings.num_inference_steps}: PNDM without skip_prk_steps needs 4 "
+        "or more",
     )
     require(
         "learned" not in str(config.get("variance_type")),
-        f"{name} with variance_type '{config.get('variance_type')}' is for a UNet that predicts a"
-        " variance too",
+        f"{name} with variance_type '{config.get('variance_type')}' is for a UNet that predicts a "
+        "variance too",
     )
     try:
         trial = new_scheduler(scheduler, settings, [0])
@@ -205,9 +205,9 @@ def check_trajectory(scheduler, settings: SamplingSettings, is_training: bool):
         ) from error
     require(
         not is_training or gradient is not None and gradient.any(),
-        f"the last step of {name} changes nothing, so no gradient can come through it: a"
-        " final_sigmas_type 'sigma_min' in scheduler_config.json does that; give"
-        " --train_timesteps, such as 999 800 600",
+        f"the last step of {name} changes nothing, so no gradient can come through it: a "
+        "final_sigmas_type 'sigma_min' in scheduler_config.json does that; give "
+        "--train_timesteps, such as 999 800 600",
     )
 
 
@@ -221,8 +221,8 @@ def describe_mismatches(
     )
     if sides and sides != (settings.height, settings.width):
         found.append(
-            f"it was made for {sides[0]} x {sides[1]} pixels, and height and width are"
-            f" {settings.height} and {settings.width}"
+            f"it was made for {sides[0]} x {sides[1]} pixels, and height and width are "
+            f"{settings.height} and {settings.width}"
         )
     config, embeds_guidance = scheduler.config, unet.time_cond_proj_dim is not None
     is_consistency = embeds_guidance or type(scheduler).__name__ in ("LCMScheduler", "TCDScheduler")
@@ -243,8 +243,8 @@ def describe_mismatches(
         )
     if (is_consistency or is_turbo) and not embeds_guidance and settings.guidance_scale > 2:
         found.append(
-            "its scheduler is set as for models distilled to draw without guidance, and"
-            f" guidance_scale is {settings.guidance_scale}: 0 switches it off"
+            "its scheduler is set as for models distilled to draw without guidance, and "
+            f"guidance_scale is {settings.guidance_scale}: 0 switches it off"
         )
     if settings.guidance_rescale and (embeds_guidance or settings.guidance_scale <= 1):
         found.append("guidance_rescale has no effect where no guidance is computed")

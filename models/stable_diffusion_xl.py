@@ -121,8 +121,8 @@ def load_stable_diffusion_xl(
     ids = unet.add_embedding.linear_1.in_features - encoders[-1].text_encoder.config.projection_dim
     require(
         ids == 6 * unet.config.addition_time_embed_dim,
-        f"the UNet of '{model}' does not read the six numbers of size and crop that SDXL's base"
-        " model reads",
+        f"the UNet of '{model}' does not read the six numbers of size and crop that SDXL's base "
+        "model reads",
     )
     return StableDiffusionXL(
         encoders,

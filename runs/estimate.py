@@ -335,8 +335,8 @@ def describe_calls(
     tera = sum_parts(flops) / 1e12
     return [
         (
-            f"UNet calls per update: {calls}, {recorded} of them with a graph; {again['images']}"
-            f" more recompute it where batch_size is below {without_recomputing}"
+            f"UNet calls per update: {calls}, {recorded} of them with a graph; {again['images']} "
+            f"more recompute it where batch_size is below {without_recomputing}"
         ),
         (
             f"per class of {updates} updates at most: {calls * updates // classes} UNet calls, "

@@ -71,8 +71,8 @@ def warn_without_locks(output_path: str):
     Path(probe.lock_file).unlink(missing_ok=True)
     if has_none:
         print(
-            f"warning: '{output_path}' is on a disk without file locks, so a process that dies on"
-            " another machine keeps its classes until its lock is removed",
+            f"warning: '{output_path}' is on a disk without file locks, so a process that dies on "
+            "another machine keeps its classes until its lock is removed",
             file=sys.stderr,
         )
 

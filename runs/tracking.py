@@ -115,8 +115,8 @@ class RunTrackers:
         self.names = [name for name in wanted if importlib.util.find_spec(name)]
         require(
             self.names,
-            f"report_to '{report_to}' needs {' or '.join(wanted)}, which is not installed: pip"
-            " install -r requirements-trackers.txt",
+            f"report_to '{report_to}' needs {' or '.join(wanted)}, which is not installed: pip "
+            "install -r requirements-trackers.txt",
         )
         self.output, self.settings = Path(output_path), make_plain(settings)
         self.running: dict[tuple[RunFolder, str], TrackedRun] = {}
@@ -141,8 +141,8 @@ class RunTrackers:
             ) as error:  # a tracker raises its own kinds, and is no reason to end a training
                 self.names.remove(name)
                 print(
-                    f"warning: report_to {name} fails and gets nothing from here on:"
-                    f" {type(error).__name__} {join_lines(error)[:200]}",
+                    f"warning: report_to {name} fails and gets nothing from here on: "
+                    f"{type(error).__name__} {join_lines(error)[:200]}",
                     file=sys.stderr,
                 )
 

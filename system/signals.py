@@ -42,8 +42,8 @@ def end_process(number: int, _frame=None):
     try:
         os.write(
             2,
-            f"\nstopped by {signal.Signals(number).name}: the same command resumes, or starts over"
-            " where --skip_exists is False\n".encode(),
+            f"\nstopped by {signal.Signals(number).name}: the same command resumes, or starts over "
+            "where --skip_exists is False\n".encode(),
         )
     finally:  # also where nobody reads
         os._exit(128 + number)

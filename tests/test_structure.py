@@ -70,3 +70,37 @@ def test_few_function_names_of_one_word():
     found = {node.name for tree in TREES.values() for node in functions_of(tree) if not is_property(node)
              if "_" not in node.name.strip("_") and not node.name.startswith("__")}
     assert found <= ONE_WORD | OF_LIBRARIES
+
+
+COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+NESTED_AT_MOST = 8  # in all the program
+
+
+def is_nested(node: ast.AST) -> bool:
+    """Whether a comprehension loops twice, over another or makes others."""
+    if not isinstance(node, COMPREHENSIONS):
+        return False
+    made = node.value if isinstance(node, ast.DictComp) else node.elt
+    inside = [made, *(loop.iter for loop in node.generators)]
+    return len(node.generators) > 1 or any(
+        isinstance(part, COMPREHENSIONS) for expression in inside for part in ast.walk(expression)
+    )
+
+
+def is_truth_product(node: ast.AST) -> bool:
+    """Whether a text or a list is multiplied by a truth value."""
+    if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Mult):
+        return False
+    sides = (node.left, node.right)
+    texts = [side for side in sides if isinstance(side, (ast.JoinedStr, ast.List))
+             or isinstance(side, ast.Constant) and isinstance(side.value, str)]
+    truths = [side for side in sides if isinstance(side, (ast.Compare, ast.BoolOp))
+              or isinstance(side, ast.UnaryOp) and isinstance(side.op, ast.Not)
+              or isinstance(side, ast.Call) and getattr(side.func, "id", "") in ("bool", "all", "any")]
+    return bool(texts and truths)
+
+
+def test_a_statement_is_one_thought():
+    nodes = [node for tree in TREES.values() for node in ast.walk(tree)]
+    assert sum(map(is_nested, nodes)) <= NESTED_AT_MOST
+    assert not any(map(is_truth_product, nodes))

@@ -7,8 +7,7 @@ from experiments import attention
 
 def test_the_command(run_experiment):
     result = run_experiment("attention")
-    places = ["nothing", *attention.PLACES, attention.RANDOM, attention.OTHER]
-    assert [list(shares) for shares in result["right"].values()] == [places] * 2
+    assert [list(shares) for shares in result["right"].values()] == [attention.PLACES] * 2
     assert len(result["tests"]) == 5
 
 
