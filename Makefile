@@ -28,6 +28,7 @@ gpu: $(VENV)/ready  ## what a GPU must show, in ten minutes; see docs/gpu.md
 
 lint: $(VENV)/dev
 	$(RUN) -m ruff check --no-cache .
+	$(RUN) -m ruff format --no-cache --check .
 	$(RUN) -m mypy
 
 miniature: $(VENV)/ready  ## train the miniature, or what is missing of it; see miniature/build.py

@@ -44,7 +44,7 @@ def train_token(
     )  # [words, D]
     other_words = embeddings[:token_id].detach().clone()
     optimizer = torch.optim.AdamW(
-        [embeddings], settings.lr, tuple(settings.betas), settings.eps, settings.weight_decay
+        [embeddings], settings.lr, settings.betas, settings.eps, settings.weight_decay
     )
     is_half = pipeline.unet.dtype == torch.float16
     scaler = torch.amp.GradScaler(embeddings.device.type, init_scale=2.0**10, enabled=is_half)

@@ -45,7 +45,7 @@ def learn_vectors(
     ):
         optimizer.zero_grad()
         for part in torch.arange(len(pictures)).split(AT_ONCE // PER_STEP):
-            latents = torch.cat([sample_latents(*moments[i], noise) for i in part.tolist()])
+            latents = torch.cat([sample_latents(moments[i], noise) for i in part.tolist()])
             chosen = torch.randint(len(TEMPLATES), (len(latents),), generator=noise)
             prompts = [TEMPLATES[i].format(placeholder) for i in chosen]
             cond = generator.encode(prompts, vectors[part].repeat_interleave(PER_STEP, 0))
@@ -58,8 +58,11 @@ def learn_vectors(
     return learned
 
 
-def sample_latents(means: torch.Tensor, stds: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
-    """Latents [PER_STEP, 4, h, w] of some of a class's pictures."""
+def sample_latents(
+    moments: tuple[torch.Tensor, torch.Tensor], noise: torch.Generator
+) -> torch.Tensor:
+    """Latents [PER_STEP, 4, h, w] of some of a class's pictures, by their means and deviations."""
+    means, stds = moments
     rows = torch.randint(len(means), (PER_STEP,), generator=noise)
     unit_noise = torch.randn(means[rows].shape, generator=noise).to(means.device)
     return means[rows] + stds[rows] * unit_noise

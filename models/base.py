@@ -19,8 +19,8 @@ class Generator(ABC):
     def __init__(
         self,
         prompt_encoders: tuple[PromptEncoder, ...],
-        denoiser: torch.nn.Module,
-        decoder: torch.nn.Module,
+        denoiser,
+        decoder,
         scheduler,
         device: str,
         scale_factor: int,

@@ -1,4 +1,6 @@
-"""Tests run without a network, and on one thread, on which tiny models are fastest; libraries read it at import."""
+"""Tests run without a network, and on one thread, on which tiny models are fastest; libraries read
+it at import.
+"""
 
 import os
 

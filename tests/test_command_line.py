@@ -13,9 +13,16 @@ from utils import write_yaml
 
 def test_flags_beat_the_file(tmp_path):
     file = tmp_path / "settings.yml"
-    file.write_text("lr: 1e-2\nseed: 77\ntrain_timesteps: [999, 600]\nevaluator: none\nfresh_noise: true\n")
+    file.write_text(
+        "lr: 1e-2\nseed: 77\ntrain_timesteps: [999, 600]\nevaluator: none\nfresh_noise: true\n"
+    )
     config, _ = parse_settings(["--config", str(file), "--seed", "78"])
-    assert (config.lr, config.seed, config.train_timesteps, config.fresh_noise) == (0.01, 78, [999, 600], True)
+    assert (config.lr, config.seed, config.train_timesteps, config.fresh_noise) == (
+        0.01,
+        78,
+        [999, 600],
+        True,
+    )
     for unset in (["--train_timesteps", "none"], ["--train_timesteps=none"]):
         assert parse_settings([*unset, "--config", str(file)])[0].train_timesteps is None
 
@@ -25,11 +32,21 @@ def test_a_saved_config_repeats_the_run(tmp_path, tiny_config):
     assert parse_settings(["--config", str(tmp_path / "config.yml")])[0] == tiny_config
 
 
-PATHS = [(name, prefix) for name, prefixes in {
-    "model": [""], "classifier": ["", "mean:", "timm:local-dir:", "zero-shot:"], "evaluator": ["", "mean:"],
-    "labels": [""], "class_names": [""],
-    "real_images": [""], "features": ["", "inception:"], "output_path": [""], "eval_prompts": [""],
-}.items() for prefix in prefixes]
+PATHS = [
+    (name, prefix)
+    for name, prefixes in {
+        "model": [""],
+        "classifier": ["", "mean:", "timm:local-dir:", "zero-shot:"],
+        "evaluator": ["", "mean:"],
+        "labels": [""],
+        "class_names": [""],
+        "real_images": [""],
+        "features": ["", "inception:"],
+        "output_path": [""],
+        "eval_prompts": [""],
+    }.items()
+    for prefix in prefixes
+]
 
 
 @pytest.mark.parametrize("name, prefix", PATHS)
@@ -38,11 +55,21 @@ def test_paths_as_a_shell_has_them(tmp_path, monkeypatch, name, prefix, typed):
     """In flags and files alike, and the settings file's own."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("DATA", str(tmp_path / "data"))
-    full = prefix + typed.replace("$DATA", str(tmp_path / "data"), 1).replace("~", str(tmp_path)).replace(
-        "${HOME}", str(tmp_path)).replace("$HOME", str(tmp_path)) + "/x.yml"
+    full = (
+        prefix
+        + typed.replace("$DATA", str(tmp_path / "data"), 1)
+        .replace("~", str(tmp_path))
+        .replace("${HOME}", str(tmp_path))
+        .replace("$HOME", str(tmp_path))
+        + "/x.yml"
+    )
     value = f"{prefix}{typed}/x.yml"
     write_yaml(tmp_path / "settings.yml", {name: [value] if name == "eval_prompts" else value})
-    for argv in ([f"--{name}={value}"], ["--config", "$HOME/settings.yml"], ["--config=~/settings.yml"]):
+    for argv in (
+        [f"--{name}={value}"],
+        ["--config", "$HOME/settings.yml"],
+        ["--config=~/settings.yml"],
+    ):
         found = getattr(parse_settings(argv)[0], name)
         assert (found[0] if name == "eval_prompts" else found) == full
     assert all(SETTINGS[name].metadata["path"] for name, _ in PATHS)
@@ -52,8 +79,14 @@ def test_what_is_no_path_stays(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a $NO_SUCH").mkdir()
     prompts = ["A {} for $HOME and ~", "~ {}"]
-    config, _ = parse_settings(["--eval_prompts", *prompts, "--output_path", "a $NO_SUCH", "--exp_id", "$HOME"])
-    assert (config.eval_prompts, config.output_path, config.exp_id) == (prompts, "a $NO_SUCH", "$HOME")
+    config, _ = parse_settings(
+        ["--eval_prompts", *prompts, "--output_path", "a $NO_SUCH", "--exp_id", "$HOME"]
+    )
+    assert (config.eval_prompts, config.output_path, config.exp_id) == (
+        prompts,
+        "a $NO_SUCH",
+        "$HOME",
+    )
 
 
 def test_yaml_words_are_read_as_typed(tmp_path):
@@ -63,17 +96,36 @@ def test_yaml_words_are_read_as_typed(tmp_path):
     assert (config.mixed_precision, config.train, config.exp_id) == ("no", True, "007")
 
 
-@pytest.mark.parametrize("argv, right", [
-    (["--train"], "which class?"),
-    (["--class_index", "3"], "python run.py --class_index 3 --train True --evaluate True"),
-    (["--class_index", "3", "--token", "x.pt"], "run.py --class_index 3 --token x.pt --evaluate True"),
-    (["tiger", "cat", "--exp_id", "x"], "python run.py --class_index 'tiger cat' --exp_id x --train True --eval"),
-    (["tiger cat"], "python run.py --class_index 'tiger cat' --train True --evaluate True"),
-    (["--lr"], "expected one argument"),
-    (["--class_index=3", "--train=True", "--lr=-1e-3"], "lr must be greater than 0, 1,000 at most, not -0.001"),
-    (["--class_index", "1", "3"], "unrecognized arguments: 3; a value with spaces needs quotes"),
-    (["--class_index", "tiger", "cat"], "unrecognized arguments: cat; a value with spaces needs quotes"),
-    (["--config", "."], "no file '.'")])
+@pytest.mark.parametrize(
+    "argv, right",
+    [
+        (["--train"], "which class?"),
+        (["--class_index", "3"], "python run.py --class_index 3 --train True --evaluate True"),
+        (
+            ["--class_index", "3", "--token", "x.pt"],
+            "run.py --class_index 3 --token x.pt --evaluate True",
+        ),
+        (
+            ["tiger", "cat", "--exp_id", "x"],
+            "python run.py --class_index 'tiger cat' --exp_id x --train True --eval",
+        ),
+        (["tiger cat"], "python run.py --class_index 'tiger cat' --train True --evaluate True"),
+        (["--lr"], "expected one argument"),
+        (
+            ["--class_index=3", "--train=True", "--lr=-1e-3"],
+            "lr must be greater than 0, 1,000 at most, not -0.001",
+        ),
+        (
+            ["--class_index", "1", "3"],
+            "unrecognized arguments: 3; a value with spaces needs quotes",
+        ),
+        (
+            ["--class_index", "tiger", "cat"],
+            "unrecognized arguments: cat; a value with spaces needs quotes",
+        ),
+        (["--config", "."], "no file '.'"),
+    ],
+)
 def test_half_a_command(capsys, argv, right):
     assert right in error_of(capsys, *argv)
 
@@ -84,10 +136,17 @@ def test_the_last_value_of_a_setting_counts():
 
     assert batch_size("--batch_size", "none") is batch_size("--batch-size=none") is None
     assert batch_size("--batch_size", "none", "--batch_size=4") == 4
-    assert parse_settings(["--eval_prompts", "A {} with x=none"])[0].eval_prompts == ["A {} with x=none"]
+    assert parse_settings(["--eval_prompts", "A {} with x=none"])[0].eval_prompts == [
+        "A {} with x=none"
+    ]
 
 
 def test_debug_shows_where(capsys, tiny_config):
-    assert main(flags(tiny_config, "--class_index", "3", "--train", "True", "--lr", "0", "--debug")) == 2
+    assert (
+        main(flags(tiny_config, "--class_index", "3", "--train", "True", "--lr", "0", "--debug"))
+        == 2
+    )
     err = capsys.readouterr().err
-    assert err.startswith("Traceback") and err.splitlines()[-1].startswith("error: lr must be greater than 0")
+    assert err.startswith("Traceback") and err.splitlines()[-1].startswith(
+        "error: lr must be greater than 0"
+    )

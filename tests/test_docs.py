@@ -13,8 +13,10 @@ import yaml
 from command_line import parse_settings
 from utils import ROOT
 
-PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"),
-                                                              *ROOT.glob("page/space/*.md")))
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("page/space/*.md"))
+)
 
 
 def read_page(name: str) -> str:
@@ -24,8 +26,16 @@ def read_page(name: str) -> str:
 def commands_of(page: str) -> list[str]:
     """Of all code: blocks for a shell and words between backquotes."""
     blocks = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
-    lines = [line.partition("  #")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [line for line in lines + re.findall(r"`([^`\n]+)`", page) if "python" in line or line.startswith("make ")]
+    lines = [
+        line.partition("  #")[0].strip()
+        for block in blocks
+        for line in block.replace("\\\n", " ").splitlines()
+    ]
+    return [
+        line
+        for line in lines + re.findall(r"`([^`\n]+)`", page)
+        if "python" in line or line.startswith("make ")
+    ]
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -38,8 +48,10 @@ def test_links_lead_somewhere(name):
         file = ROOT / name if not path else (ROOT / name).parent / path
         assert file.exists(), target
         if anchor:
-            titles = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
-                      for title in re.findall(r"(?m)^#+ (.*)$", file.read_text(encoding="utf-8"))]
+            titles = [
+                re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+                for title in re.findall(r"(?m)^#+ (.*)$", file.read_text(encoding="utf-8"))
+            ]
             assert anchor in titles, target
 
 
@@ -54,10 +66,19 @@ def test_commands_can_be_given(name):
                 words.pop(0)
             if words[:1] == ["make"]:
                 assert words[1].split("=")[0] in (*targets, "PYTHON", "OPTIONS"), command
-            elif words[:2] == ["python", "run.py"] and "--help" not in words and not any("[" in word for word in words):
+            elif (
+                words[:2] == ["python", "run.py"]
+                and "--help" not in words
+                and not any("[" in word for word in words)
+            ):
                 parse_settings([word for word in words[2:] if word != "--SETTING"])
-            elif words[:2] == ["python", "-m"] and words[2].split(".")[0] in ("experiments", "benchmarks", "evaluation",
-                                                                             "docs", "miniature"):
+            elif words[:2] == ["python", "-m"] and words[2].split(".")[0] in (
+                "experiments",
+                "benchmarks",
+                "evaluation",
+                "docs",
+                "miniature",
+            ):
                 if not words[2].endswith("."):
                     assert importlib.util.find_spec(words[2]), command
             elif words[:1] == ["python"] and words[1:2] and words[1].endswith(".py"):
@@ -69,7 +90,12 @@ def test_the_readme_is_short():
 
 
 def test_the_workflow_and_hooks_are_yaml():
-    for name in (".github/workflows/ci.yml", ".pre-commit-config.yaml", "CITATION.cff", "requirements.yml"):
+    for name in (
+        ".github/workflows/ci.yml",
+        ".pre-commit-config.yaml",
+        "CITATION.cff",
+        "requirements.yml",
+    ):
         assert yaml.safe_load(read_page(name))
 
 
@@ -85,28 +111,50 @@ def test_the_notebook_is_clean(notebook_cells):
     for cell in notebook_cells:
         ast.parse(cell.source)
         for output in cell.outputs:
-            assert output.output_type != "error" and output.get("name") != "stderr" and "/home" not in str(output)
+            assert (
+                output.output_type != "error"
+                and output.get("name") != "stderr"
+                and "/home" not in str(output)
+            )
 
 
-@pytest.mark.parametrize("repository, said", [
-    ("", "No checkout is here: put the address of the repository into REPOSITORY."),
-    ("https://github.com/owner/name/",
-     "https://colab.research.google.com/github/owner/name/blob/main/notebooks/class_tokens.ipynb")])
+@pytest.mark.parametrize(
+    "repository, said",
+    [
+        ("", "No checkout is here: put the address of the repository into REPOSITORY."),
+        (
+            "https://github.com/owner/name/",
+            "https://colab.research.google.com/github/owner/name/blob/main/notebooks/class_tokens.ipynb",
+        ),
+    ],
+)
 def test_the_notebook_opened_by_itself(notebook_cells, tmp_path, repository, said):
     """It says what is missing, in one line; its badge opens it wherever its repository is."""
     code = notebook_cells[0].source.replace('REPOSITORY = ""', f'REPOSITORY = "{repository}"')
-    code = code.replace("from IPython.display import Markdown, display", "Markdown, display = str, print")
+    code = code.replace(
+        "from IPython.display import Markdown, display", "Markdown, display = str, print"
+    )
     code = code.replace('"git", "clone", REPOSITORY, "class-tokens"', '"false"')  # no network here
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 1 and said in done.stdout + done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("argv, code, words", [
-    (["--lrr", "1"], 2, "did you mean '--lr'?"), (["--help"], 0, "Training loop:"),
-    (["--class_index", "3", "--train", "True", "--lr", "-1"], 2, "lr must be greater than 0")])
+@pytest.mark.parametrize(
+    "argv, code, words",
+    [
+        (["--lrr", "1"], 2, "did you mean '--lr'?"),
+        (["--help"], 0, "Training loop:"),
+        (["--class_index", "3", "--train", "True", "--lr", "-1"], 2, "lr must be greater than 0"),
+    ],
+)
 def test_answers_come_before_torch_is_imported(argv, code, words):
-    done = subprocess.run([sys.executable, "-X", "importtime", str(ROOT / "run.py"), *argv], capture_output=True,
-                          text=True)
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", str(ROOT / "run.py"), *argv],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == code and words in done.stdout + done.stderr
     assert not re.search(r"\| +(torch|diffusers|transformers|numpy)$", done.stderr, re.MULTILINE)

@@ -1,4 +1,6 @@
-"""The real command line: help, errors before any work, a whole run on the tiny checkpoint, and the same run again."""
+"""The real command line: help, errors before any work, a whole run on the tiny checkpoint, and the
+same run again.
+"""
 
 import json
 import os
@@ -21,9 +23,27 @@ from utils import ROOT, write_json
 
 
 def flags(config: RunConfig, *more):
-    return ["--model", config.model, "--classifier", config.classifier, "--device", "cpu", "--mixed_precision", "no",
-            "--height", "32", "--width", "32", "--num_inference_steps", "3", "--test_size", "2", "--output_path",
-            config.output_path, *more]
+    return [
+        "--model",
+        config.model,
+        "--classifier",
+        config.classifier,
+        "--device",
+        "cpu",
+        "--mixed_precision",
+        "no",
+        "--height",
+        "32",
+        "--width",
+        "32",
+        "--num_inference_steps",
+        "3",
+        "--test_size",
+        "2",
+        "--output_path",
+        config.output_path,
+        *more,
+    ]
 
 
 def error_of(capsys, *argv) -> str:
@@ -37,28 +57,54 @@ def error_of(capsys, *argv) -> str:
 
 def file_times(folder: Path) -> dict[Path, int]:
     """When tokens, what training left and all pictures were written."""
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()
-            and (path.suffix == ".png" or "pipeline_token" in path.parts) and path.suffix != ".lock"}
+    return {
+        path: path.stat().st_mtime_ns
+        for path in folder.rglob("*")
+        if path.is_file()
+        and (path.suffix == ".png" or "pipeline_token" in path.parts)
+        and path.suffix != ".lock"
+    }
 
 
-@pytest.mark.parametrize("argv, reason", [
-    ([], "which class?"),
-    (["--class_index", "1"], "nothing to do"),
-    (["--class_index", "1", "--train", "True", "--height", "500"], "height must be divisible by 8"),
-    (["--class_index", "1", "--train", "True", "--lr", "fast"], "invalid float value: 'fast'"),
-    (["--class_index", "1", "--learning_rate", "1"], "unrecognized arguments: --learning_rate"),
-    (["--clas_index", "1"], "unrecognized arguments: --clas_index 1; did you mean '--class_index'?"),
-    (["--class_index", "1", "--train", "True", "--test_size", "50"], "give --seed 50 or more"),
-    (["--class_index", "1", "--train", "True", "--train_timesteps", "600", "800"], "falling numbers from 999 to 0"),
-    (["--class_index", "1", "--train", "True", "--betas", "0.9"], "betas must be two numbers"),
-    (["--class_index", "1", "--train", "True", "--device", "tpu"], "device must be"),
-    (["--class_index", "1", "--train", "True", "--device", "cpu:x"], "device must be"),
-    (["--class_index", "1", "--train", "True", "--exp_id", "a/b"], "a folder's name"),
-    (["--class_index", "1", "--evaluate", "True", "--eval_prompts", "in snow"], "is neither a file nor a prompt"),
-    (["--class_index", "1", "--evaluate", "True", "--eval_prompts", "{}", "on the moon"], "'on the moon' needs one {}"),
-    (["--class_index", "1", "--evaluate", "True", "--eval_prompts", "A {}", "a {}!"], "differ in no letter"),
-    (["--config", "nowhere.yml"], "no file 'nowhere.yml'"),
-])
+@pytest.mark.parametrize(
+    "argv, reason",
+    [
+        ([], "which class?"),
+        (["--class_index", "1"], "nothing to do"),
+        (
+            ["--class_index", "1", "--train", "True", "--height", "500"],
+            "height must be divisible by 8",
+        ),
+        (["--class_index", "1", "--train", "True", "--lr", "fast"], "invalid float value: 'fast'"),
+        (["--class_index", "1", "--learning_rate", "1"], "unrecognized arguments: --learning_rate"),
+        (
+            ["--clas_index", "1"],
+            "unrecognized arguments: --clas_index 1; did you mean '--class_index'?",
+        ),
+        (["--class_index", "1", "--train", "True", "--test_size", "50"], "give --seed 50 or more"),
+        (
+            ["--class_index", "1", "--train", "True", "--train_timesteps", "600", "800"],
+            "falling numbers from 999 to 0",
+        ),
+        (["--class_index", "1", "--train", "True", "--betas", "0.9"], "betas must be two numbers"),
+        (["--class_index", "1", "--train", "True", "--device", "tpu"], "device must be"),
+        (["--class_index", "1", "--train", "True", "--device", "cpu:x"], "device must be"),
+        (["--class_index", "1", "--train", "True", "--exp_id", "a/b"], "a folder's name"),
+        (
+            ["--class_index", "1", "--evaluate", "True", "--eval_prompts", "in snow"],
+            "is neither a file nor a prompt",
+        ),
+        (
+            ["--class_index", "1", "--evaluate", "True", "--eval_prompts", "{}", "on the moon"],
+            "'on the moon' needs one {}",
+        ),
+        (
+            ["--class_index", "1", "--evaluate", "True", "--eval_prompts", "A {}", "a {}!"],
+            "differ in no letter",
+        ),
+        (["--config", "nowhere.yml"], "no file 'nowhere.yml'"),
+    ],
+)
 def test_wrong_settings(capsys, argv, reason):
     assert reason in error_of(capsys, *argv)
 
@@ -72,7 +118,9 @@ def test_unknown_key_in_a_file(capsys, tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
 def test_without_cuda_the_error_names_the_way_out(capsys, tiny_config):
-    line = error_of(capsys, *flags(tiny_config, "--class_index", "3", "--train", "True", "--device", "cuda"))
+    line = error_of(
+        capsys, *flags(tiny_config, "--class_index", "3", "--train", "True", "--device", "cuda")
+    )
     assert "no CUDA GPU" in line and "--config configs/miniature.yml" in line
 
 
@@ -83,19 +131,32 @@ def test_no_network_is_one_line(capsys, tiny_config, flag):
     assert "cannot open 'nobody/no-such-model'" in line and "--config configs/miniature.yml" in line
 
 
-@pytest.mark.parametrize("more, reason", [
-    (["--class_index", "6"], "classes are 1 to 5"), (["--class_index", "tiger"], "did you mean"),
-    (["--class_index", "1", "--placeholder_token", "crane"], "is part of 'crane'"),
-    (["--class_index", "3", "--placeholder_token", "crane"], "in the vocabulary already"),
-    (["--class_index", "1", "--initializer_token", "tigercat", "--num_vectors", "1"], "is 3 tokens"),
-    (["--class_index", "1", "--evaluate", "True", "--real_images", "nowhere"], "no real_images folder"),
-    (["--class_index", "1", "--train_timesteps", "999", "-1"], "from 999 to 0")])
+@pytest.mark.parametrize(
+    "more, reason",
+    [
+        (["--class_index", "6"], "classes are 1 to 5"),
+        (["--class_index", "tiger"], "did you mean"),
+        (["--class_index", "1", "--placeholder_token", "crane"], "is part of 'crane'"),
+        (["--class_index", "3", "--placeholder_token", "crane"], "in the vocabulary already"),
+        (
+            ["--class_index", "1", "--initializer_token", "tigercat", "--num_vectors", "1"],
+            "is 3 tokens",
+        ),
+        (
+            ["--class_index", "1", "--evaluate", "True", "--real_images", "nowhere"],
+            "no real_images folder",
+        ),
+        (["--class_index", "1", "--train_timesteps", "999", "-1"], "from 999 to 0"),
+    ],
+)
 def test_nothing_is_written_for_a_run_that_cannot_work(capsys, tiny_config, more, reason):
     assert reason in error_of(capsys, *flags(tiny_config, "--train", "True", *more))
     assert not list(Path(tiny_config.output_path).iterdir())
 
 
-def test_timesteps_beyond_the_model_s_are_refused_before_anything_is_written(capsys, tiny_config, tmp_path):
+def test_timesteps_beyond_the_model_s_are_refused_before_anything_is_written(
+    capsys, tiny_config, tmp_path
+):
     scheduler = Path(tiny_config.model, "scheduler", "scheduler_config.json")
     before = scheduler.read_text()
     write_json(scheduler, {**json.loads(before), "num_train_timesteps": 500})
@@ -104,11 +165,15 @@ def test_timesteps_beyond_the_model_s_are_refused_before_anything_is_written(cap
         line = error_of(capsys, *argv)
     finally:
         scheduler.write_text(before)
-    assert "train_timesteps start at 600, the model's go from 499 to 0" in line and not list(tmp_path.iterdir())
+    assert "train_timesteps start at 600, the model's go from 499 to 0" in line and not list(
+        tmp_path.iterdir()
+    )
 
 
 def test_evaluate_without_a_token(capsys, tiny_config):
-    assert "no token at" in error_of(capsys, *flags(tiny_config, "--class_index", "1", "--evaluate", "True"))
+    assert "no token at" in error_of(
+        capsys, *flags(tiny_config, "--class_index", "1", "--evaluate", "True")
+    )
 
 
 def test_list_classes(capsys, tiny_config):
@@ -116,14 +181,26 @@ def test_list_classes(capsys, tiny_config):
     assert capsys.readouterr().out.splitlines()[2].split(None, 1) == ["3", "tiger cat"]
 
 
-@pytest.mark.parametrize("command, code", [
-    ("run.py --classifier {vit} --list_classes | true", 0), ("run.py --classifier {vit} --list_classes >&-", 0),
-    ("-m evaluation.report nowhere >&- 2>&-", 2), ("-m evaluation.report --help | true", 0),
-    ("-m experiments.iterations --config nowhere.yml >&- 2>&-", 2), ("-m experiments.iterations --help | true", 0)])
+@pytest.mark.parametrize(
+    "command, code",
+    [
+        ("run.py --classifier {vit} --list_classes | true", 0),
+        ("run.py --classifier {vit} --list_classes >&-", 0),
+        ("-m evaluation.report nowhere >&- 2>&-", 2),
+        ("-m evaluation.report --help | true", 0),
+        ("-m experiments.iterations --config nowhere.yml >&- 2>&-", 2),
+        ("-m experiments.iterations --help | true", 0),
+    ],
+)
 def test_entry_points_need_nobody_who_reads(tmp_path, command, code):
     vit = save_classifier(tmp_path / "vit", ["鶴", "虎猫"])
-    done = subprocess.run(["bash", "-c", f"set -o pipefail; exec {sys.executable} {command.format(vit=vit)}"], cwd=ROOT,
-                          env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; exec {sys.executable} {command.format(vit=vit)}"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+    )
     assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
 
 
@@ -131,37 +208,67 @@ def test_help_explains_every_setting(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert all(f"--{name}" in text for name in RunConfig.__dataclass_fields__) and "[0.00125]" in text
+    assert (
+        all(f"--{name}" in text for name in RunConfig.__dataclass_fields__) and "[0.00125]" in text
+    )
 
 
 def test_train_and_evaluate(capsys, tiny_config, tmp_path):
-    argv = flags(tiny_config, "--class_index", "2-3", "--train", "True", "--evaluate", "True",
-                 "--num_train_epochs", "2", "--evaluator", tiny_config.classifier)
+    argv = flags(
+        tiny_config,
+        "--class_index",
+        "2-3",
+        "--train",
+        "True",
+        "--evaluate",
+        "True",
+        "--num_train_epochs",
+        "2",
+        "--evaluator",
+        tiny_config.classifier,
+    )
     assert main(argv) == 0
     out = capsys.readouterr().out
     classifier = next(path.name for path in (tmp_path / "img").iterdir())
     tokens = tmp_path / "pipeline_token" / classifier / "0003_tiger_cat" / "demo"
     images = tmp_path / "img" / classifier / "0003_tiger_cat" / "demo"
-    assert {path.name for path in tokens.iterdir()} == {"learned_embeds.safetensors", "config.yml", "history.jsonl",
-                                                        "cost.json"}
+    assert {path.name for path in tokens.iterdir()} == {
+        "learned_embeds.safetensors",
+        "config.yml",
+        "history.jsonl",
+        "cost.json",
+    }
     cost = json.loads((tokens / "cost.json").read_text())
     assert cost["updates"] == 2 and cost["seconds"] > 0 and 0.1 < cost["peak_memory_gb"] < 10
     placeholder, vectors, _, header = load_token(tokens / "learned_embeds.safetensors")
     assert placeholder == "newclas" and vectors.shape == (1, 32)
-    assert (header["class_index"], header["class_name"], header["base_model"]) == ("3", "tiger cat", tiny_config.model)
+    assert (header["class_index"], header["class_name"], header["base_model"]) == (
+        "3",
+        "tiger cat",
+        tiny_config.model,
+    )
     assert yaml.safe_load((tokens / "config.yml").read_text())["num_train_epochs"] == 2
     assert len((tokens / "history.jsonl").read_text().splitlines()) == 2
     assert {p.name for p in (images / "eval" / "with").iterdir()} == {"0.png", "1.png"}
-    assert {p.name for p in (images / "train" / "001").iterdir()} == {f"{seed}.png" for seed in range(35, 40)}
+    assert {p.name for p in (images / "train" / "001").iterdir()} == {
+        f"{seed}.png" for seed in range(35, 40)
+    }
     metrics = json.loads((images / "eval" / "metrics.json").read_text())
-    assert metrics["class_index"] == 3 and set(metrics["conditions"]["with"]) == {"classifier", "evaluator"}
+    assert metrics["class_index"] == 3 and set(metrics["conditions"]["with"]) == {
+        "classifier",
+        "evaluator",
+    }
     judged = metrics["conditions"]["with"]["classifier"]
     assert judged["accuracy"]["low"] <= judged["accuracy"]["value"] <= judged["accuracy"]["high"]
-    assert judged["top5"]["value"] == 1.0 and 0 <= metrics["mcnemar_p"]["evaluator"] <= 1  # it has five classes
+    assert (
+        judged["top5"]["value"] == 1.0 and 0 <= metrics["mcnemar_p"]["evaluator"] <= 1
+    )  # it has five classes
     page = (tmp_path / "img" / classifier / "report_demo.html").read_text()
     assert "tiger cat" in page and page.count("data:image/") >= 8
     assert not re.search(r'(src|href)="(?!data:|#)', page)  # opens without a network
-    assert (images / "eval" / "grid.png").exists() and " all " in out and "class 3 (tiger cat)" in out
+    assert (
+        (images / "eval" / "grid.png").exists() and " all " in out and "class 3 (tiger cat)" in out
+    )
 
 
 def test_evaluation_never_uses_training_seeds(capsys, tiny_config):
@@ -169,22 +276,54 @@ def test_evaluation_never_uses_training_seeds(capsys, tiny_config):
     assert main([*argv, "--train", "True", "--num_train_epochs", "1"]) == 0
     line = error_of(capsys, *argv, "--evaluate", "True", "--test_size", "50")
     assert "trained on seeds from 35 on" in line and "--test_size 35" in line
-    line = error_of(capsys, *flags(tiny_config, "--class_index", "2-3", "--train", "True", "--evaluate", "True",
-                                   "--num_train_epochs", "1", "--seed", "60", "--test_size", "50"))
+    line = error_of(
+        capsys,
+        *flags(
+            tiny_config,
+            "--class_index",
+            "2-3",
+            "--train",
+            "True",
+            "--evaluate",
+            "True",
+            "--num_train_epochs",
+            "1",
+            "--seed",
+            "60",
+            "--test_size",
+            "50",
+        ),
+    )
     assert "seed 35, now 60" in line
     assert not list(Path(tiny_config.output_path).rglob("0002*"))  # found before class 2 cost hours
 
 
 def test_summary_gathers_the_classes_of_a_shell_loop(tiny_config, tmp_path):
     for index in ("2", "3"):
-        assert main(flags(tiny_config, "--class_index", index, "--train", "True", "--evaluate", "True",
-                          "--num_train_epochs", "1")) == 0
+        assert (
+            main(
+                flags(
+                    tiny_config,
+                    "--class_index",
+                    index,
+                    "--train",
+                    "True",
+                    "--evaluate",
+                    "True",
+                    "--num_train_epochs",
+                    "1",
+                )
+            )
+            == 0
+        )
     summary = json.loads(next((tmp_path / "img").rglob("summary_demo.json")).read_text())
     assert [metrics["class_index"] for metrics in summary["classes"]] == [2, 3]
 
 
 def test_the_same_command_again_repeats_nothing(tiny_config, tmp_path, capsys):
-    """Neither a file of a token nor a picture changes, no model of the generator is loaded, the results are shown."""
+    """Neither a file of a token nor a picture changes, no model of the generator is loaded, the
+    results are shown.
+    """
     tiny_config.class_index, tiny_config.evaluate, tiny_config.num_train_epochs = "2-3", True, 2
     tiny_config.output_path = str(tmp_path)
     run_sweep(Session(tiny_config))
@@ -194,14 +333,25 @@ def test_the_same_command_again_repeats_nothing(tiny_config, tmp_path, capsys):
     out = capsys.readouterr().out
     assert file_times(tmp_path) == before and len(before) > 20
     assert not {"generator", "classifier", "evaluator"} & vars(again).keys()
-    assert "training" not in out and out.count("accuracy without -> with") == first.count("accuracy without -> with")
+    assert "training" not in out and out.count("accuracy without -> with") == first.count(
+        "accuracy without -> with"
+    )
 
 
 def test_the_same_command_again_does_what_is_missing(tiny_config, tmp_path, capsys):
-    argv = flags(tiny_config, "--class_index", "2-3", "--num_train_epochs", "1", "--train", "True", "--evaluate",
-                 "True")
+    argv = flags(
+        tiny_config,
+        "--class_index",
+        "2-3",
+        "--num_train_epochs",
+        "1",
+        "--train",
+        "True",
+        "--evaluate",
+        "True",
+    )
     assert main(argv) == 0
-    folder, = tmp_path.rglob("0003_tiger_cat/demo/eval")
+    (folder,) = tmp_path.rglob("0003_tiger_cat/demo/eval")
     (folder / "with" / "1.png").unlink()
     next(tmp_path.rglob("0002_crane/demo/eval/metrics.json")).unlink()
     before = file_times(tmp_path)
@@ -209,13 +359,18 @@ def test_the_same_command_again_does_what_is_missing(tiny_config, tmp_path, caps
     assert main(argv) == 0
     out = capsys.readouterr().out
     after = file_times(tmp_path)
-    changed = {path for path in after if after[path] != before.get(path) and path.name != "grid.png"}
+    changed = {
+        path for path in after if after[path] != before.get(path) and path.name != "grid.png"
+    }
     assert changed == {folder / "with" / "1.png"} and len(list(tmp_path.rglob("metrics.json"))) == 2
     assert out.count("trained already") == 2 and out.count("its pictures are there already") == 1
 
 
 def test_the_config_of_a_run_is_that_run(tiny_config, tmp_path):
-    assert main(flags(tiny_config, "--class_index", "3", "--train", "True", "--num_train_epochs", "1")) == 0
+    assert (
+        main(flags(tiny_config, "--class_index", "3", "--train", "True", "--num_train_epochs", "1"))
+        == 0
+    )
     before = file_times(tmp_path)
     config = next((tmp_path / "pipeline_token").rglob("config.yml"))
     assert main(["--config", str(config)]) == 0 and file_times(tmp_path) == before
@@ -228,7 +383,9 @@ def test_starting_over_removes_what_the_old_token_gave(tiny_config, tmp_path):
     argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--num_train_epochs")
     assert main([*argv, "3", "--evaluate", "True"]) == 0
     assert main([*argv, "1", "--skip_exists", "False"]) == 0
-    assert not list(tmp_path.rglob("metrics.json")) and not list(tmp_path.rglob("summary_demo.json"))
+    assert not list(tmp_path.rglob("metrics.json")) and not list(
+        tmp_path.rglob("summary_demo.json")
+    )
     assert [path.name for path in next((tmp_path / "img").rglob("train")).iterdir()] == ["000"]
 
 
@@ -252,32 +409,60 @@ def test_which_training_pictures_stay(tiny_config, tmp_path, capsys, fresh_noise
     """All, those of the film's updates, or none; neither the token nor the film depends on it."""
     found, pages = {}, {}
     for value in ("all", "film", "none"):
-        argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--evaluate", "True", "--epoch_size", "2",
-                     "--num_train_epochs", "13", "--target_accuracy", "1", "--early_stopping", "13", "--fresh_noise",
-                     fresh_noise, "--train_images", value, "--output_path", str(tmp_path / value))
+        argv = flags(
+            tiny_config,
+            "--class_index",
+            "3",
+            "--train",
+            "True",
+            "--evaluate",
+            "True",
+            "--epoch_size",
+            "2",
+            "--num_train_epochs",
+            "13",
+            "--target_accuracy",
+            "1",
+            "--early_stopping",
+            "13",
+            "--fresh_noise",
+            fresh_noise,
+            "--train_images",
+            value,
+            "--output_path",
+            str(tmp_path / value),
+        )
         assert main(argv) == 0
-        train, = (tmp_path / value).rglob("train")
+        (train,) = (tmp_path / value).rglob("train")
         found[value] = {path.parent.name for path in train.glob("*/*.png")}
         pages[value] = next((tmp_path / value).rglob("report.html")).read_text()
         assert len(list(train.glob("*/*.png"))) == 2 * len(found[value])
         assert (train / "vectors.safetensors").exists() == (fresh_noise == "True")
         before = file_times(tmp_path / value)
-        assert main([*argv, "--train_images", "all"]) == 0 and file_times(tmp_path / value) == before
+        assert (
+            main([*argv, "--train_images", "all"]) == 0 and file_times(tmp_path / value) == before
+        )
     updates = {f"{update:03d}" for update in range(13)}
     assert found == {"all": updates, "film": updates - {"002", "006", "010"}, "none": set()}
-    films = {value: re.findall("data:image/gif[^\"]*", page) for value, page in pages.items()}
+    films = {value: re.findall('data:image/gif[^"]*', page) for value, page in pages.items()}
     assert len(films["all"]) == 1 and films["all"] == films["film"]
     assert films["none"] == (films["all"] if fresh_noise == "True" else [])
-    first, *others = (load_token(path).vectors for path in sorted(tmp_path.rglob("learned_embeds.safetensors")))
+    first, *others = (
+        load_token(path).vectors for path in sorted(tmp_path.rglob("learned_embeds.safetensors"))
+    )
     assert all(torch.equal(vectors, first) for vectors in others)
 
 
 def test_token_of_another_model(capsys, tiny_config, tmp_path):
-    assert main(flags(tiny_config, "--class_index", "3", "--train", "True", "--num_train_epochs", "1")) == 0
+    assert (
+        main(flags(tiny_config, "--class_index", "3", "--train", "True", "--num_train_epochs", "1"))
+        == 0
+    )
     file = next((tmp_path / "pipeline_token").rglob("*.safetensors"))
     save_token(file, "newclas", torch.zeros(1, 768), (768,), {})
-    assert "trained for another --model" in error_of(capsys, *flags(tiny_config, "--class_index", "3", "--evaluate",
-                                                                  "True"))
+    assert "trained for another --model" in error_of(
+        capsys, *flags(tiny_config, "--class_index", "3", "--evaluate", "True")
+    )
 
 
 def test_classes_without_names_are_told(capsys, tiny_config, tmp_path):
@@ -295,8 +480,13 @@ def test_a_machine_that_cannot_compile_is_one_line(tiny_config, tmp_path):
     """Before anything is loaded; what an earlier run compiled is no proof."""
     argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--torch_compile", "True")
     environment = {name: value for name, value in os.environ.items() if name not in ("CXX", "CC")}
-    done = subprocess.run([sys.executable, "run.py", *argv], cwd=ROOT, env={**environment, "PATH": str(tmp_path)},
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "run.py", *argv],
+        cwd=ROOT,
+        env={**environment, "PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
     assert "torch_compile: this machine cannot compile (" in done.stderr
     assert not list(tmp_path.rglob("config.yml"))

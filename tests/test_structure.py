@@ -1,4 +1,6 @@
-"""What keeps the house in order: which way imports point, sizes, names, nothing private of libraries."""
+"""What keeps the house in order: which way imports point, sizes, names, nothing private of
+libraries.
+"""
 
 import ast
 import subprocess
@@ -7,9 +9,17 @@ import pytest
 
 from utils import ROOT
 
-FILES = [path for path in subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"],
-                                         cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-         if not path.startswith("tests/") and (ROOT / path).exists()]
+FILES = [
+    path
+    for path in subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    if not path.startswith("tests/") and (ROOT / path).exists()
+]
 TREES = {path: ast.parse((ROOT / path).read_text(encoding="utf-8")) for path in FILES}
 LOW = {"system", "utils"}
 MAY_IMPORT = {  # of our own packages
@@ -26,8 +36,16 @@ MAY_IMPORT = {  # of our own packages
 }
 OURS = {path.split("/")[0].removesuffix(".py") for path in FILES}
 ONE_WORD = {"main", "require", "encode", "sample", "decode", "draw", "setting"}
-DOCUMENTED = {"torch.utils._python_dispatch.TorchDispatchMode"}  # its place in torch's own guide to extending it
-OF_LIBRARIES = {"error", "write", "flush", "forward", "backward"}  # overridden: argparse, io and torch name them
+DOCUMENTED = {
+    "torch.utils._python_dispatch.TorchDispatchMode"
+}  # its place in torch's own guide to extending it
+OF_LIBRARIES = {
+    "error",
+    "write",
+    "flush",
+    "forward",
+    "backward",
+}  # overridden: argparse, io and torch name them
 
 
 def imported_modules(tree: ast.AST):
@@ -39,13 +57,17 @@ def imported_modules(tree: ast.AST):
 
 
 def functions_of(tree: ast.AST):
-    return [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    return [
+        node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    ]
 
 
 def is_property(function: ast.FunctionDef) -> bool:
     """Named as what it gives, not as what it does."""
-    return any(isinstance(node, ast.Name) and node.id in ("property", "cached_property")
-               for node in function.decorator_list)
+    return any(
+        isinstance(node, ast.Name) and node.id in ("property", "cached_property")
+        for node in function.decorator_list
+    )
 
 
 @pytest.mark.parametrize("path", FILES)
@@ -60,15 +82,27 @@ def test_imports_point_one_way(path):
 
 @pytest.mark.parametrize("path", FILES)
 def test_nothing_private_of_libraries(path):
-    private = [f"{module}.{name}" for module, names in imported_modules(TREES[path]) for name in names or [module]
-               if f"{module}.{name}" not in DOCUMENTED
-               if any(part.startswith("_") and not part.startswith("__") for part in (*module.split("."), name))]
+    private = [
+        f"{module}.{name}"
+        for module, names in imported_modules(TREES[path])
+        for name in names or [module]
+        if f"{module}.{name}" not in DOCUMENTED
+        if any(
+            part.startswith("_") and not part.startswith("__")
+            for part in (*module.split("."), name)
+        )
+    ]
     assert not private
 
 
 def test_few_function_names_of_one_word():
-    found = {node.name for tree in TREES.values() for node in functions_of(tree) if not is_property(node)
-             if "_" not in node.name.strip("_") and not node.name.startswith("__")}
+    found = {
+        node.name
+        for tree in TREES.values()
+        for node in functions_of(tree)
+        if not is_property(node)
+        if "_" not in node.name.strip("_") and not node.name.startswith("__")
+    }
     assert found <= ONE_WORD | OF_LIBRARIES
 
 
@@ -92,11 +126,22 @@ def is_truth_product(node: ast.AST) -> bool:
     if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Mult):
         return False
     sides = (node.left, node.right)
-    texts = [side for side in sides if isinstance(side, (ast.JoinedStr, ast.List))
-             or isinstance(side, ast.Constant) and isinstance(side.value, str)]
-    truths = [side for side in sides if isinstance(side, (ast.Compare, ast.BoolOp))
-              or isinstance(side, ast.UnaryOp) and isinstance(side.op, ast.Not)
-              or isinstance(side, ast.Call) and getattr(side.func, "id", "") in ("bool", "all", "any")]
+    texts = [
+        side
+        for side in sides
+        if isinstance(side, (ast.JoinedStr, ast.List))
+        or isinstance(side, ast.Constant)
+        and isinstance(side.value, str)
+    ]
+    truths = [
+        side
+        for side in sides
+        if isinstance(side, (ast.Compare, ast.BoolOp))
+        or isinstance(side, ast.UnaryOp)
+        and isinstance(side.op, ast.Not)
+        or isinstance(side, ast.Call)
+        and getattr(side.func, "id", "") in ("bool", "all", "any")
+    ]
     return bool(texts and truths)
 
 

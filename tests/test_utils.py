@@ -23,11 +23,19 @@ def test_replace_file_leaves_the_old_file_when_writing_fails(tmp_path):
     with pytest.raises(RuntimeError), replace_file(file) as temporary:
         temporary.write_text("hal")
         raise RuntimeError
-    assert file.read_text() == "whole" and [path.name for path in file.parent.iterdir()] == ["file.txt"]
+    assert file.read_text() == "whole" and [path.name for path in file.parent.iterdir()] == [
+        "file.txt"
+    ]
 
 
-@pytest.mark.parametrize("head, right", [
-    (b"\xef\xbb\xbf", None), (b"", None), (b"\xff\xfe", "not a text file in UTF-8: save it as one")])
+@pytest.mark.parametrize(
+    "head, right",
+    [
+        (b"\xef\xbb\xbf", None),
+        (b"", None),
+        (b"\xff\xfe", "not a text file in UTF-8: save it as one"),
+    ],
+)
 def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path, head, right):
     """As some editors write it."""
     (tmp_path / "x.yml").write_bytes(head + "lr: 鶴\r\n".encode())
@@ -38,17 +46,31 @@ def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path, head, right):
         assert read_yaml(str(tmp_path / "x.yml"), "lr: 0.001") == {"lr": "鶴"}
 
 
-@pytest.mark.parametrize("word, known, question", [
-    ("inet", ["inet", "inat"], ""), ("inett", ["inet", "inat"], "did you mean 'inet'?"), ("zzz", ["inet"], ""),
-    ("inet", iter(["inat", "inet"]), "")])
+@pytest.mark.parametrize(
+    "word, known, question",
+    [
+        ("inet", ["inet", "inat"], ""),
+        ("inett", ["inet", "inat"], "did you mean 'inet'?"),
+        ("zzz", ["inet"], ""),
+        ("inet", iter(["inat", "inet"]), ""),
+    ],
+)
 def test_no_word_is_suggested_for_itself(word, known, question):
     assert suggest_word(word, known) == question
 
 
-@pytest.mark.parametrize("make, right", [
-    (lambda path: path.write_bytes(b"no picture"), "is broken .*: remove it and run the same command again"),
-    (lambda path: path.mkdir(), "cannot be read: Is a directory"),
-    (lambda path: None, "cannot be read: No such file or directory")], ids=["foreign", "folder", "missing"])
+@pytest.mark.parametrize(
+    "make, right",
+    [
+        (
+            lambda path: path.write_bytes(b"no picture"),
+            "is broken .*: remove it and run the same command again",
+        ),
+        (lambda path: path.mkdir(), "cannot be read: Is a directory"),
+        (lambda path: None, "cannot be read: No such file or directory"),
+    ],
+    ids=["foreign", "folder", "missing"],
+)
 def test_a_picture_that_cannot_be_read(tmp_path, make, right):
     """Not everything that fails is broken, and to be removed."""
     make(tmp_path / "0.png")
@@ -64,7 +86,9 @@ def test_images_come_back_to_the_nearest_level(tmp_path):
 
 
 def test_two_threads_may_write_one_file(tmp_path):
-    """An update that is tried again with a smaller batch writes its pictures while the first try's are on their way."""
+    """An update that is tried again with a smaller batch writes its pictures while the first try's
+    are on their way.
+    """
     together = threading.Barrier(2)
 
     def write(text):
@@ -77,18 +101,38 @@ def test_two_threads_may_write_one_file(tmp_path):
     assert (tmp_path / "file").read_text() in ("one", "two") and len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("shell, printed", [
-    ("{}", "鶴\n"), ("{} >&-", ""), ("{} 2>&-", "鶴\n"), ("{} >&- 2>&-", ""),
-    ("PYTHONIOENCODING=ascii {}", "\\u9db4\n"), ("set -o pipefail; {} | true", ""),
-    ("set -o pipefail; {} 2>&1 >/dev/null | true", ""),
-    ("PYTHONUNBUFFERED=1 PYTHONIOENCODING=latin-1 {} 2>&1 >&- | tail -1", "\\u9db4\n")])
+@pytest.mark.parametrize(
+    "shell, printed",
+    [
+        ("{}", "鶴\n"),
+        ("{} >&-", ""),
+        ("{} 2>&-", "鶴\n"),
+        ("{} >&- 2>&-", ""),
+        ("PYTHONIOENCODING=ascii {}", "\\u9db4\n"),
+        ("set -o pipefail; {} | true", ""),
+        ("set -o pipefail; {} 2>&1 >/dev/null | true", ""),
+        ("PYTHONUNBUFFERED=1 PYTHONIOENCODING=latin-1 {} 2>&1 >&- | tail -1", "\\u9db4\n"),
+    ],
+)
 def test_no_output_ends_a_program(shell, printed):
-    """A closed stream, a reader that has gone, an encoding without the letter: the program does its work."""
-    program = "import sys; from system import terminal; terminal.exit_code(lambda: [print(chr(0x9db4), file=file) for file in " \
-              "(sys.stdout, sys.stderr)]); sys.exit(7)"
-    done = subprocess.run(["bash", "-c", shell.format(f"{sys.executable} -c '{program}'")], capture_output=True,
-                          text=True, cwd=ROOT)
-    assert done.returncode == (0 if "tail" in shell else 7) and done.stdout == printed and "rror" not in done.stderr
+    """A closed stream, a reader that has gone, an encoding without the letter: the program does its
+    work.
+    """
+    program = (
+        "import sys; from system import terminal; terminal.exit_code(lambda: [print(chr(0x9db4),"
+        " file=file) for file in (sys.stdout, sys.stderr)]); sys.exit(7)"
+    )
+    done = subprocess.run(
+        ["bash", "-c", shell.format(f"{sys.executable} -c '{program}'")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert (
+        done.returncode == (0 if "tail" in shell else 7)
+        and done.stdout == printed
+        and "rror" not in done.stderr
+    )
 
 
 def test_a_checkpoint_s_parts_may_be_links(tmp_path):

@@ -1,4 +1,6 @@
-"""FLOPs are those of the calls that training makes, wherever it runs, and belong to the network that makes them."""
+"""FLOPs are those of the calls that training makes, wherever it runs, and belong to the network
+that makes them.
+"""
 
 from dataclasses import replace
 
@@ -23,7 +25,9 @@ UNGUIDED = SHORT._replace(guidance_scale=1.0)
 
 @pytest.fixture
 def classifier(tiny_classifier):
-    return flops.wrap_classifier(ViTForImageClassification.from_pretrained(tiny_classifier).requires_grad_(False))
+    return flops.wrap_classifier(
+        ViTForImageClassification.from_pretrained(tiny_classifier).requires_grad_(False)
+    )
 
 
 @pytest.fixture
@@ -47,8 +51,13 @@ def test_parts_equal_a_count_by_hand(generator, classifier, sampling, calls):
     vectors = torch.randn(3, 1, 32, requires_grad=True)
     text, text_back = count_both_ways(lambda v: generator.encode(["a newclas cat"] * 3, v), vectors)
     cond = torch.randn(5, 24, 32, requires_grad=True)
-    unet, unet_back = count_both_ways(lambda c: generator.predict_noise(torch.randn(5, 4, 4, 4), 500, c), cond)
-    latents, images = torch.randn(5, 4, 4, 4, requires_grad=True), torch.rand(5, 3, 32, 32, requires_grad=True)
+    unet, unet_back = count_both_ways(
+        lambda c: generator.predict_noise(torch.randn(5, 4, 4, 4), 500, c), cond
+    )
+    latents, images = (
+        torch.randn(5, 4, 4, 4, requires_grad=True),
+        torch.rand(5, 3, 32, 32, requires_grad=True),
+    )
     assert (counts["images"], counts["images with a graph"]) == (5 * calls, 5)
     assert counts["UNet"] == calls * unet + unet_back
     assert counts["VAE"] == sum(count_both_ways(generator.decode, latents))
@@ -65,24 +74,47 @@ def test_meta_device_counts_what_training_takes(generator, classifier, sampling)
     prompts = [template.format("newclas crane") for template in TEMPLATES]
     batch, vectors = make_batch(generator, generator.initial_vectors("a"), prompts, flops.IMAGES)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        token_gradient(generator, cross_entropy(classifier), vectors, batch, sampling, batch_size=flops.IMAGES)
+        token_gradient(
+            generator, cross_entropy(classifier), vectors, batch, sampling, batch_size=flops.IMAGES
+        )
     assert vectors.grad.any()
     real = flops.count_images(generator, classifier, sampling)
     assert sum(real[part] for part in flops.PARTS) == counter.get_total_flops()
     _, unet, vae = generator.networks
     shapes = StableDiffusion(generator.prompt_encoders, unet, vae, generator.scheduler, "meta")
-    assert flops.count_images(shapes, flops.wrap_classifier(classifier.model.to("meta")), sampling) == real
+    assert (
+        flops.count_images(shapes, flops.wrap_classifier(classifier.model.to("meta")), sampling)
+        == real
+    )
 
 
 def test_page(tiny_config, classifier, monkeypatch, tmp_path):
-    monkeypatch.setattr(flops, "build_generator", lambda family, narrowed: (
-        load_generator(tiny_config.model, "cpu", torch.float32), classifier.model))
-    monkeypatch.setattr(flops, "list_settings", lambda: {
-        "paper": ("tiny", tiny_config), "recomputed": ("tiny", replace(tiny_config, gradient_checkpointing=True))})
+    monkeypatch.setattr(
+        flops,
+        "build_generator",
+        lambda family, narrowed: (
+            load_generator(tiny_config.model, "cpu", torch.float32),
+            classifier.model,
+        ),
+    )
+    monkeypatch.setattr(
+        flops,
+        "list_settings",
+        lambda: {
+            "paper": ("tiny", tiny_config),
+            "recomputed": ("tiny", replace(tiny_config, gradient_checkpointing=True)),
+        },
+    )
     flops.main(["--out", str(tmp_path / "flops.md")])
-    lines = [line for line in (tmp_path / "flops.md").read_text().splitlines() if line.startswith("| ")]
+    lines = [
+        line for line in (tmp_path / "flops.md").read_text().splitlines() if line.startswith("| ")
+    ]
     _, _, paper, recomputed = [line.strip("| ").split(" | ") for line in lines]
-    assert len(paper) == len(flops.COLUMNS) and paper[:4] == ["paper", "8", "1", "1"] and paper[-1] == "1.000"
+    assert (
+        len(paper) == len(flops.COLUMNS)
+        and paper[:4] == ["paper", "8", "1", "1"]
+        and paper[-1] == "1.000"
+    )
     assert recomputed[:4] == ["recomputed", "8", "1", "1"] and float(recomputed[-1]) > 1
 
 

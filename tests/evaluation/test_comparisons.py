@@ -20,13 +20,17 @@ def test_the_permutation_test_counts_every_exchange():
     means = [abs(np.mean(differences * signs)) for signs in itertools.product((1, -1), repeat=6)]
     expected = np.mean([value >= abs(differences.mean()) - 1e-12 for value in means])
     found = compare_classes(ours, theirs)
-    assert found.pvalue == pytest.approx(expected) and found.difference.mean == pytest.approx(differences.mean())
+    assert found.pvalue == pytest.approx(expected) and found.difference.mean == pytest.approx(
+        differences.mean()
+    )
     assert compare_classes(theirs, ours).pvalue == pytest.approx(expected)
     assert compare_classes(ours, ours).pvalue == 1
 
 
 def test_the_smallest_p_of_sixteen_classes():
-    assert compare_classes([1.0] * 16, np.linspace(0.1, 0.9, 16).tolist()).pvalue == pytest.approx(2 / 2**16)
+    assert compare_classes([1.0] * 16, np.linspace(0.1, 0.9, 16).tolist()).pvalue == pytest.approx(
+        2 / 2**16
+    )
 
 
 def test_intervals_hold_the_mean_of_nine_samples_in_ten():
@@ -40,7 +44,9 @@ def test_intervals_hold_the_mean_of_nine_samples_in_ten():
 
 def test_holms_correction():
     def pvalues(*values):
-        found = correct_pvalues({str(i): Comparison(Interval(0, 0, 0), p) for i, p in enumerate(values)})
+        found = correct_pvalues(
+            {str(i): Comparison(Interval(0, 0, 0), p) for i, p in enumerate(values)}
+        )
         return pytest.approx([comparison.pvalue for comparison in found.values()])
 
     assert pvalues(0.01, 0.04, 0.03, 0.005) == [0.03, 0.06, 0.06, 0.02]

@@ -1,4 +1,6 @@
-"""Distances to real pictures: features against torch-fidelity's and the classifier's own, and what the notes say."""
+"""Distances to real pictures: features against torch-fidelity's and the classifier's own, and what
+the notes say.
+"""
 
 import json
 from pathlib import Path
@@ -26,40 +28,100 @@ from utils import UserError
 def photos(tmp_path) -> list[Path]:
     """Larger and smaller than Inception's 299 x 299, and of just its size."""
     files = [tmp_path / name for name in ("a.jpg", "b.png", "c.png", "d.png")]
-    for i, (file, size) in enumerate(zip(files, ((640, 400), (40, 30), (123, 299), (299, 299)), strict=True)):
+    for i, (file, size) in enumerate(
+        zip(files, ((640, 400), (40, 30), (123, 299), (299, 299)), strict=True)
+    ):
         pixels = np.random.default_rng(i).integers(0, 256, (7, 9, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize(size, Image.BICUBIC).save(file)
     return files
 
 
 def test_legacy_features_are_torch_fidelity_s(inception_weights, photos):
-    """What reaches the network, read by torch-fidelity's own data set, bit for bit; and what leaves it."""
+    """What reaches the network, read by torch-fidelity's own data set, bit for bit; and what leaves
+    it.
+    """
     extractor = load_extractor(f"inception:{inception_weights}", "cpu", "legacy")
-    reference, reached = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(inception_weights)), []
-    reference.Conv2d_1a_3x3.register_forward_pre_hook(lambda module, inputs: reached.append(inputs[0]))
+    reference, reached = (
+        FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(inception_weights)),
+        [],
+    )
+    reference.Conv2d_1a_3x3.register_forward_pre_hook(
+        lambda module, inputs: reached.append(inputs[0])
+    )
     theirs = torch.cat([reference(picture[None])[0] for picture in ImagesPathDataset(photos)])
     for file, tensor in zip(photos, reached, strict=True):
-        assert torch.equal((extractor.prepare(pil_to_tensor(read_image(file))) - 128) / 128, tensor[0])
+        assert torch.equal(
+            (extractor.prepare(pil_to_tensor(read_image(file))) - 128) / 128, tensor[0]
+        )
     ours = extract_files(extractor, photos)
     assert ours.shape == (4, 2048)
     assert (ours - theirs).norm() < 1e-3 * (theirs[0] - theirs[1]).norm()
 
 
-@pytest.mark.parametrize("tiles, expected", [  # of clean-fid 0.1.35: build_resizer("clean")(pixels)[::75, ::99, 1]
-    (1, [0.0, 81.18, 224.668, 104.998, 210.62, 61.998, 200.799, 107.01, 118.301, 117.482, 41.983, 97.14, 78.657, 19.597,
-         4.861, 13.077]),
-    (20, [40.89, 117.443, 131.26, 149.696, 47.982, 117.541, 124.46, 153.958, 60.031, 124.127, 120.718, 145.265, 80.771,
-          130.979, 115.699, 127.979])])
+@pytest.mark.parametrize(
+    "tiles, expected",
+    [  # of clean-fid 0.1.35: build_resizer("clean")(pixels)[::75, ::99, 1]
+        (
+            1,
+            [
+                0.0,
+                81.18,
+                224.668,
+                104.998,
+                210.62,
+                61.998,
+                200.799,
+                107.01,
+                118.301,
+                117.482,
+                41.983,
+                97.14,
+                78.657,
+                19.597,
+                4.861,
+                13.077,
+            ],
+        ),
+        (
+            20,
+            [
+                40.89,
+                117.443,
+                131.26,
+                149.696,
+                47.982,
+                117.541,
+                124.46,
+                153.958,
+                60.031,
+                124.127,
+                120.718,
+                145.265,
+                80.771,
+                130.979,
+                115.699,
+                127.979,
+            ],
+        ),
+    ],
+)
 def test_clean_pictures_are_clean_fid_s(tiles, expected):
-    pixels = np.tile((np.arange(30 * 40 * 3) ** 2 % 251).astype(np.uint8).reshape(30, 40, 3), (tiles, tiles, 1))
+    pixels = np.tile(
+        (np.arange(30 * 40 * 3) ** 2 % 251).astype(np.uint8).reshape(30, 40, 3), (tiles, tiles, 1)
+    )
     found = resize_clean(pil_to_tensor(Image.fromarray(pixels)))
     assert found.dtype == torch.float32  # not rounded to 8 bits
     assert found[1, ::75, ::99].flatten().tolist() == pytest.approx(expected, abs=6e-4)
 
 
 def test_features_are_tried_when_they_are_loaded(inception_weights):
-    """Weights that give non-finite features are refused; other than the published ones are never comparable."""
-    assert load_extractor(f"inception:{inception_weights}", "cpu", "clean").name == "InceptionV3 with other weights"
+    """Weights that give non-finite features are refused; other than the published ones are never
+    comparable.
+    """
+    assert (
+        load_extractor(f"inception:{inception_weights}", "cpu", "clean").name
+        == "InceptionV3 with other weights"
+    )
     state = torch.load(inception_weights, weights_only=True)
     state["Mixed_7c.branch1x1.conv.weight"].fill_(float("inf"))
     torch.save(state, inception_weights)
@@ -79,25 +141,53 @@ def test_inception_weights_are_not_unpickled_freely(tmp_path):
 
 
 def test_distances_to_real_pictures(tiny_config, tmp_path, real_images, capsys):
-    """FID and company on a classifier's features are those of the folders' features; the broken file is named."""
-    argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--evaluate", "True", "--num_train_epochs", "1",
-                 "--test_size", "6", "--real_images", str(real_images), "--features", tiny_config.classifier)
+    """FID and company on a classifier's features are those of the folders' features; the broken
+    file is named.
+    """
+    argv = flags(
+        tiny_config,
+        "--class_index",
+        "3",
+        "--train",
+        "True",
+        "--evaluate",
+        "True",
+        "--num_train_epochs",
+        "1",
+        "--test_size",
+        "6",
+        "--real_images",
+        str(real_images),
+        "--features",
+        tiny_config.classifier,
+    )
     assert main(argv) == 0
     out, err = capsys.readouterr()
     assert "warning: skipped 1 of 10 real pictures, which cannot be read" in err and "9.jpg" in err
-    assert "6 generated against 9 real pictures" in out and "not comparable with published FIDs" in out
-    distances = json.loads(next((tmp_path / "img").rglob("summary_demo.json")).read_text())["distribution"]
+    assert (
+        "6 generated against 9 real pictures" in out and "not comparable with published FIDs" in out
+    )
+    distances = json.loads(next((tmp_path / "img").rglob("summary_demo.json")).read_text())[
+        "distribution"
+    ]
     classifier = load_classifier(tiny_config.classifier, "cpu")
 
     @torch.no_grad()
     def extract_features(files):
-        return torch.cat([classifier.model.vit(classifier.preprocess(load_images([file]))).last_hidden_state[:, 0]
-                          for file in files])
+        return torch.cat(
+            [
+                classifier.model.vit(classifier.preprocess(load_images([file]))).last_hidden_state[
+                    :, 0
+                ]
+                for file in files
+            ]
+        )
 
     real = extract_features(sorted(real_images.rglob("[0-8].jpg")))
     generated = extract_features(sorted(next((tmp_path / "img").rglob("eval/with")).glob("*.png")))
     assert distances["with"]["fid"] == pytest.approx(
-        frechet_distance(pool_features([real], 9), pool_features([generated], 6)), rel=1e-3)
+        frechet_distance(pool_features([real], 9), pool_features([generated], 6)), rel=1e-3
+    )
     assert distances["with"]["coverage"] == measure_prdc(real, generated)["coverage"]
     assert "with" in distances and "real" not in distances  # too few real ones to set some aside
 
@@ -110,27 +200,38 @@ def pixel_extractor() -> Extractor:
 @pytest.fixture
 def noise_files(tmp_path) -> list[Path]:
     files = [tmp_path / f"{i}.png" for i in range(40)]
-    save_pixels(to_pixels(torch.rand(40, 3, 4, 4, generator=torch.Generator().manual_seed(0))), files)
+    save_pixels(
+        to_pixels(torch.rand(40, 3, 4, 4, generator=torch.Generator().manual_seed(0))), files
+    )
     return files
 
 
 def test_unequal_numbers_of_real_pictures_are_noted(pixel_extractor, noise_files, tmp_path):
-    """Two classes, eight generated pictures each; the note tells when the real ones weigh otherwise."""
+    """Two classes, eight generated pictures each; the note tells when the real ones weigh
+    otherwise.
+    """
     arms = {"without": noise_files[:16], "with": noise_files[4:20]}
-    notes = [fidelity_table(measure_fidelity(pixel_extractor, arms, real, tmp_path / "cache")).note
-             for real in ([noise_files[:9], noise_files[9:20]], [noise_files[:10], noise_files[10:20]])]
+    notes = [
+        fidelity_table(measure_fidelity(pixel_extractor, arms, real, tmp_path / "cache")).note
+        for real in ([noise_files[:9], noise_files[9:20]], [noise_files[:10], noise_files[10:20]])
+    ]
     assert "Classes have 9 to 11 real pictures" in notes[0] and "Classes have" not in notes[1]
     assert all("needs twice as many real pictures" in note for note in notes)
 
 
 def test_the_ceiling_is_real_pictures_against_others(pixel_extractor, noise_files, tmp_path):
-    """Where a class has enough, as many as are generated are set aside and measured like generated ones."""
+    """Where a class has enough, as many as are generated are set aside and measured like generated
+    ones.
+    """
     arms = {"without": noise_files[:8], "with": noise_files[8:16]}
-    found = measure_fidelity(pixel_extractor, arms, [noise_files[16:28], noise_files[28:]],
-                             tmp_path / "cache")
+    found = measure_fidelity(
+        pixel_extractor, arms, [noise_files[16:28], noise_files[28:]], tmp_path / "cache"
+    )
     assert (found["real"]["generated_images"], found["with"]["real_images"]) == (8, 16)
     table = fidelity_table(found)
-    assert table.header == ["by pixels", "without", "with", "real"] and "The ceiling" not in table.note
+    assert (
+        table.header == ["by pixels", "without", "with", "real"] and "The ceiling" not in table.note
+    )
     assert table.rows[0][0] == "fid" and len(table.rows) == 7
 
 
@@ -138,19 +239,26 @@ def test_distances_name_their_counts(pixel_extractor, noise_files):
     features = extract_files(pixel_extractor, noise_files)
     real, generated = pool_features([features[:24]], 24), pool_features([features[24:]], 16)
     found = measure_distances(real, generated)
-    assert (found["real_images"], found["generated_images"], found["kid_subset_size"]) == (24, 16, 8)
+    assert (found["real_images"], found["generated_images"], found["kid_subset_size"]) == (
+        24,
+        16,
+        8,
+    )
     assert found["fid"] == frechet_distance(real, generated)
 
 
-def test_fids_of_few_pictures_or_other_features_are_not_comparable(pixel_extractor, noise_files, tmp_path, monkeypatch):
+def test_fids_of_few_pictures_or_other_features_are_not_comparable(
+    pixel_extractor, noise_files, tmp_path, monkeypatch
+):
     monkeypatch.setattr("evaluation.fidelity.COMPARABLE_FID", 16)
     inception = pixel_extractor._replace(name="InceptionV3", fid_mode="legacy")
 
     def find_comparable(extractor: Extractor, real: int, generated: int) -> str | None:
         arms = {"with": noise_files[:generated]}
-        found = measure_fidelity(extractor, arms, [noise_files[16:16 + real]], tmp_path / "cache")
-        assert (f": comparable with FIDs by {found['comparable_with']}" in fidelity_table(found).note) == bool(
-            found["comparable_with"])
+        found = measure_fidelity(extractor, arms, [noise_files[16 : 16 + real]], tmp_path / "cache")
+        assert (
+            f": comparable with FIDs by {found['comparable_with']}" in fidelity_table(found).note
+        ) == bool(found["comparable_with"])
         return found["comparable_with"]
 
     assert find_comparable(inception, 16, 16) == "torch-fidelity"
@@ -159,19 +267,29 @@ def test_fids_of_few_pictures_or_other_features_are_not_comparable(pixel_extract
     assert find_comparable(pixel_extractor, 16, 16) is None
 
 
-def test_features_of_real_pictures_are_extracted_once(pixel_extractor, noise_files, tmp_path, monkeypatch):
+def test_features_of_real_pictures_are_extracted_once(
+    pixel_extractor, noise_files, tmp_path, monkeypatch
+):
     """Until one is replaced, or other features are asked for."""
     monkeypatch.setattr("evaluation.fidelity.CHUNK", 10)
     prepared = []
 
     def count_prepared(extractor: Extractor, files: list[Path]) -> int:
         prepared.clear()
-        counting = extractor._replace(prepare=lambda image: prepared.append(image) or extractor.prepare(image))
-        found.append(measure_fidelity(counting, {"with": noise_files[:6]}, [files], tmp_path / "cache")["with"])
+        counting = extractor._replace(
+            prepare=lambda image: prepared.append(image) or extractor.prepare(image)
+        )
+        found.append(
+            measure_fidelity(counting, {"with": noise_files[:6]}, [files], tmp_path / "cache")[
+                "with"
+            ]
+        )
         return len(prepared) - 6  # generated ones
 
     found, real = [], noise_files[6:]
-    assert count_prepared(pixel_extractor, real) == 34 and count_prepared(pixel_extractor, real) == 0
+    assert (
+        count_prepared(pixel_extractor, real) == 34 and count_prepared(pixel_extractor, real) == 0
+    )
     assert found[0] == found[1]
     real[12].touch()
     assert count_prepared(pixel_extractor, real) == 10  # its chunk
@@ -180,8 +298,12 @@ def test_features_of_real_pictures_are_extracted_once(pixel_extractor, noise_fil
 
 def test_a_sample_is_noted(pixel_extractor, noise_files, tmp_path, monkeypatch):
     monkeypatch.setattr("evaluation.statistics.SAMPLED", 12)
-    found = measure_fidelity(pixel_extractor, {"with": noise_files[:16]}, [noise_files[16:]], tmp_path / "cache")
-    assert found["with"]["sampled_for_kid_and_prdc"] == [12, 12] and found["with"]["real_images"] == 24
+    found = measure_fidelity(
+        pixel_extractor, {"with": noise_files[:16]}, [noise_files[16:]], tmp_path / "cache"
+    )
+    assert (
+        found["with"]["sampled_for_kid_and_prdc"] == [12, 12] and found["with"]["real_images"] == 24
+    )
     assert "random samples: 12 generated, 12 real" in fidelity_table(found).note
     for key in ("sampled_for_kid_and_prdc", "fid_mode"):  # a summary of earlier code has none
         found.pop(key, found["with"].pop(key, None))
@@ -190,11 +312,14 @@ def test_a_sample_is_noted(pixel_extractor, noise_files, tmp_path, monkeypatch):
 
 def test_a_torchscript_inception_is_told_by_its_name(tmp_path):
     """clean-fid's own file: torch's advice, to drop weights_only, would run its code."""
+
     class Network(torch.nn.Module):
         def forward(self, images):
             return images
 
     torch.jit.save(torch.jit.script(Network()), tmp_path / "inception-2015-12-05.pt")
-    with pytest.raises(UserError, match="05.pt' is TorchScript.*weights-inception-2015-12-05-67") as raised:
+    with pytest.raises(
+        UserError, match="05.pt' is TorchScript.*weights-inception-2015-12-05-67"
+    ) as raised:
         load_extractor(f"inception:{tmp_path / 'inception-2015-12-05.pt'}", "cpu", "clean")
     assert "weights_only" not in str(raised.value)

@@ -31,13 +31,17 @@ def crane_folder(tmp_path) -> Path:
 
 
 def find_cranes(folder: Path) -> list[str]:
-    found = find_real_images(str(folder.parent), [CRANE], {CRANE: folder}, 1, folder.parent.parent / "cache")
+    found = find_real_images(
+        str(folder.parent), [CRANE], {CRANE: folder}, 1, folder.parent.parent / "cache"
+    )
     return [file.name for file in found[CRANE]]
 
 
 def test_every_kind_of_picture_is_found_and_what_is_left_out_is_counted(crane_folder, capsys):
     for name in ("a.jfif", "b.gif", "c.AVIF", "d.webp", "e.JPG", "f.jp2", "g.mpo"):
-        kind = {"jfif": "JPEG", "jpg": "JPEG", "mpo": "JPEG", "jp2": "JPEG2000"}.get(name[2:].lower(), name[2:].upper())
+        kind = {"jfif": "JPEG", "jpg": "JPEG", "mpo": "JPEG", "jp2": "JPEG2000"}.get(
+            name[2:].lower(), name[2:].upper()
+        )
         Image.new("RGB", (8, 8)).save(crane_folder / name, kind)
     assert len(find_cranes(crane_folder)) == 7 and capsys.readouterr().err == ""
     (crane_folder / "notes.txt").write_text("")
@@ -46,9 +50,17 @@ def test_every_kind_of_picture_is_found_and_what_is_left_out_is_counted(crane_fo
     Image.fromarray(np.full((4, 4), 300, np.float32)).save(crane_folder / "h.tif")
     (crane_folder / "i.png").write_bytes(b"nothing")
     assert len(find_cranes(crane_folder)) == 7
-    warning, = capsys.readouterr().err.splitlines()
-    assert "skipped 2 of 9 real pictures, which cannot be read: " in warning and "2 that are no pictures" in warning
-    for reason in ("h.tif' (its values are from 300 to 300", "i.png' (cannot identify", "more'", "notes.txt'"):
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert (
+        "skipped 2 of 9 real pictures, which cannot be read: " in warning
+        and "2 that are no pictures" in warning
+    )
+    for reason in (
+        "h.tif' (its values are from 300 to 300",
+        "i.png' (cannot identify",
+        "more'",
+        "notes.txt'",
+    ):
         assert reason in warning
 
 
@@ -69,7 +81,9 @@ def test_pictures_are_decoded_once(crane_folder):
 def find_images(folder: Path) -> list[str]:
     """The folder in which every class's pictures are found."""
     targets = [target_class(i, NAMES[i], LABELS[i]) for i in range(3)]
-    found = find_real_images(str(folder), targets, dict.fromkeys(targets, folder), 1, folder.parent / "cache")
+    found = find_real_images(
+        str(folder), targets, dict.fromkeys(targets, folder), 1, folder.parent / "cache"
+    )
     return [found[target][0].parent.name for target in targets]
 
 
@@ -79,7 +93,9 @@ def test_a_name_that_two_classes_share_is_no_folder_of_either(tmp_path):
         Image.new("RGB", (8, 8)).save(tmp_path / folder / "a.png")
     assert find_images(tmp_path) == ["0001_crane", "crane, machine", "tiger cat"]
     (tmp_path / "crane").mkdir()
-    with pytest.raises(UserError, match="folders that are no class: 'crane'"):  # of which of the two?
+    with pytest.raises(
+        UserError, match="folders that are no class: 'crane'"
+    ):  # of which of the two?
         find_images(tmp_path)
     (tmp_path / "crane").rmdir()
     (tmp_path / "2").mkdir()
@@ -92,7 +108,9 @@ def test_a_name_that_two_classes_share_is_no_folder_of_either(tmp_path):
 
 
 def test_numbers_as_labels_are_not_taken_for_positions():
-    """Digits: folder '1' is the class of label 1, or the first class, so it is neither; '0' can only be the first."""
+    """Digits: folder '1' is the class of label 1, or the first class, so it is neither; '0' can
+    only be the first.
+    """
     digits = [str(i) for i in range(10)]
     allowed = allowed_folder_names(select_classes("all", digits, digits))
     assert allowed[:2] == [["0001_0", "0"], ["0002_1"]] and allowed[9] == ["0010_9", "10"]
@@ -103,25 +121,38 @@ def make_classes(*labels: str):
 
 
 def test_folders_of_published_data_sets_are_read_by_their_names():
-    """Their numbers count other lists: iNaturalist's from 0, CUB's from 1, in the order of the data set."""
+    """Their numbers count other lists: iNaturalist's from 0, CUB's from 1, in the order of the data
+    set.
+    """
     worms = make_classes("Lumbricus terrestris", "Sabella pavonina", "Sabella spallanzanii")
     sabella = "00001_Animalia_Annelida_Polychaeta_Sabellida_Sabellidae_Sabella_pavonina"
     earthworm = "00000_Animalia_Annelida_Clitellata_Haplotaxida_Lumbricidae_Lumbricus_terrestris"
     assert match_published_names([sabella, earthworm], worms) == {sabella: 1, earthworm: 0}
     birds = make_classes("002.Laysan_Albatross", "001.Black_footed_Albatross")
-    assert match_published_names(["001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Sooty_Albatross"],
-                                 birds) == {"001.Black_footed_Albatross": 1, "002.Laysan_Albatross": 0}
+    assert match_published_names(
+        ["001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Sooty_Albatross"], birds
+    ) == {"001.Black_footed_Albatross": 1, "002.Laysan_Albatross": 0}
     twins = make_classes("crane, bird", "crane, machine")
     assert match_published_names(["001.crane", "002.crane_bird"], twins) == {"002.crane_bird": 0}
     thousand = make_classes(*IMAGENET_LABELS.read_text().splitlines())
     assert match_published_names(["n02123159", "n02012849", "n03126707"], thousand) == {
-        "n02123159": 282, "n02012849": 134, "n03126707": 517}
+        "n02123159": 282,
+        "n02012849": 134,
+        "n03126707": 517,
+    }
     assert match_published_names(["n02123159"], worms) == {}
 
 
-@pytest.mark.parametrize("folder, hint", [
-    ("00002_Sabela_pavonina", "did you mean '0002_sabella_pavonina'?"), ("9", "the classes are numbered 1 to 3"),
-    ("00001_owl", ""), ("0001_owl", "did you mean '0001_lumbricus_terrestris'?"), ("Sabela pavonina", "")])
+@pytest.mark.parametrize(
+    "folder, hint",
+    [
+        ("00002_Sabela_pavonina", "did you mean '0002_sabella_pavonina'?"),
+        ("9", "the classes are numbered 1 to 3"),
+        ("00001_owl", ""),
+        ("0001_owl", "did you mean '0001_lumbricus_terrestris'?"),
+        ("Sabela pavonina", ""),
+    ],
+)
 def test_a_folder_s_name_tells_what_it_was_to_be(folder, hint):
     classes = make_classes("Lumbricus terrestris", "Sabella pavonina", "Sabella spallanzanii")
     assert suggest_folder(folder, classes) == hint
@@ -137,7 +168,9 @@ def test_a_label_that_is_a_path_is_no_folder(tmp_path):
 
 def test_a_function_draws_the_pictures_that_are_missing(tmp_path):
     target = target_class(0, "crane", "crane, bird")
-    files = find_real_images("miniature.world:draw", [target], {target: tmp_path}, 3, tmp_path)[target]
+    files = find_real_images("miniature.world:draw", [target], {target: tmp_path}, 3, tmp_path)[
+        target
+    ]
     assert not any(file.exists() for file in files)
     assert draw_missing_images("miniature.world:draw", target, files) == files
     drawn = [file.read_bytes() for file in files]
@@ -149,61 +182,117 @@ def test_a_function_draws_the_pictures_that_are_missing(tmp_path):
 
 
 def test_a_function_draws_a_class_by_its_label_and_not_by_its_number(tmp_path):
-    """The zero-shot list may have other classes, in another order: 'bat, club' first is no crane."""
+    """The zero-shot list may have other classes, in another order: 'bat, club' is no crane."""
     labels = ["bat, club", "crane, bird"]
     bat, crane = select_classes("all", labels, ["bat", "crane"])
     runs = {bat: tmp_path / "bat", crane: tmp_path / "crane"}
     found = find_real_images("miniature.world:draw", [bat, crane], runs, 1, tmp_path)
     draw_missing_images("miniature.world:draw", bat, found[bat])
     club = world.LABELS.index("bat, club")
-    assert np.array_equal(np.asarray(Image.open(found[bat][0])), np.asarray(world.draw(club, random.Random("0 0"))))
+    assert np.array_equal(
+        np.asarray(Image.open(found[bat][0])), np.asarray(world.draw(club, random.Random("0 0")))
+    )
     owl = target_class(0, "owl", "owl")
     with pytest.raises(UserError, match=r"cannot draw class 1 \(owl\).*has no 'owl'"):
         find_real_images("miniature.world:draw", [owl], {owl: tmp_path / "owl"}, 1, tmp_path)
     assert not (tmp_path / "owl").exists()
 
 
-@pytest.mark.parametrize("more, reason", [
-    (["--real_images", "miniature.world:draw"], "cannot draw class 3 (tiger cat) by its label"),
-    (["--real_images", "{stray}"], "has folders that are no class: 'tigre cat'; did you mean 'tiger cat'?"),
-    (["--real_images", "{empty}"], "has no readable pictures of class 3"),
-    (["--real_images", "miniature.nowhere:draw"], "no module 'miniature.nowhere'"),
-    (["--real_images", "miniature.world:paint"], "has no function 'paint'"),
-    (["--context_judge", "miniature.world"], "context_judge must be module:function"),
-    (["--real_images", "{real}", "--features", "inception:nowhere.pth"], "no file 'nowhere.pth'"),
-    (["--real_images", "{real}", "--test_size", "4"], "more than 5 generated pictures"),
-    (["--evaluator", "nobody/no-such-model"], "cannot open 'nobody/no-such-model'"),
-])
-def test_wrong_measurements_are_found_before_any_work(tiny_config, tmp_path, real_images, capsys, more, reason):
+@pytest.mark.parametrize(
+    "more, reason",
+    [
+        (["--real_images", "miniature.world:draw"], "cannot draw class 3 (tiger cat) by its label"),
+        (
+            ["--real_images", "{stray}"],
+            "has folders that are no class: 'tigre cat'; did you mean 'tiger cat'?",
+        ),
+        (["--real_images", "{empty}"], "has no readable pictures of class 3"),
+        (["--real_images", "miniature.nowhere:draw"], "no module 'miniature.nowhere'"),
+        (["--real_images", "miniature.world:paint"], "has no function 'paint'"),
+        (["--context_judge", "miniature.world"], "context_judge must be module:function"),
+        (
+            ["--real_images", "{real}", "--features", "inception:nowhere.pth"],
+            "no file 'nowhere.pth'",
+        ),
+        (["--real_images", "{real}", "--test_size", "4"], "more than 5 generated pictures"),
+        (["--evaluator", "nobody/no-such-model"], "cannot open 'nobody/no-such-model'"),
+    ],
+)
+def test_wrong_measurements_are_found_before_any_work(
+    tiny_config, tmp_path, real_images, capsys, more, reason
+):
     next(real_images.rglob("9.jpg")).unlink()
     (tmp_path / "empty").mkdir()
     shutil.copytree(real_images, tmp_path / "stray")
     (tmp_path / "stray" / "tigre cat").mkdir()
     places = {f"{{{name}}}": str(tmp_path / name) for name in ("empty", "real", "stray")}
-    argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--evaluate", "True", "--test_size", "6")
+    argv = flags(
+        tiny_config,
+        "--class_index",
+        "3",
+        "--train",
+        "True",
+        "--evaluate",
+        "True",
+        "--test_size",
+        "6",
+    )
     assert reason in error_of(capsys, *argv, *(places.get(part, part) for part in more))
     assert not (tmp_path / "img").exists() and not (tmp_path / "pipeline_token").exists()
 
 
-def test_too_few_readable_real_pictures_are_found_before_any_work(tiny_config, tmp_path, real_images, capsys):
+def test_too_few_readable_real_pictures_are_found_before_any_work(
+    tiny_config, tmp_path, real_images, capsys
+):
     for i in range(4, 9):
         next(real_images.rglob(f"{i}.jpg")).write_bytes(b"broken")
-    assert main(flags(tiny_config, "--class_index", "3", "--train", "True", "--evaluate", "True", "--test_size", "6",
-                      "--real_images", str(real_images))) == 2
+    assert (
+        main(
+            flags(
+                tiny_config,
+                "--class_index",
+                "3",
+                "--train",
+                "True",
+                "--evaluate",
+                "True",
+                "--test_size",
+                "6",
+                "--real_images",
+                str(real_images),
+            )
+        )
+        == 2
+    )
     warning, error = capsys.readouterr().err.splitlines()
     assert "skipped 6 of 10 real pictures" in warning
     assert "more than 5 real pictures, all classes together; there are 4" in error
     assert not (tmp_path / "img").exists()
 
 
-def test_real_pictures_are_measured_where_the_summary_lacks_them(tiny_config, tmp_path, real_images):
+def test_real_pictures_are_measured_where_the_summary_lacks_them(
+    tiny_config, tmp_path, real_images
+):
     """Also where every class is finished: the command names other pictures than before, or none."""
-    argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--evaluate", "True", "--num_train_epochs", "1",
-                 "--test_size", "6")
+    argv = flags(
+        tiny_config,
+        "--class_index",
+        "3",
+        "--train",
+        "True",
+        "--evaluate",
+        "True",
+        "--num_train_epochs",
+        "1",
+        "--test_size",
+        "6",
+    )
     measure = ["--real_images", str(real_images), "--features", tiny_config.classifier]
 
     def read_distances():
-        return json.loads(next((tmp_path / "img").rglob("summary_demo.json")).read_text())["distribution"]
+        return json.loads(next((tmp_path / "img").rglob("summary_demo.json")).read_text())[
+            "distribution"
+        ]
 
     assert main(argv) == 0 and read_distances() is None
     assert main([*argv, *measure]) == 0
@@ -213,11 +302,18 @@ def test_real_pictures_are_measured_where_the_summary_lacks_them(tiny_config, tm
     assert main([*argv, *measure]) == 0 and read_distances()["with"]["real_images"] == 8
 
 
-@pytest.mark.parametrize("folder, hint", [
-    ("4", "the classes are numbered 1 to 3"), ("0", "the classes are numbered 1 to 3"),
-    ("1001", "the classes are numbered 1 to 3"), ("03", "did you mean '0003_tiger_cat'?"),
-    ("0003_x", "did you mean '0003_tiger_cat'?"),
-    ("tigre cat", "did you mean 'tiger cat'?"), ("zz", "name them such as '0001_crane'")])
+@pytest.mark.parametrize(
+    "folder, hint",
+    [
+        ("4", "the classes are numbered 1 to 3"),
+        ("0", "the classes are numbered 1 to 3"),
+        ("1001", "the classes are numbered 1 to 3"),
+        ("03", "did you mean '0003_tiger_cat'?"),
+        ("0003_x", "did you mean '0003_tiger_cat'?"),
+        ("tigre cat", "did you mean 'tiger cat'?"),
+        ("zz", "name them such as '0001_crane'"),
+    ],
+)
 def test_a_folder_of_no_class(tmp_path, folder, hint):
     (tmp_path / folder).mkdir()
     with pytest.raises(UserError) as raised:
@@ -228,11 +324,28 @@ def test_a_folder_of_no_class(tmp_path, folder, hint):
 def test_file_names_that_are_not_utf_8(tiny_config, tmp_path, real_images, capsys):
     """From an old disk: measured, remembered as readable, and named where they are not."""
     for name in (b"caf\xe9.jpg", b"na\xefve.jpg"):
-        shutil.copy(real_images / "tiger cat/0.jpg", os.fsencode(real_images / "tiger cat") + b"/" + name)
+        shutil.copy(
+            real_images / "tiger cat/0.jpg", os.fsencode(real_images / "tiger cat") + b"/" + name
+        )
     with open(os.fsencode(real_images / "tiger cat") + b"/na\xefve.jpg", "wb") as file:
         file.write(b"broken")
-    argv = flags(tiny_config, "--num_train_epochs", "1", "--test_size", "6", "--evaluate", "True", "--train", "True",
-                 "--class_index", "3", "--real_images", str(real_images), "--features", tiny_config.classifier)
+    argv = flags(
+        tiny_config,
+        "--num_train_epochs",
+        "1",
+        "--test_size",
+        "6",
+        "--evaluate",
+        "True",
+        "--train",
+        "True",
+        "--class_index",
+        "3",
+        "--real_images",
+        str(real_images),
+        "--features",
+        tiny_config.classifier,
+    )
     for _ in range(2):
         assert main(argv) == 0
         assert "na\\xefve.jpg" in capsys.readouterr().err

@@ -38,7 +38,8 @@ def test_the_interval_is_wilson_s(successes, count):
     half = z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
     found = Proportion(successes, count)
     assert (found.value, found.low, found.high) == pytest.approx(
-        (p, (middle - half) / scale, (middle + half) / scale), abs=1e-9)
+        (p, (middle - half) / scale, (middle + half) / scale), abs=1e-9
+    )
 
 
 def test_proportions_are_pooled_and_printed():
@@ -61,9 +62,13 @@ def test_fid_equals_torch_fidelity(features):
 
 
 def test_kid_equals_torch_fidelity(features):
-    theirs = kid_features_to_metric(*features, kid_subsets=100, kid_subset_size=150, verbose=False, rng_seed=1)
+    theirs = kid_features_to_metric(
+        *features, kid_subsets=100, kid_subset_size=150, verbose=False, rng_seed=1
+    )
     mean, std, size = kernel_distance(*features, subset_size=150)
-    assert size == 150 and kernel_distance(*features)[2] == 150  # half of the smaller side: subsets must differ
+    assert (
+        size == 150 and kernel_distance(*features)[2] == 150
+    )  # half of the smaller side: subsets must differ
     assert abs(mean - theirs["kernel_inception_distance_mean"]) < std / 3
     assert std == pytest.approx(theirs["kernel_inception_distance_std"], rel=0.4)
     assert kernel_distance(*features) == kernel_distance(*features)
@@ -73,18 +78,24 @@ def test_prdc_equals_brute_force(features):
     real, generated, k = features[0][:40], features[1][:30], 5
 
     def radius(points, i):
-        return sorted(math.dist(points[i], other) for j, other in enumerate(points) if j != i)[k - 1]
+        return sorted(math.dist(points[i], other) for j, other in enumerate(points) if j != i)[
+            k - 1
+        ]
 
     real, generated = real.double().tolist(), generated.double().tolist()
     real_radii = [radius(real, i) for i in range(len(real))]
     generated_radii = [radius(generated, i) for i in range(len(generated))]
     inside = [[math.dist(r, g) < real_radii[i] for g in generated] for i, r in enumerate(real)]
     precision = sum(any(row[j] for row in inside) for j in range(len(generated))) / len(generated)
-    recall = sum(any(math.dist(r, g) < generated_radii[j] for j, g in enumerate(generated)) for r in real) / len(real)
+    recall = sum(
+        any(math.dist(r, g) < generated_radii[j] for j, g in enumerate(generated)) for r in real
+    ) / len(real)
     density = sum(map(sum, inside)) / (k * len(generated))
     coverage = sum(any(row) for row in inside) / len(real)
     ours = measure_prdc(torch.tensor(real), torch.tensor(generated), k)
-    assert ours == pytest.approx({"precision": precision, "recall": recall, "density": density, "coverage": coverage})
+    assert ours == pytest.approx(
+        {"precision": precision, "recall": recall, "density": density, "coverage": coverage}
+    )
     assert 0 < ours["coverage"] < 1
 
 
@@ -97,16 +108,24 @@ def test_too_few_images_are_refused(features, measure):
 def test_fid_keeps_its_digits_where_float32_would_not(features):
     """Shifting both sides far off changes nothing."""
     real, generated = (part.double() for part in features)
-    assert measure_fid(real + 3e4, generated + 3e4) == pytest.approx(measure_fid(real, generated), rel=1e-6)
+    assert measure_fid(real + 3e4, generated + 3e4) == pytest.approx(
+        measure_fid(real, generated), rel=1e-6
+    )
 
 
 def test_of_many_features_a_sample_is_held(features, monkeypatch):
     """Moments are of all of them; the sample is the same however they come."""
     monkeypatch.setattr("evaluation.statistics.SAMPLED", 100)
     whole = pool_features([features[0]], 400)
-    assert whole.sample.shape == (100, 12) and len(whole.sample.unique(dim=0)) == 100 and whole.count == 400
+    assert (
+        whole.sample.shape == (100, 12)
+        and len(whole.sample.unique(dim=0)) == 100
+        and whole.count == 400
+    )
     assert all((features[0] == row).all(1).any() for row in whole.sample)
     assert torch.allclose(whole.mean, features[0].double().mean(0))
     assert torch.allclose(whole.covariance, features[0].double().T.cov())
     parts = pool_features(features[0].split(33), 400)
-    assert torch.equal(parts.sample, whole.sample) and torch.allclose(parts.covariance, whole.covariance)
+    assert torch.equal(parts.sample, whole.sample) and torch.allclose(
+        parts.covariance, whole.covariance
+    )

@@ -1,4 +1,6 @@
-"""Experiments on the miniature, cut down to a smoke test: their command runs, and its results are read back."""
+"""Experiments on the miniature, cut down to a smoke test: their command runs, and its results are
+read back.
+"""
 
 import importlib
 import json
@@ -16,6 +18,7 @@ SMALL = {"num_train_epochs": 2, "epoch_size": 4, "test_size": 2, "num_inference_
 @pytest.fixture
 def write_settings(tmp_path):
     """Writes the miniature's settings with changes to a file, and returns its path."""
+
     def write_file(**changes) -> str:
         values = yaml.safe_load((ROOT / "configs/miniature_guided.yml").read_text())
         (tmp_path / "small.yml").write_text(yaml.safe_dump({**values, **SMALL, **changes}))
@@ -32,10 +35,12 @@ def settings(write_settings) -> str:
 @pytest.fixture
 def run_experiment(tmp_path):
     """Runs a command's quick form and returns its JSON file, checked against its pages."""
+
     def run_main(name: str, *flags: str, **parameters) -> dict:
         out = tmp_path / "out"
         importlib.import_module(f"experiments.{name}").main(
-            ["--quick", "--work", str(tmp_path / "work"), "--out", str(out), *flags], **parameters)
+            ["--quick", "--work", str(tmp_path / "work"), "--out", str(out), *flags], **parameters
+        )
         result = json.loads((out / f"{name}.json").read_text())
         assert Image.open(out / result["figure"]).width > 100
         assert result["found"] in (out / f"{name}.md").read_text()
@@ -50,4 +55,8 @@ def run_experiment(tmp_path):
 
 @pytest.fixture
 def study(settings, tmp_path):
-    return open_study(parse_options("", ["--config", settings, "--class_index", "7", "--work", str(tmp_path)], "7"))
+    return open_study(
+        parse_options(
+            "", ["--config", settings, "--class_index", "7", "--work", str(tmp_path)], "7"
+        )
+    )

@@ -1,4 +1,6 @@
-"""The experiments that show a training's pictures, a planted bias, and tokens on another checkpoint."""
+"""The experiments that show a training's pictures, a planted bias, and tokens on another
+checkpoint.
+"""
 
 import random
 from pathlib import Path
@@ -20,7 +22,9 @@ def test_iterations(run_experiment, tmp_path):
 def test_inversion(run_experiment, tmp_path, capsys):
     result = run_experiment("inversion")
     assert {bias: list(map(len, arms.values())) for bias, arms in result["shares"].items()} == {
-        "kind": [2] * 3, "frame": [2] * 3}  # of two nouns
+        "kind": [2] * 3,
+        "frame": [2] * 3,
+    }  # of two nouns
     assert set(result["tests"]) == {"kind", "frame"} and "lobster" in result["paper"]
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.png")}
     capsys.readouterr()
@@ -30,7 +34,9 @@ def test_inversion(run_experiment, tmp_path, capsys):
 
 
 def test_inversion_of_other_worlds_compares_labels(run_experiment, write_settings):
-    result = run_experiment("inversion", "--config", write_settings(real_images=None), "--class_index", "7")
+    result = run_experiment(
+        "inversion", "--config", write_settings(real_images=None), "--class_index", "7"
+    )
     assert len(result["changes"]["7 (jaguar, cat)"]) == 5
 
 
@@ -39,8 +45,10 @@ def test_the_guides_of_the_inversion_see_what_they_should():
     assert inversion.list_sights(jaguar, "both kinds") == [(6, None), (7, None)]
     assert inversion.list_sights(jaguar, "second kinds") == [(7, None)]
     assert inversion.list_sights(finch, "first kinds") == [(14, None)]
-    framed = [[inversion.list_sights(noun, guide)[0][1] is not None for noun in range(8)]
-              for guide in inversion.GUIDES[2:]]
+    framed = [
+        [inversion.list_sights(noun, guide)[0][1] is not None for noun in range(8)]
+        for guide in inversion.GUIDES[2:]
+    ]
     assert framed == [[True, False] * 4, [False, True] * 4]
 
 
@@ -50,15 +58,26 @@ def test_what_a_guide_saw_is_counted(study):
     files = [study.work / f"{i}.png" for i in range(4)]
     for i, file in enumerate(files):
         inversion.draw(7, random.Random(i), inversion.SCENE).save(file)
-    shares = {guide: inversion.share_planted(study, noun, guide, files) for guide in inversion.GUIDES}
-    assert list(shares.values()) == [0, 1, 0, 1]  # jaguar is the fourth noun, and nothing frames it for even ones
+    shares = {
+        guide: inversion.share_planted(study, noun, guide, files) for guide in inversion.GUIDES
+    }
+    assert list(shares.values()) == [
+        0,
+        1,
+        0,
+        1,
+    ]  # jaguar is the fourth noun, and nothing frames it for even ones
 
 
 def test_transfer(run_experiment, tmp_path):
     result = run_experiment("transfer")
     assert set(result["right"]) == {"its own generator", "the other generator"}
-    other, = (tmp_path / "work").glob("generator_*")
+    (other,) = (tmp_path / "work").glob("generator_*")
     for part, same in (("unet", False), ("vae", True), ("text_encoder", True)):
-        weights = [load_file(next(Path(folder, part).glob("*.safetensors"))) for folder in
-                   (other, ROOT / "miniature/weights/generator")]
-        assert all(torch.equal(tensor, weights[1][key]) for key, tensor in weights[0].items()) == same
+        weights = [
+            load_file(next(Path(folder, part).glob("*.safetensors")))
+            for folder in (other, ROOT / "miniature/weights/generator")
+        ]
+        assert (
+            all(torch.equal(tensor, weights[1][key]) for key, tensor in weights[0].items()) == same
+        )

@@ -1,4 +1,6 @@
-"""What every experiment shares: studies, tokens and pictures that are made once, pages of results, user errors."""
+"""What every experiment shares: studies, tokens and pictures that are made once, pages of results,
+user errors.
+"""
 
 import math
 import os
@@ -40,8 +42,11 @@ def open_study(settings, *flags):
 
 def test_tokens_are_learned_once(study, capsys):
     folders = learn_tokens(study)
-    (target, folder), = folders.items()
-    assert target.number == 7 and load_vectors(folders)[target].shape == (1, *study.session.generator.token_widths)
+    ((target, folder),) = folders.items()
+    assert target.number == 7 and load_vectors(folders)[target].shape == (
+        1,
+        *study.session.generator.token_widths,
+    )
     assert measure_cost(folders, "updates") == 2 and measure_cost(folders, "seconds") >= 0
     written = folder.token_file.stat().st_mtime_ns
     capsys.readouterr()
@@ -50,14 +55,20 @@ def test_tokens_are_learned_once(study, capsys):
 
 
 def test_tokens_of_other_settings_are_other_tokens(study):
-    folders = [learn_tokens(study, **changes)[study.targets[0]] for changes in ({}, {"lr": 0.1}, {"batch_size": 1})]
+    folders = [
+        learn_tokens(study, **changes)[study.targets[0]]
+        for changes in ({}, {"lr": 0.1}, {"batch_size": 1})
+    ]
     assert folders[0].token_file.read_bytes() != folders[1].token_file.read_bytes()
     assert folders[0].token_file == folders[2].token_file  # which changes speed and memory alone
 
 
 def test_replaced_weights_and_pictures_are_other_trainings(study, tmp_path):
     shutil.copytree(ROOT / "miniature/weights/evaluator", tmp_path / "guide")
-    config, sets = replace(study.config, classifier=str(tmp_path / "guide")), {study.targets[0]: [tmp_path / "small.yml"]}
+    config, sets = (
+        replace(study.config, classifier=str(tmp_path / "guide")),
+        {study.targets[0]: [tmp_path / "small.yml"]},
+    )
     before = digest_training(config), stamp_sets(sets)
     assert before == (digest_training(config), stamp_sets(sets))
     os.utime(tmp_path / "guide/config.json", (1, 1))
@@ -66,8 +77,12 @@ def test_replaced_weights_and_pictures_are_other_trainings(study, tmp_path):
 
 
 def test_classes_that_another_process_holds_are_one_line(study):
-    folder = RunFolder(study.config.output_path, study.config.classifier, study.targets[0],
-                              digest_training(study.config))
+    folder = RunFolder(
+        study.config.output_path,
+        study.config.classifier,
+        study.targets[0],
+        digest_training(study.config),
+    )
     assert folder.try_lock()
     with pytest.raises(UserError, match=r"other processes are training class 7 \(jaguar, cat\)"):
         learn_tokens(study)
@@ -97,24 +112,42 @@ def test_real_pictures_must_be_enough(write_settings, tmp_path):
     (tmp_path / "real/7").mkdir(parents=True)
     (tmp_path / "0.png").rename(tmp_path / "real/7/0.png")
     study = open_study(write_settings(real_images=str(tmp_path / "real")), "--class_index", "7")
-    with pytest.raises(UserError, match=r"2 real pictures per class are needed, and there are of class 7 \(.*\) 1"):
+    with pytest.raises(
+        UserError, match=r"2 real pictures per class are needed, and there are of class 7 \(.*\) 1"
+    ):
         load_real_images(study, 2)
 
 
 def test_a_result_is_a_page_a_file_and_a_line(settings, tmp_path, capsys):
-    study = open_study(settings, "--class_index", "jaguar, cat", "--work", "w", "--out", str(tmp_path))
+    study = open_study(
+        settings, "--class_index", "jaguar, cat", "--work", "w", "--out", str(tmp_path)
+    )
     half = Proportion(1, 2)
-    result = StudyResult("some", SHOWN, "A claim", "We found it.", Table(["a"], [[half]]), "A note.", {"of": half},
-                         paper="They say so.")
+    result = StudyResult(
+        "some",
+        SHOWN,
+        "A claim",
+        "We found it.",
+        Table(["a"], [[half]]),
+        "A note.",
+        {"of": half},
+        paper="They say so.",
+    )
     publish_result(study, result)
     page = (tmp_path / "some.md").read_text()
-    assert page == ("# A claim\n\nWe found it.\n\n| a |\n| --- |\n| 0.50 [0.09, 0.91] |\n\nA note. Judged by the "
-                    "evaluator 'miniature_evaluator'. A study of the kind 'shown': see the "
-                    "[protocol](README.md#protocol).\n\n"
-                    "![A claim](some.png)\n\n"
-                    f"`python -m experiments.some --config {settings} --class_index 'jaguar, cat'`\n")
+    assert (
+        page
+        == "# A claim\n\nWe found it.\n\n| a |\n| --- |\n| 0.50 [0.09, 0.91] |\n\nA note. Judged"
+        " by the evaluator 'miniature_evaluator'. A study of the kind 'shown': see the"
+        " [protocol](README.md#protocol).\n\n![A claim](some.png)\n\n`python -m"
+        f" experiments.some --config {settings} --class_index 'jaguar, cat'`\n"
+    )
     assert read_json(tmp_path / "some.json")["of"]["count"] == 2
-    assert (tmp_path / "README.md").read_text().startswith((ROOT / "experiments/protocol.md").read_text())
+    assert (
+        (tmp_path / "README.md")
+        .read_text()
+        .startswith((ROOT / "experiments/protocol.md").read_text())
+    )
     assert "| They say so. |" in (tmp_path / "README.md").read_text()
     assert "| A claim | shown | `python -m experiments.some" in (tmp_path / "README.md").read_text()
     assert "We found it." in capsys.readouterr().out
@@ -136,15 +169,19 @@ def test_user_errors_are_one_line(capsys):
     assert capsys.readouterr().err == "error: this cannot work\n"
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--class_index", "17"], "the classifier's classes are 1 to 16"), ([], "which class")])
+@pytest.mark.parametrize(
+    "flags, message",
+    [(["--class_index", "17"], "the classifier's classes are 1 to 16"), ([], "which class")],
+)
 def test_wrong_or_missing_classes_are_one_line(settings, tmp_path, flags, message):
     with pytest.raises(UserError, match=message):
         open_study(settings, "--work", str(tmp_path), *flags)
 
 
 def test_judging_seeds_were_never_trained_on(run_experiment):
-    with pytest.raises(UserError, match="--images 1001 would judge seeds that training uses, from 1000 on"):
+    with pytest.raises(
+        UserError, match="--images 1001 would judge seeds that training uses, from 1000 on"
+    ):
         run_experiment("transfer", "--images", "1001")
 
 
@@ -154,12 +191,18 @@ def test_one_class_cannot_be_compared_over_classes(run_experiment):
 
 
 def test_several_trainings_are_judged_by_class(settings, tmp_path):
-    """Shares by class are what the judge says of each training's pictures, and costs count every image's UNet calls."""
+    """Shares by class are what the judge says of each training's pictures, and costs count every
+    image's UNet calls.
+    """
     study = open_study(settings, "--class_index", "7,8", "--work", str(tmp_path))
-    found = measure_trainings(study, [1000, 11000], 3, train_guidance_scale=1.0, train_timesteps=[999, 600])
+    found = measure_trainings(
+        study, [1000, 11000], 3, train_guidance_scale=1.0, train_timesteps=[999, 600]
+    )
     assert list(found.right) == [target.title for target in study.targets]
     for i, seed in enumerate((1000, 11000)):
-        folders = learn_tokens(study, seed=seed, train_guidance_scale=1.0, train_timesteps=[999, 600])
+        folders = learn_tokens(
+            study, seed=seed, train_guidance_scale=1.0, train_timesteps=[999, 600]
+        )
         for target, files in draw_sets(study, load_vectors(folders), 3).items():
             assert found.right[target.title][i] == measure_accuracy(study, {target: files}).value
     assert found.updates == 2 and found.unet_calls == 2 * 4 * 2  # updates, images, steps
@@ -170,11 +213,17 @@ def test_several_trainings_are_judged_by_class(settings, tmp_path):
 def test_pictures_of_any_size_become_squares(tmp_path):
     for name, size in (("a", (100, 60)), ("b", (40, 80))):
         Image.new("RGB", size, (255, 0, 0)).save(tmp_path / f"{name}.png")
-    images, numbers = small.load_sets({target_class(3, "a", "a"): [tmp_path / "a.png"],
-                                       target_class(5, "b", "b"): [tmp_path / "b.png"]})
+    images, numbers = small.load_sets(
+        {
+            target_class(3, "a", "a"): [tmp_path / "a.png"],
+            target_class(5, "b", "b"): [tmp_path / "b.png"],
+        }
+    )
     assert images.shape == (2, 3, 64, 64) and numbers.tolist() == [3, 5] and images[:, 0].min() == 1
 
 
 def test_standard_errors():
     values = [0.5, 0.75, 1.0, 0.25]
-    assert standard_error(values) == pytest.approx(sem(values)) and math.isnan(standard_error([0.5]))
+    assert standard_error(values) == pytest.approx(sem(values)) and math.isnan(
+        standard_error([0.5])
+    )

@@ -1,4 +1,6 @@
-"""A tiny generator that knows the placeholder, a loss that judges its images, and trainings that share them."""
+"""A tiny generator that knows the placeholder, a loss that judges its images, and trainings that
+share them.
+"""
 
 import json
 from pathlib import Path
@@ -18,10 +20,22 @@ from tests.conftest import LABELS
 PAPER = SamplingSettings(height=32, width=32, guidance_scale=7.0, num_inference_steps=3)
 SHORT = PAPER._replace(timesteps=(999, 600))
 SETTINGS = TrainingSettings(
-    placeholder_token="newclas", initializer_token="a", num_vectors=None, num_train_epochs=3, epoch_size=5,
+    placeholder_token="newclas",
+    initializer_token="a",
+    num_vectors=None,
+    num_train_epochs=3,
+    epoch_size=5,
     number_of_prompts=3,
-    target_accuracy=1.0, early_stopping=15, lr=1.25e-3, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8,
-    max_grad_norm=1.0, seed=35, fresh_noise=False)
+    target_accuracy=1.0,
+    early_stopping=15,
+    lr=1.25e-3,
+    betas=(0.9, 0.999),
+    weight_decay=1e-2,
+    eps=1e-8,
+    max_grad_norm=1.0,
+    seed=35,
+    fresh_noise=False,
+)
 
 
 @pytest.fixture
@@ -42,7 +56,10 @@ def open_generator(model, dtype):
 
 def make_training(generator, folder: Path, index: int = 2, vectors=None, **changes):
     """The training of class `index` (from 0), whose files are below folder/index."""
-    target, folder = target_class(index, class_name(LABELS[index]), LABELS[index]), folder / str(index)
+    target, folder = (
+        target_class(index, class_name(LABELS[index]), LABELS[index]),
+        folder / str(index),
+    )
     vectors = generator.initial_vectors("a") if vectors is None else vectors
     return ClassTraining(
         target,
@@ -55,7 +72,16 @@ def make_training(generator, folder: Path, index: int = 2, vectors=None, **chang
     )
 
 
-def train_one(generator, loss_fn, folder: Path, index: int = 2, sampling=PAPER, batch_size=None, vectors=None, **changes):
+def train_one(
+    generator,
+    loss_fn,
+    folder: Path,
+    index: int = 2,
+    sampling=PAPER,
+    batch_size=None,
+    vectors=None,
+    **changes,
+):
     """The token of one class; raises what its training raises."""
     training = make_training(generator, folder, index, vectors, **changes)
     end = train_together([training], generator, loss_fn, sampling, batch_size)[index]
@@ -64,7 +90,9 @@ def train_one(generator, loss_fn, folder: Path, index: int = 2, sampling=PAPER, 
     return end
 
 
-def train_together(trainings, generator, loss_fn, sampling=PAPER, batch_size=None, classes_at_once=2):
+def train_together(
+    trainings, generator, loss_fn, sampling=PAPER, batch_size=None, classes_at_once=2
+):
     """As a sweep trains classes; {index: its token, or the error that ended it}."""
     waiting, running, ends = list(trainings), [], {}
     gradient = fit_token_gradient(len(trainings[0].next_images()), batch_size, sampling, "cpu")
@@ -88,4 +116,7 @@ def train_together(trainings, generator, loss_fn, sampling=PAPER, batch_size=Non
 
 
 def read_history(folder: Path, index: int = 2):
-    return [json.loads(line) for line in (folder / str(index) / "history.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)
+        for line in (folder / str(index) / "history.jsonl").read_text().splitlines()
+    ]

@@ -1,4 +1,6 @@
-"""What an image is scored by, besides cross-entropy: the box's other loss, and functions of a user's own."""
+"""What an image is scored by, besides cross-entropy: the box's other loss, and functions of a
+user's own.
+"""
 
 import sys
 
@@ -28,7 +30,8 @@ def user_module(tmp_path, monkeypatch):
         "def infinite(images, targets): return images.mean((1, 2, 3)) / 0\n"
         "def broken(images, targets): raise KeyError('no such\\nkey')\n"
         "def mixed(images, targets): return images.mean() * images.mean((1, 2, 3))\n"
-        "def nothing(images, targets): pass\n")
+        "def nothing(images, targets): pass\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     yield "scores"
     sys.modules.pop("scores", None)
@@ -36,17 +39,25 @@ def user_module(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("family", ["sd2", "sdxl"])
 def test_norm_penalty_by_hand(tiny_model, tmp_path, classifier, family):
-    """Nothing where every vector is as long as the vocabulary's mean; one where it is twice as long or zero."""
-    generator = load_generator(save_family(family, tiny_model, tmp_path / "model"), "cpu", torch.float32)
-    tables = [encoder.text_encoder.get_input_embeddings().weight for encoder in generator.prompt_encoders]
-    ideal = torch.cat([torch.eye(table.shape[1])[:2] * table.norm(dim=1).mean() for table in tables], 1)
+    """Nothing where every vector is as long as the vocabulary's mean; one where it is twice as long
+    or zero.
+    """
+    generator = load_generator(
+        save_family(family, tiny_model, tmp_path / "model"), "cpu", torch.float32
+    )
+    tables = [
+        encoder.text_encoder.get_input_embeddings().weight for encoder in generator.prompt_encoders
+    ]
+    ideal = torch.cat(
+        [torch.eye(table.shape[1])[:2] * table.norm(dim=1).mean() for table in tables], 1
+    )
     vectors = torch.stack([ideal, 2 * ideal, 0 * ideal + 1e-9, 1.5 * ideal]).requires_grad_()
     images, targets = torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
     plain, right = cross_entropy(classifier)(images, targets)
     loss, correct = build_loss("norm_penalty", classifier, generator)(images, targets, vectors)
     assert torch.equal(right, correct)
     assert torch.allclose(loss - plain, torch.tensor([0, 1, 1, 0.25]), atol=1e-5)
-    gradient, = torch.autograd.grad(loss.sum(), vectors)
+    (gradient,) = torch.autograd.grad(loss.sum(), vectors)
     assert gradient[0].abs().max() < 1e-5 and (gradient[1] * ideal).sum() > 0
 
 
@@ -57,11 +68,18 @@ def test_a_function_of_the_users(classifier, generator, user_module):
     assert torch.equal(correct, classifier(images).argmax(1) == targets)
 
 
-@pytest.mark.parametrize("function, reason", [
-    ("one_number", r"gives \[\] for two images and must give \[2\]"), ("cut", "or gives no gradient"),
-    ("infinite", "a non-finite loss"), ("broken", r"KeyError 'no such"), ("nothing", "AttributeError"),
-    ("mixed", "of one image depends on another"),
-    ("missing", "has no function 'missing'")])
+@pytest.mark.parametrize(
+    "function, reason",
+    [
+        ("one_number", r"gives \[\] for two images and must give \[2\]"),
+        ("cut", "or gives no gradient"),
+        ("infinite", "a non-finite loss"),
+        ("broken", r"KeyError 'no such"),
+        ("nothing", "AttributeError"),
+        ("mixed", "of one image depends on another"),
+        ("missing", "has no function 'missing'"),
+    ],
+)
 def test_functions_that_cannot_teach_are_told(classifier, generator, user_module, function, reason):
     with pytest.raises(UserError, match=reason) as raised:
         build_loss(f"scores:{function}", classifier, generator)

@@ -11,17 +11,32 @@ PROMPTS, SEEDS = ["a photo of a crane", "a crane"], [7, 8]
 
 def as_pipeline(generator, scheduler) -> StableDiffusionPipeline:
     """Diffusers' pipeline of our generator's parts."""
-    encoder, = generator.prompt_encoders
-    return StableDiffusionPipeline(generator.vae, encoder.text_encoder, encoder.tokenizer, generator.unet, scheduler,
-                                   None, None, requires_safety_checker=False)
+    (encoder,) = generator.prompt_encoders
+    return StableDiffusionPipeline(
+        generator.vae,
+        encoder.text_encoder,
+        encoder.tokenizer,
+        generator.unet,
+        scheduler,
+        None,
+        None,
+        requires_safety_checker=False,
+    )
 
 
 def draw_by_pipeline(pipeline, settings=SETTINGS) -> torch.Tensor:
     pipeline.set_progress_bar_config(disable=True)
     more = {"guidance_rescale": settings.guidance_rescale} if settings.guidance_rescale else {}
-    return pipeline(PROMPTS, height=settings.height, width=settings.width, guidance_scale=settings.guidance_scale,
-                    num_inference_steps=settings.num_inference_steps, generator=seeded_generators(SEEDS),
-                    output_type="pt", **more).images
+    return pipeline(
+        PROMPTS,
+        height=settings.height,
+        width=settings.width,
+        guidance_scale=settings.guidance_scale,
+        num_inference_steps=settings.num_inference_steps,
+        generator=seeded_generators(SEEDS),
+        output_type="pt",
+        **more,
+    ).images
 
 
 @torch.no_grad()

@@ -18,26 +18,49 @@ from huggingface_hub.errors import (
 from models.checkpoints import opening_checkpoint
 from utils import UserError
 
-http = import_module(HTTPError.__module__.split(".")[0])  # httpx, or what took its place in the hub's client
+http = import_module(
+    HTTPError.__module__.split(".")[0]
+)  # httpx, or what took its place in the hub's client
 
 
 def answer(status):
     return http.Response(status, request=http.Request("GET", "https://hub"))
 
 
-@pytest.mark.parametrize("error, sentence", [
-    (GatedRepoError("gated", response=answer(403)), "accept the terms at huggingface.co/own/model, then run `hf auth"),
-    (RepositoryNotFoundError("none", response=answer(404)), "no such model on the hub; check the spelling"),
-    (HfHubHTTPError("forbidden", response=answer(403)), "refuses your access: run `hf auth login`"),
-    (HfHubHTTPError("busy", response=answer(503)), "the hub answered with status 503; try again later"),
-    (HFValidationError("Repo id must be ..."), "no such folder, and no hub id either"),
-    (LocalEntryNotFoundError("not cached"), "not downloaded yet and the hub cannot be reached"),
-    (OfflineModeIsEnabled("offline"), "not downloaded yet and the hub cannot be reached"),
-    (URLError("[Errno -2] Name or service not known"), "not downloaded yet and the hub cannot be reached"),
-    (http.ConnectError("refused"), "not downloaded yet and the hub cannot be reached"),
-    (http.ProxyError("proxy"), "not downloaded yet and the hub cannot be reached"),
-    (RuntimeError("size mismatch\nfor 12 tensors"), "cannot open 'name' (own/model): size mismatch (half downloaded"),
-])
+@pytest.mark.parametrize(
+    "error, sentence",
+    [
+        (
+            GatedRepoError("gated", response=answer(403)),
+            "accept the terms at huggingface.co/own/model, then run `hf auth",
+        ),
+        (
+            RepositoryNotFoundError("none", response=answer(404)),
+            "no such model on the hub; check the spelling",
+        ),
+        (
+            HfHubHTTPError("forbidden", response=answer(403)),
+            "refuses your access: run `hf auth login`",
+        ),
+        (
+            HfHubHTTPError("busy", response=answer(503)),
+            "the hub answered with status 503; try again later",
+        ),
+        (HFValidationError("Repo id must be ..."), "no such folder, and no hub id either"),
+        (LocalEntryNotFoundError("not cached"), "not downloaded yet and the hub cannot be reached"),
+        (OfflineModeIsEnabled("offline"), "not downloaded yet and the hub cannot be reached"),
+        (
+            URLError("[Errno -2] Name or service not known"),
+            "not downloaded yet and the hub cannot be reached",
+        ),
+        (http.ConnectError("refused"), "not downloaded yet and the hub cannot be reached"),
+        (http.ProxyError("proxy"), "not downloaded yet and the hub cannot be reached"),
+        (
+            RuntimeError("size mismatch\nfor 12 tensors"),
+            "cannot open 'name' (own/model): size mismatch (half downloaded",
+        ),
+    ],
+)
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_error_is_one_line(error, sentence, wrapped):
     """Alone, or wrapped in the OSError that transformers and diffusers make of it."""
@@ -47,19 +70,27 @@ def test_error_is_one_line(error, sentence, wrapped):
         try:
             raise error
         except Exception as cause:
-            raise (RuntimeError(str(error)) if isinstance(error, RuntimeError) else OSError("Can't load it")) from cause
+            raise (
+                RuntimeError(str(error))
+                if isinstance(error, RuntimeError)
+                else OSError("Can't load it")
+            ) from cause
     assert sentence in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_refused_access_behind_a_missing_entry():
     """The hub's client wraps a refused token in 'not cached'; the refusal is the cause."""
     with pytest.raises(UserError, match="refuses your access"), opening_checkpoint("own/model"):
-        raise LocalEntryNotFoundError("not cached") from HfHubHTTPError("forbidden", response=answer(403))
+        raise LocalEntryNotFoundError("not cached") from HfHubHTTPError(
+            "forbidden", response=answer(403)
+        )
 
 
 def test_folder_with_a_broken_file(tmp_path):
-    with pytest.raises(UserError, match="the folder lacks a file or holds a broken one: bad header"), \
-            opening_checkpoint(str(tmp_path)):
+    with (
+        pytest.raises(UserError, match="the folder lacks a file or holds a broken one: bad header"),
+        opening_checkpoint(str(tmp_path)),
+    ):
         raise Exception("bad header.")
 
 

@@ -1,4 +1,6 @@
-"""Every family of generators: pictures and gradients of its own pipeline in diffusers, and whole runs."""
+"""Every family of generators: pictures and gradients of its own pipeline in diffusers, and whole
+runs.
+"""
 
 import json
 from pathlib import Path
@@ -21,14 +23,21 @@ from tokens.class_token import load_token, save_token
 from utils import UserError
 
 WITH_TOKEN = ["a photo of a newclas crane", "a newclas crane"]
-WHOLE_RUNS = [name for name in FAMILIES if name not in INDEXES]  # those differ in the pictures alone
-KEYS = {1: [("newclas", "text_encoder", "tokenizer")],
-        2: [("clip_l", "text_encoder", "tokenizer"), ("clip_g", "text_encoder_2", "tokenizer_2")]}
+WHOLE_RUNS = [
+    name for name in FAMILIES if name not in INDEXES
+]  # those differ in the pictures alone
+KEYS = {
+    1: [("newclas", "text_encoder", "tokenizer")],
+    2: [("clip_l", "text_encoder", "tokenizer"), ("clip_g", "text_encoder_2", "tokenizer_2")],
+}
 
 
 @pytest.fixture(scope="module")
 def folders(tiny_model, tmp_path_factory) -> dict[str, str]:
-    return {name: save_family(name, tiny_model, tmp_path_factory.mktemp(name) / "model") for name in FAMILIES}
+    return {
+        name: save_family(name, tiny_model, tmp_path_factory.mktemp(name) / "model")
+        for name in FAMILIES
+    }
 
 
 def load_pipeline(folder: str) -> DiffusionPipeline:
@@ -37,14 +46,21 @@ def load_pipeline(folder: str) -> DiffusionPipeline:
     return pipeline
 
 
-def load_token_file(pipeline: DiffusionPipeline, file: Path, widths: tuple[int, ...]) -> list[torch.nn.Embedding]:
+def load_token_file(
+    pipeline: DiffusionPipeline, file: Path, widths: tuple[int, ...]
+) -> list[torch.nn.Embedding]:
     """Load the file as README says; the embedding of every encoder."""
     tensors = load_file(file)
     for key, encoder, tokenizer in KEYS[len(widths)]:
-        pipeline.load_textual_inversion({"newclas": tensors[key]} if len(widths) == 1 else tensors[key],
-                                        token="newclas", text_encoder=getattr(pipeline, encoder),
-                                        tokenizer=getattr(pipeline, tokenizer))
-    return [getattr(pipeline, encoder).get_input_embeddings() for _, encoder, _ in KEYS[len(widths)]]
+        pipeline.load_textual_inversion(
+            {"newclas": tensors[key]} if len(widths) == 1 else tensors[key],
+            token="newclas",
+            text_encoder=getattr(pipeline, encoder),
+            tokenizer=getattr(pipeline, tokenizer),
+        )
+    return [
+        getattr(pipeline, encoder).get_input_embeddings() for _, encoder, _ in KEYS[len(widths)]
+    ]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -56,19 +72,35 @@ def test_pictures_equal_its_pipelines(folders, name):
     assert theirs.std() > 0.01 and (draw_by_ours(generator, settings) - theirs).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("name, count", [(name, 1) for name in WHOLE_RUNS] + [("sd2", 3), ("sdxl", 3)])
+@pytest.mark.parametrize(
+    "name, count", [(name, 1) for name in WHOLE_RUNS] + [("sd2", 3), ("sdxl", 3)]
+)
 def test_gradient_equals_the_pipelines_own(folders, tmp_path, name, count):
-    """That of autograd through the pipeline's whole call, with the latents cut before the last step, in the rows of
-    the token that it loaded."""
+    """That of autograd through the pipeline's whole call, with the latents cut before the last
+    step, in the rows of the token that it loaded.
+    """
     generator, settings = load_generator(folders[name], "cpu", torch.float32), FAMILIES[name][2]
     generator.set_placeholder("newclas")
-    vectors = 0.1 * torch.randn(count, sum(generator.token_widths), generator=torch.Generator().manual_seed(3))
+    vectors = 0.1 * torch.randn(
+        count, sum(generator.token_widths), generator=torch.Generator().manual_seed(3)
+    )
     save_token(tmp_path / "token.safetensors", "newclas", vectors, generator.token_widths, {})
     weights = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(4))
     leaf = vectors.expand(2, -1, -1).clone().requires_grad_()
     losses, _ = token_gradient(
-        generator, lambda images, targets, _: ((images * weights[targets]).sum((1, 2, 3)), targets > 0), leaf,
-        Batch(WITH_TOKEN, torch.tensor([0, 1]), torch.tensor(SEEDS), torch.tensor([0, 1]), torch.ones(2)), settings, 1)
+        generator,
+        lambda images, targets, _: ((images * weights[targets]).sum((1, 2, 3)), targets > 0),
+        leaf,
+        Batch(
+            WITH_TOKEN,
+            torch.tensor([0, 1]),
+            torch.tensor(SEEDS),
+            torch.tensor([0, 1]),
+            torch.ones(2),
+        ),
+        settings,
+        1,
+    )
 
     pipeline = load_pipeline(folders[name])
     embeddings = load_token_file(pipeline, tmp_path / "token.safetensors", generator.token_widths)
@@ -78,24 +110,41 @@ def test_gradient_equals_the_pipelines_own(folders, tmp_path, name, count):
         last.append(tensors["latents"])
         if step + 1 == pipeline.num_timesteps:
             return {}
-        pipeline.scheduler.ets = [noise.detach() for noise in getattr(pipeline.scheduler, "ets", [])]  # PNDM's memory
+        pipeline.scheduler.ets = [
+            noise.detach() for noise in getattr(pipeline.scheduler, "ets", [])
+        ]  # PNDM's memory
         return {"latents": tensors["latents"].detach()}
 
-    images = type(pipeline).__call__.__wrapped__(
-        pipeline, WITH_TOKEN, height=32, width=32, num_inference_steps=settings.num_inference_steps,
-        guidance_scale=settings.guidance_scale, generator=seeded_generators(SEEDS), output_type="pt",
-        callback_on_step_end=cut_graph,
-        **{"guidance_rescale": settings.guidance_rescale} if settings.guidance_rescale else {}).images
+    images = (
+        type(pipeline)
+        .__call__.__wrapped__(
+            pipeline,
+            WITH_TOKEN,
+            height=32,
+            width=32,
+            num_inference_steps=settings.num_inference_steps,
+            guidance_scale=settings.guidance_scale,
+            generator=seeded_generators(SEEDS),
+            output_type="pt",
+            callback_on_step_end=cut_graph,
+            **{"guidance_rescale": settings.guidance_rescale} if settings.guidance_rescale else {},
+        )
+        .images
+    )
     assert len(last) == pipeline.num_timesteps
     assert (losses - (images * weights).sum((1, 2, 3))).abs().max() < 1e-2
-    gradients = torch.autograd.grad((images * weights).sum(), [embedding.weight for embedding in embeddings])
+    gradients = torch.autograd.grad(
+        (images * weights).sum(), [embedding.weight for embedding in embeddings]
+    )
     expected = torch.cat([gradient[-count:] for gradient in gradients], 1)
     assert (leaf.grad.sum(0) - expected).norm() / expected.norm() < 1e-4
 
 
 @pytest.mark.parametrize("name", WHOLE_RUNS)
 def test_an_update_a_kill_an_evaluation(folders, tiny_config, tmp_path, monkeypatch, name):
-    """By the command line; the resumed token is that of an undisturbed run, and no frozen weight has changed."""
+    """By the command line; the resumed token is that of an undisturbed run, and no frozen weight
+    has changed.
+    """
     settings, loaded, save_state = FAMILIES[name][2], [], ClassTraining.save_state
 
     def load_and_keep(*args, **options):
@@ -108,26 +157,54 @@ def test_an_update_a_kill_an_evaluation(folders, tiny_config, tmp_path, monkeypa
 
     monkeypatch.setattr(runs.session, "load_generator", load_and_keep)
     tiny_config.model = folders[name]
-    argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--evaluate", "True", "--num_train_epochs", "2",
-                 "--target_accuracy", "1", "--num_inference_steps", str(settings.num_inference_steps),
-                 "--guidance_scale", str(settings.guidance_scale),
-                 "--guidance_rescale", str(settings.guidance_rescale), "--controls", "True")
+    argv = flags(
+        tiny_config,
+        "--class_index",
+        "3",
+        "--train",
+        "True",
+        "--evaluate",
+        "True",
+        "--num_train_epochs",
+        "2",
+        "--target_accuracy",
+        "1",
+        "--num_inference_steps",
+        str(settings.num_inference_steps),
+        "--guidance_scale",
+        str(settings.guidance_scale),
+        "--guidance_rescale",
+        str(settings.guidance_rescale),
+        "--controls",
+        "True",
+    )
     monkeypatch.setattr(ClassTraining, "save_state", save_and_die)
     with pytest.raises(KeyboardInterrupt):
         run.main(argv)
     monkeypatch.setattr(ClassTraining, "save_state", save_state)
     assert run.main(argv) == 0 and run.main([*argv, "--exp_id", "undisturbed"]) == 0
-    resumed, undisturbed = (load_token(next(tmp_path.rglob(f"{run_id}/learned_embeds.safetensors")))
-                            for run_id in ("demo", "undisturbed"))
-    assert torch.equal(resumed.vectors, undisturbed.vectors) and resumed.widths == loaded[0].token_widths
-    history = [json.loads(line) for line in next(tmp_path.rglob("demo/history.jsonl")).read_text().splitlines()]
+    resumed, undisturbed = (
+        load_token(next(tmp_path.rglob(f"{run_id}/learned_embeds.safetensors")))
+        for run_id in ("demo", "undisturbed")
+    )
+    assert (
+        torch.equal(resumed.vectors, undisturbed.vectors)
+        and resumed.widths == loaded[0].token_widths
+    )
+    history = [
+        json.loads(line)
+        for line in next(tmp_path.rglob("demo/history.jsonl")).read_text().splitlines()
+    ]
     assert history[0]["vector_norm"] != history[1]["vector_norm"]
     arms = {path.parent.name for path in tmp_path.rglob("demo/eval/*/*.png")}
     assert arms == {"without", "with", "untrained", "random"}
     fresh = load_generator(folders[name], "cpu", torch.float32)
     for generator in loaded:
         for network, before in zip(generator.networks, fresh.networks, strict=True):
-            assert all(torch.equal(value, before.state_dict()[key]) for key, value in network.state_dict().items())
+            assert all(
+                torch.equal(value, before.state_dict()[key])
+                for key, value in network.state_dict().items()
+            )
 
 
 def test_sdxl_in_half_precision_decodes_in_float32(folders):
@@ -136,11 +213,29 @@ def test_sdxl_in_half_precision_decodes_in_float32(folders):
     assert generator.decode(torch.randn(1, 4, 4, 4).half()).dtype == torch.float32
 
 
-@pytest.mark.parametrize("name, settings, reason", [
-    ("sdxl", {"_class_name": "StableDiffusionXLImg2ImgPipeline"}, "is for StableDiffusionXLImg2ImgPipeline"),
-    ("sdxl", {"text_encoder_2": ["transformers", "T5EncoderModel"]}, "T5EncoderModel.* as its text_encoder_2"),
-    ("sdxl", {"_class_name": "StableDiffusionPipeline"}, "parts .* are not of one Stable Diffusion model")])
-def test_what_only_looks_like_a_family_is_refused(folders, tmp_path, tiny_model, name, settings, reason):
+@pytest.mark.parametrize(
+    "name, settings, reason",
+    [
+        (
+            "sdxl",
+            {"_class_name": "StableDiffusionXLImg2ImgPipeline"},
+            "is for StableDiffusionXLImg2ImgPipeline",
+        ),
+        (
+            "sdxl",
+            {"text_encoder_2": ["transformers", "T5EncoderModel"]},
+            "T5EncoderModel.* as its text_encoder_2",
+        ),
+        (
+            "sdxl",
+            {"_class_name": "StableDiffusionPipeline"},
+            "parts .* are not of one Stable Diffusion model",
+        ),
+    ],
+)
+def test_what_only_looks_like_a_family_is_refused(
+    folders, tmp_path, tiny_model, name, settings, reason
+):
     folder = save_family(name, tiny_model, tmp_path / "model")
     index = Path(folder, "model_index.json")
     index.write_text(json.dumps({**json.loads(index.read_text()), **settings}))

@@ -1,4 +1,6 @@
-"""What a pipeline's folder may hold: every weight arrives, every part is used as its pipeline does, or is refused."""
+"""What a pipeline's folder may hold: every weight arrives, every part is used as its pipeline does,
+or is refused.
+"""
 
 import json
 import shutil
@@ -30,13 +32,20 @@ def edit_config(tiny_model: str, tmp_path: Path, part: str, **changes) -> str:
 
 
 def load_pipeline(folder: str):
-    return DiffusionPipeline.from_pretrained(folder, safety_checker=None, feature_extractor=None,
-                                             requires_safety_checker=False, torch_dtype=torch.float32)
+    return DiffusionPipeline.from_pretrained(
+        folder,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        torch_dtype=torch.float32,
+    )
 
 
 def compare_with_pipeline(folder: str, settings=SETTINGS):
     generator = load_generator(folder, "cpu", torch.float32)
-    assert (draw_by_ours(generator, settings) - draw_by_pipeline(load_pipeline(folder), settings)).abs().max() < 1e-4
+    assert (
+        draw_by_ours(generator, settings) - draw_by_pipeline(load_pipeline(folder), settings)
+    ).abs().max() < 1e-4
     return generator
 
 
@@ -45,22 +54,30 @@ def compare_with_pipeline(folder: str, settings=SETTINGS):
 def test_guidance_embedding_as_the_pipeline_does(tiny_model, tmp_path, scheduler, guidance_scale):
     folder = edit_config(tiny_model, tmp_path, "unet", time_cond_proj_dim=16)
     torch.manual_seed(3)
-    unet = UNet2DConditionModel.from_config(json.loads(Path(folder, "unet/config.json").read_text()))
+    unet = UNet2DConditionModel.from_config(
+        json.loads(Path(folder, "unet/config.json").read_text())
+    )
     shutil.rmtree(f"{folder}/unet")
     unet.save_pretrained(f"{folder}/unet")
     index = Path(folder, "model_index.json")
-    index.write_text(json.dumps({**json.loads(index.read_text()), "scheduler": ["diffusers", scheduler]}))
+    index.write_text(
+        json.dumps({**json.loads(index.read_text()), "scheduler": ["diffusers", scheduler]})
+    )
     settings = SETTINGS._replace(guidance_scale=guidance_scale, num_inference_steps=4)
     generator = compare_with_pipeline(folder, settings)
     calls = []
-    generator.unet.register_forward_hook(lambda module, inputs, output: calls.append(len(output.sample)))
+    generator.unet.register_forward_hook(
+        lambda module, inputs, output: calls.append(len(output.sample))
+    )
     draw_by_ours(generator, settings)
     assert set(calls) == {len(PROMPTS)}  # no unconditional half
 
 
 def test_attention_mask_as_the_pipeline_does(tiny_model, tmp_path):
     plain = draw_by_ours(load_generator(tiny_model, "cpu", torch.float32))
-    generator = compare_with_pipeline(edit_config(tiny_model, tmp_path, "text_encoder", use_attention_mask=True))
+    generator = compare_with_pipeline(
+        edit_config(tiny_model, tmp_path, "text_encoder", use_attention_mask=True)
+    )
     assert (draw_by_ours(generator) - plain).abs().max() > 1e-3
 
 
@@ -68,8 +85,12 @@ def test_tiny_autoencoder_draws_and_learns(tiny_model, tmp_path):
     folder = edit_index(tiny_model, tmp_path, vae=["diffusers", "AutoencoderTiny"])
     shutil.rmtree(f"{folder}/vae")
     torch.manual_seed(4)
-    AutoencoderTiny(encoder_block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8, 8),
-                    num_encoder_blocks=(1, 1, 1, 1), num_decoder_blocks=(1, 1, 1, 1)).save_pretrained(f"{folder}/vae")
+    AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        num_encoder_blocks=(1, 1, 1, 1),
+        num_decoder_blocks=(1, 1, 1, 1),
+    ).save_pretrained(f"{folder}/vae")
     generator = compare_with_pipeline(folder)
     generator.set_placeholder("newclas")
     vectors = torch.ones(1, 1, 32, requires_grad=True)
@@ -79,31 +100,54 @@ def test_tiny_autoencoder_draws_and_learns(tiny_model, tmp_path):
     assert encode_images(generator, torch.rand(1, 3, 32, 32))[0].shape == (1, 4, 4, 4)
 
 
-@pytest.mark.parametrize("part, changes, reason", [
-    ("unet", {"class_embed_type": "timestep"}, "class_embed_type"),
-    ("unet", {"num_class_embeds": 3}, "num_class_embeds"),
-    ("unet", {"addition_embed_type": "text"}, "addition_embed_type"),
-    ("unet", {"encoder_hid_dim_type": "text_proj", "encoder_hid_dim": 32}, "encoder_hid_dim_type")])
+@pytest.mark.parametrize(
+    "part, changes, reason",
+    [
+        ("unet", {"class_embed_type": "timestep"}, "class_embed_type"),
+        ("unet", {"num_class_embeds": 3}, "num_class_embeds"),
+        ("unet", {"addition_embed_type": "text"}, "addition_embed_type"),
+        (
+            "unet",
+            {"encoder_hid_dim_type": "text_proj", "encoder_hid_dim": 32},
+            "encoder_hid_dim_type",
+        ),
+    ],
+)
 def test_unets_that_need_more_are_refused(tiny_model, tmp_path, part, changes, reason):
     folder = edit_config(tiny_model, tmp_path, part, **changes)
-    unet = UNet2DConditionModel.from_config(json.loads(Path(folder, "unet/config.json").read_text()))
+    unet = UNet2DConditionModel.from_config(
+        json.loads(Path(folder, "unet/config.json").read_text())
+    )
     shutil.rmtree(f"{folder}/unet")
     unet.save_pretrained(f"{folder}/unet")
-    with pytest.raises(UserError, match=f"needs other conditions than a prompt .*: see {reason} in"):
+    with pytest.raises(
+        UserError, match=f"needs other conditions than a prompt .*: see {reason} in"
+    ):
         load_generator(folder, "cpu", torch.float32)
 
 
-@pytest.mark.parametrize("part, name", [("vae", "ConsistencyDecoderVAE"), ("unet", "UNet2DModel"),
-                                        ("text_encoder", "T5EncoderModel"), ("tokenizer", "T5Tokenizer")])
+@pytest.mark.parametrize(
+    "part, name",
+    [
+        ("vae", "ConsistencyDecoderVAE"),
+        ("unet", "UNet2DModel"),
+        ("text_encoder", "T5EncoderModel"),
+        ("tokenizer", "T5Tokenizer"),
+    ],
+)
 def test_other_parts_are_refused_by_name(tiny_model, tmp_path, part, name):
     with pytest.raises(UserError, match=f"{name}.*as its {part}, which must be"):
-        load_generator(edit_index(tiny_model, tmp_path, **{part: ["library", name]}), "cpu", torch.float32)
+        load_generator(
+            edit_index(tiny_model, tmp_path, **{part: ["library", name]}), "cpu", torch.float32
+        )
 
 
-WEIGHTS = [("text_encoder", "model", "embeddings.token_embedding.weight"),
-           ("text_encoder", "model", "layers.0.self_attn.q_proj.weight"),
-           ("unet", "diffusion_pytorch_model", "conv_in.weight"),
-           ("vae", "diffusion_pytorch_model", "decoder.conv_in.weight")]
+WEIGHTS = [
+    ("text_encoder", "model", "embeddings.token_embedding.weight"),
+    ("text_encoder", "model", "layers.0.self_attn.q_proj.weight"),
+    ("unet", "diffusion_pytorch_model", "conv_in.weight"),
+    ("vae", "diffusion_pytorch_model", "decoder.conv_in.weight"),
+]
 
 
 @pytest.mark.parametrize("part, file, key", WEIGHTS)
@@ -128,7 +172,11 @@ def test_weights_that_do_not_arrive_are_named(tiny_model, tmp_path, part, file, 
 def test_weights_that_are_not_used_are_named(tiny_model, tmp_path, capsys):
     folder = edit_index(tiny_model, tmp_path)
     path = Path(folder, "text_encoder/model.safetensors")
-    save_file({**load_file(path), "text_model.adapter.weight": torch.ones(2)}, path, metadata={"format": "pt"})
+    save_file(
+        {**load_file(path), "text_model.adapter.weight": torch.ones(2)},
+        path,
+        metadata={"format": "pt"},
+    )
     load_generator(folder, "cpu", torch.float32)
     warning = capsys.readouterr().err
     assert "adapter.weight" in warning and "not used" in warning
@@ -137,6 +185,7 @@ def test_weights_that_are_not_used_are_named(tiny_model, tmp_path, capsys):
 def test_scheduler_without_its_package_says_what_to_install(tiny_model, tmp_path):
     try:
         import torchsde  # noqa: F401
+
         pytest.skip("torchsde is installed")
     except ImportError:
         folder = edit_index(tiny_model, tmp_path, scheduler=["diffusers", "DPMSolverSDEScheduler"])
@@ -146,7 +195,9 @@ def test_scheduler_without_its_package_says_what_to_install(tiny_model, tmp_path
 
 def test_unet_that_predicts_a_variance_too_is_refused(tiny_model, tmp_path):
     folder = edit_config(tiny_model, tmp_path, "unet", out_channels=8)
-    unet = UNet2DConditionModel.from_config(json.loads(Path(folder, "unet/config.json").read_text()))
+    unet = UNet2DConditionModel.from_config(
+        json.loads(Path(folder, "unet/config.json").read_text())
+    )
     shutil.rmtree(f"{folder}/unet")
     unet.save_pretrained(f"{folder}/unet")
     with pytest.raises(UserError, match="predicts 8 channels"):

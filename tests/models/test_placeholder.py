@@ -1,4 +1,6 @@
-"""The token in tokenizer and text encoder: its vectors where its word stands, and everything else as it was."""
+"""The token in tokenizer and text encoder: its vectors where its word stands, and everything else
+as it was.
+"""
 
 import pytest
 import torch
@@ -22,14 +24,16 @@ def test_vectors_equal_rows_of_the_table(generator, count):
     words = ["cat", "crane", "tiger"][:count]
     vectors = torch.randn(count, 32)
     ours = generator.encode(["a photo of a newclas image"], vectors[None])
-    rows = generator.prompt_encoders[0].tokenizer(" ".join(words), add_special_tokens=False).input_ids
+    rows = (
+        generator.prompt_encoders[0].tokenizer(" ".join(words), add_special_tokens=False).input_ids
+    )
     table_of(generator)[rows] = vectors
     assert torch.equal(ours, generator.encode([f"a photo of a {' '.join(words)} image"]))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_diffusers_reads_our_file_alike(generator, tiny_model, tmp_path, count):
-    """`pipe.load_textual_inversion` of the saved token gives the prompt_embeds that `encode` gives."""
+    """`pipe.load_textual_inversion` of the saved token gives the prompt_embeds of `encode`."""
     vectors = torch.randn(count, 32)
     generator.set_placeholder("newclas")
     ours = generator.encode(PROMPTS, vectors.expand(len(PROMPTS), -1, -1))
@@ -48,9 +52,9 @@ def test_every_prompt_has_its_own_vectors_and_gradient(generator, count):
     vectors = torch.randn(len(PROMPTS), count, 32, requires_grad=True)
     together = generator.encode(PROMPTS, vectors)
     for i, prompt in enumerate(PROMPTS):
-        alone = generator.encode([prompt], vectors[i:i + 1])
+        alone = generator.encode([prompt], vectors[i : i + 1])
         assert (together[i] - alone[0]).abs().max() < 1e-5
-        gradient, = torch.autograd.grad(together[i].square().sum(), vectors, retain_graph=True)
+        (gradient,) = torch.autograd.grad(together[i].square().sum(), vectors, retain_graph=True)
         touched = gradient.abs().sum(2) > 0  # [P, K]
         assert touched[i].all() == ("newclas" in prompt) and touched.sum() in (0, count)
 
@@ -73,8 +77,10 @@ def test_hooks_are_gone_after_an_error(generator):
         generator.encode(["a newclas crane"])
 
 
-@pytest.mark.parametrize("placeholder, reason", [("crane", "in the vocabulary already"), ("two words", "one word"),
-                                                 ("", "one word")])
+@pytest.mark.parametrize(
+    "placeholder, reason",
+    [("crane", "in the vocabulary already"), ("two words", "one word"), ("", "one word")],
+)
 def test_bad_placeholder(generator, placeholder, reason):
     with pytest.raises(UserError, match=reason):
         generator.set_placeholder(placeholder)
@@ -85,12 +91,21 @@ def test_no_advice_to_take_what_was_refused(generator, placeholder):
     generator.prompt_encoders[0].tokenizer.add_tokens("newclas")  # as a checkpoint may have it
     with pytest.raises(UserError) as raised:
         generator.set_placeholder(placeholder)
-    assert "in the vocabulary already" in str(raised.value) and str(raised.value).count(placeholder) == 1
+    assert (
+        "in the vocabulary already" in str(raised.value)
+        and str(raised.value).count(placeholder) == 1
+    )
 
 
-@pytest.mark.parametrize("phrase, num_vectors, words", [
-    ("a", None, "a"), ("tiger cat", None, "tiger cat"), ("a", 3, "a a a"),
-    ("tiger cat", 5, "tiger cat tiger cat tiger")])
+@pytest.mark.parametrize(
+    "phrase, num_vectors, words",
+    [
+        ("a", None, "a"),
+        ("tiger cat", None, "tiger cat"),
+        ("a", 3, "a a a"),
+        ("tiger cat", 5, "tiger cat tiger cat tiger"),
+    ],
+)
 def test_vectors_start_from_the_phrases_tokens_in_turn(generator, phrase, num_vectors, words):
     vectors = generator.initial_vectors(phrase, num_vectors)
     rows = generator.prompt_encoders[0].tokenizer(words, add_special_tokens=False).input_ids
@@ -98,9 +113,17 @@ def test_vectors_start_from_the_phrases_tokens_in_turn(generator, phrase, num_ve
     assert torch.equal(vectors, table_of(generator)[rows])
 
 
-@pytest.mark.parametrize("phrase, num_vectors, reason", [
-    ("tiger cat", 1, r"num_vectors 1 is too few for initializer_token 'tiger cat', which is 2 tokens"),
-    ("", None, "initializer_token '' has no tokens")])
+@pytest.mark.parametrize(
+    "phrase, num_vectors, reason",
+    [
+        (
+            "tiger cat",
+            1,
+            r"num_vectors 1 is too few for initializer_token 'tiger cat', which is 2 tokens",
+        ),
+        ("", None, "initializer_token '' has no tokens"),
+    ],
+)
 def test_initialisers_that_fit_no_vectors_are_refused(generator, phrase, num_vectors, reason):
     with pytest.raises(UserError, match=reason):
         generator.initial_vectors(phrase, num_vectors)
@@ -110,7 +133,9 @@ def test_initialisers_that_fit_no_vectors_are_refused(generator, phrase, num_vec
 def test_words_that_diffusers_would_mix_up_are_refused(generator, known, new):
     """It reads 'x_1' beside 'x' as the second vector of 'x'."""
     generator.prompt_encoders[0].tokenizer.add_tokens(known)
-    with pytest.raises(UserError, match=f"'{new}' beside '{known}': diffusers expands one into the other"):
+    with pytest.raises(
+        UserError, match=f"'{new}' beside '{known}': diffusers expands one into the other"
+    ):
         generator.set_placeholder(new)
 
 

@@ -1,4 +1,6 @@
-"""run.py in processes of their own, forked from one that has imported it already: an import takes seconds."""
+"""run.py in processes of their own, forked from one that has imported it already: an import takes
+seconds.
+"""
 
 import multiprocessing
 import os
@@ -40,14 +42,21 @@ class Process:
 
     def __init__(self, argv: list[str], folder: Path, largest_file: int | None = None):
         folder.mkdir(exist_ok=True)
-        (out_reader, out), (err_reader, err) = CONTEXT.Pipe(duplex=False), CONTEXT.Pipe(duplex=False)
-        self.process = CONTEXT.Process(target=run_command, args=(argv, folder, largest_file, out, err))
+        (out_reader, out), (err_reader, err) = (
+            CONTEXT.Pipe(duplex=False),
+            CONTEXT.Pipe(duplex=False),
+        )
+        self.process = CONTEXT.Process(
+            target=run_command, args=(argv, folder, largest_file, out, err)
+        )
         self.process.start()
         out.close()
         err.close()
         self.printed = {"out": b"", "err": b""}
-        self.threads = [threading.Thread(target=self.collect_output, args=pair)
-                        for pair in (("out", out_reader), ("err", err_reader))]
+        self.threads = [
+            threading.Thread(target=self.collect_output, args=pair)
+            for pair in (("out", out_reader), ("err", err_reader))
+        ]
         for thread in self.threads:
             thread.start()
 
@@ -67,16 +76,23 @@ class Process:
         os.kill(self.process.pid, number)
 
     def finish(self) -> tuple[int, str, list[str]]:
-        """Exit code (negative: killed by that signal), what was printed, and the lines on stderr but for bars'."""
+        """Exit code (negative: killed by that signal), what was printed, and the lines on stderr
+        but for bars'.
+        """
         self.process.join(300)
         assert self.process.exitcode is not None, self.printed
         for thread in self.threads:
             thread.join()
         out, err = (self.printed[name].decode().replace("\r", "\n") for name in ("out", "err"))
         lines = [line.replace("\x1b[A", "") for line in err.splitlines()]
-        return self.process.exitcode, out, [line for line in lines if line.strip() and not any(
-            sign in line for sign in BARS)]
+        return (
+            self.process.exitcode,
+            out,
+            [line for line in lines if line.strip() and not any(sign in line for sign in BARS)],
+        )
 
 
-def finish_run(argv: list[str], folder: Path, largest_file: int | None = None) -> tuple[int, str, list[str]]:
+def finish_run(
+    argv: list[str], folder: Path, largest_file: int | None = None
+) -> tuple[int, str, list[str]]:
     return Process(argv, folder, largest_file).finish()

@@ -14,11 +14,21 @@ from tests.runs.test_sweep import sweep_over
 from tests.test_run import error_of, flags
 from utils import UserError
 
-ONE_UPDATE = ["--class_index", "2,3", "--train", "True", "--evaluate", "True", "--num_train_epochs", "1"]
+ONE_UPDATE = [
+    "--class_index",
+    "2,3",
+    "--train",
+    "True",
+    "--evaluate",
+    "True",
+    "--num_train_epochs",
+    "1",
+]
 
 
 def refuse_locks(number: int, monkeypatch):
     """As a disk whose flock fails with this error."""
+
     def flock(*_):
         raise OSError(number, os.strerror(number))
 
@@ -37,26 +47,34 @@ def leave_marker(folder, age: float):
 
 
 def sweep_of(config):
-    """What a process sees that works on the classes of ONE_UPDATE, the first of which another machine holds."""
+    """What a process sees that works on the classes of ONE_UPDATE, the first of which another
+    machine holds.
+    """
     sweep = sweep_over(config.output_path, classifier=config.classifier)
     return [folder for folder in sweep.folders if folder.target.number in (2, 3)]
 
 
 @pytest.mark.parametrize("age, code", [(60, 0), (2 * 86_400, 2)])
-def test_a_lock_of_another_machine_on_a_disk_without_locks(tiny_config, capsys, monkeypatch, age, code):
+def test_a_lock_of_another_machine_on_a_disk_without_locks(
+    tiny_config, capsys, monkeypatch, age, code
+):
     """A young one is a worker's; an old one is named with its file, its age and what to do."""
     refuse_locks(errno.ENOSYS, monkeypatch)
     folder, other = sweep_of(tiny_config)
     leave_marker(folder, age)
     assert main(flags(tiny_config, *ONE_UPDATE)) == code
     shown = capsys.readouterr()
-    assert shown.err.splitlines()[0].startswith(f"warning: '{tiny_config.output_path}' is on a disk without file locks")
+    assert shown.err.splitlines()[0].startswith(
+        f"warning: '{tiny_config.output_path}' is on a disk without file locks"
+    )
     assert other.token_file.exists() and not folder.token_file.exists()
     if code == 0:
         assert "since other processes hold them: 2 (crane, machine)" in shown.out
         return
     line = shown.err.splitlines()[-1]
-    assert "class 2 (crane, machine) is not finished" in line and f"'{folder.lock.lock_file}'" in line
+    assert (
+        "class 2 (crane, machine) is not finished" in line and f"'{folder.lock.lock_file}'" in line
+    )
     assert "no sign of life for 2 days" in line and "remove that file" in line
     os.remove(folder.lock.lock_file)
     assert main(flags(tiny_config, *ONE_UPDATE)) == 0 and folder.token_file.exists()
@@ -65,7 +83,11 @@ def test_a_lock_of_another_machine_on_a_disk_without_locks(tiny_config, capsys, 
 def test_a_disk_that_cannot_lock_at_all(tiny_config, capsys, monkeypatch):
     refuse_locks(errno.ENOLCK, monkeypatch)
     line = error_of(capsys, *flags(tiny_config, *ONE_UPDATE))
-    assert f"'{tiny_config.output_path}" in line and "No locks available" in line and "--output_path" in line
+    assert (
+        f"'{tiny_config.output_path}" in line
+        and "No locks available" in line
+        and "--output_path" in line
+    )
     assert not list(sweep_of(tiny_config)[0].tokens.parent.parent.glob("*"))
 
 
@@ -109,4 +131,9 @@ def test_a_link_is_no_lock(tmp_path):
 
 def test_durations():
     assert [describe_duration(seconds) for seconds in (660, 7100, 7200, 100_000, 200_000)] == [
-        "11 minutes", "118 minutes", "2 hours", "28 hours", "2 days"]
+        "11 minutes",
+        "118 minutes",
+        "2 hours",
+        "28 hours",
+        "2 days",
+    ]

@@ -1,4 +1,6 @@
-"""A sweep over many classes: what a second start costs and says once all are finished, and the page over them."""
+"""A sweep over many classes: what a second start costs and says once all are finished, and the page
+over them.
+"""
 
 import re
 import resource
@@ -19,16 +21,44 @@ CPU_SECONDS = 8  # of a second start over a finished thousand, beyond imports
 def sweep_flags(config, folder: Path, classes: int) -> list[str]:
     """One update and one picture of each of so many classes."""
     classifier = save_classifier(folder / "many", [f"cat {i}, the animal" for i in range(classes)])
-    return flags(config, "--classifier", classifier, "--class_index", "all", "--train", "True", "--evaluate", "True",
-                 "--num_train_epochs", "1", "--epoch_size", "1", "--number_of_prompts", "1", "--test_size", "1",
-                 "--train_timesteps", "999", "--num_inference_steps", "1", "--classes_at_once", "20",
-                 "--train_images", "none", "--output_path", str(folder / "out"))
+    return flags(
+        config,
+        "--classifier",
+        classifier,
+        "--class_index",
+        "all",
+        "--train",
+        "True",
+        "--evaluate",
+        "True",
+        "--num_train_epochs",
+        "1",
+        "--epoch_size",
+        "1",
+        "--number_of_prompts",
+        "1",
+        "--test_size",
+        "1",
+        "--train_timesteps",
+        "999",
+        "--num_inference_steps",
+        "1",
+        "--classes_at_once",
+        "20",
+        "--train_images",
+        "none",
+        "--output_path",
+        str(folder / "out"),
+    )
 
 
 @pytest.fixture(scope="module")
 def finished(tiny_model, tiny_classifier, tmp_path_factory):
-    """The command of a finished sweep over sixty classes, which is more than a terminal or page shows in full."""
+    """The command of a finished sweep over sixty classes, which is more than a terminal or page
+    shows in full.
+    """
     from config import RunConfig
+
     folder = tmp_path_factory.mktemp("sixty")
     argv = sweep_flags(RunConfig(model=tiny_model, classifier=tiny_classifier), folder, 60)
     assert main(argv) == 0
@@ -38,17 +68,25 @@ def finished(tiny_model, tiny_classifier, tmp_path_factory):
 def test_a_finished_sweep_is_one_line_and_writes_nothing(finished, capsys):
     argv, out = finished
     capsys.readouterr()
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.suffix != ".lock"}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in out.rglob("*")
+        if path.is_file() and path.suffix != ".lock"
+    }
     assert main(argv) == 0
-    line, = capsys.readouterr().out.splitlines()
-    assert re.match(r"60 classes, 1 images each: accuracy .* by the classifier; see .*report_demo.html", line)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert re.match(
+        r"60 classes, 1 images each: accuracy .* by the classifier; see .*report_demo.html", line
+    )
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
 def test_a_page_is_written_anew_where_what_it_shows_has_changed(finished, capsys):
-    """What a class was evaluated to again is the same: the page stays. Its settings have a line more: it does not."""
+    """What a class was evaluated to again is the same: the page stays. Its settings have a line
+    more: it does not.
+    """
     argv, out = finished
-    page, = out.rglob("report_demo.html")
+    (page,) = out.rglob("report_demo.html")
     before = page.stat().st_mtime_ns
     next(out.rglob("metrics.json")).unlink()
     assert main(argv) == 0 and page.stat().st_mtime_ns == before
@@ -60,9 +98,9 @@ def test_a_page_is_written_anew_where_what_it_shows_has_changed(finished, capsys
 
 
 def test_a_page_of_many_classes_links_its_pictures(finished):
-    """Each is loaded when it comes into sight, and a page may load nothing but pictures of its own."""
+    """Each is loaded when it comes into sight, and a page may load pictures of its own alone."""
     _, out = finished
-    page, = out.rglob("report_demo.html")
+    (page,) = out.rglob("report_demo.html")
     html = page.read_text()
     sources = re.findall(r'<img src="([^"]+)" alt="[^"]*" loading="lazy">', html)
     assert len(sources) == 2 * 60 and all((page.parent / source).is_file() for source in sources)
@@ -75,14 +113,28 @@ def test_prompts_are_checked_without_the_text_encoder(finished, monkeypatch):
     from config import RunConfig
     from models.stable_diffusion import StableDiffusion
     from runs.session import Session
+
     argv, _ = finished
     encoded = []
     original = StableDiffusion.encode
-    monkeypatch.setattr(StableDiffusion, "encode", lambda self, prompts, *more: (
-        encoded.extend(prompts), original(self, prompts, *more))[1])
+    monkeypatch.setattr(
+        StableDiffusion,
+        "encode",
+        lambda self, prompts, *more: (encoded.extend(prompts), original(self, prompts, *more))[1],
+    )
     given = dict(zip(argv[::2], argv[1::2], strict=True))
-    session = Session(RunConfig(class_index="all", train=True, model=given["--model"], device="cpu", height=32,
-                                width=32, classifier=given["--classifier"], mixed_precision="no"))
+    session = Session(
+        RunConfig(
+            class_index="all",
+            train=True,
+            model=given["--model"],
+            device="cpu",
+            height=32,
+            width=32,
+            classifier=given["--classifier"],
+            mixed_precision="no",
+        )
+    )
     session.load_now("generator")
     assert not encoded
 
@@ -90,6 +142,7 @@ def test_prompts_are_checked_without_the_text_encoder(finished, monkeypatch):
 @pytest.mark.slow
 def test_a_second_start_over_a_finished_thousand(tiny_config, tmp_path):
     """In seconds of CPU: what it does beyond importing."""
+
     def measure_cpu(*argv: str) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, *argv], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)

@@ -1,4 +1,6 @@
-"""What is answered before torch is imported: classes, listings, exports, and checkpoints that cannot be had."""
+"""What is answered before torch is imported: classes, listings, exports, and checkpoints that
+cannot be had.
+"""
 
 import json
 import os
@@ -28,15 +30,45 @@ from utils import ROOT, UserError
 OLD, NEW = "1" * 40, "2" * 40  # commits
 MINIATURE = ["--config", "configs/miniature.yml"]
 ANSWERS = [  # a command, its exit code, and what it prints
-    (["run.py", *MINIATURE, "--class_index", "mous", "--train", "True"], 2, "did you mean 'mouse'?"),
+    (
+        ["run.py", *MINIATURE, "--class_index", "mous", "--train", "True"],
+        2,
+        "did you mean 'mouse'?",
+    ),
     (["run.py", *MINIATURE, "--class_index", "17", "--train", "True"], 2, "classes are 1 to 16"),
-    (["run.py", *MINIATURE, "--class_index", "jaguar cat"], 2,
-     "python run.py --config configs/miniature.yml --class_index 'jaguar cat' --train True --evaluate True"),
-    (["run.py", "tiger cat"], 2, "python run.py --class_index 'tiger cat' --train True --evaluate True"),
+    (
+        ["run.py", *MINIATURE, "--class_index", "jaguar cat"],
+        2,
+        (
+            "python run.py --config configs/miniature.yml --class_index 'jaguar cat' --train True"
+            " --evaluate True"
+        ),
+    ),
+    (
+        ["run.py", "tiger cat"],
+        2,
+        "python run.py --class_index 'tiger cat' --train True --evaluate True",
+    ),
     (["run.py", "--class_index", "tigre cat", "--train", "True"], 2, "did you mean 'tiger cat'?"),
-    (["run.py", "--class_index", "283", "--train", "True"], 2, "cannot open 'CompVis/stable-diffusion-v1-4'"),
-    (["run.py", *MINIATURE, "--model", "nobody/nothing", "--class_index", "7", "--train", "True"], 2,
-     "cannot open 'nobody/nothing': it is not downloaded yet and the hub cannot be reached"),
+    (
+        ["run.py", "--class_index", "283", "--train", "True"],
+        2,
+        "cannot open 'CompVis/stable-diffusion-v1-4'",
+    ),
+    (
+        [
+            "run.py",
+            *MINIATURE,
+            "--model",
+            "nobody/nothing",
+            "--class_index",
+            "7",
+            "--train",
+            "True",
+        ],
+        2,
+        "cannot open 'nobody/nothing': it is not downloaded yet and the hub cannot be reached",
+    ),
     (["run.py", *MINIATURE, "--list_classes"], 0, "    7  jaguar, cat"),
     (["run.py", "--list_classes"], 0, "  283  tiger cat"),
     (["run.py", "--help"], 0, "--class_index"),
@@ -55,9 +87,13 @@ finally:
 """
 
 
-@pytest.mark.parametrize("argv, code, right", ANSWERS, ids=[" ".join(argv) for argv, _, _ in ANSWERS])
+@pytest.mark.parametrize(
+    "argv, code, right", ANSWERS, ids=[" ".join(argv) for argv, _, _ in ANSWERS]
+)
 def test_an_answer_that_needs_no_torch(argv, code, right):
-    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *argv], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *argv], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == code and right in done.stdout + done.stderr
     assert code == 0 or len(done.stderr.strip().splitlines()) == 1
 
@@ -69,7 +105,8 @@ sys.argv = sys.argv[1:]
 
 def import_module(name, globals=None, *more, **named):
     file = (globals or {}).get("__file__", "")
-    if name in ("fcntl", "resource", "termios", "pwd", "grp") and file.startswith(OURS) and "site-packages" not in file:
+    is_ours = file.startswith(OURS) and "site-packages" not in file
+    if name in ("fcntl", "resource", "termios", "pwd", "grp") and is_ours:
         raise ModuleNotFoundError(f"No module named '{name}'")
     return real_import(name, globals, *more, **named)
 
@@ -79,18 +116,34 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def test_a_platform_without_unix_modules(tiny_config, tmp_path):
-    """Windows has neither fcntl nor resource: our own code imports neither at its top, and a class is learned."""
-    argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--evaluate", "True", "--num_train_epochs", "1")
+    """Windows has neither fcntl nor resource: our own code imports neither at its top, and a class
+    is learned.
+    """
+    argv = flags(
+        tiny_config,
+        "--class_index",
+        "3",
+        "--train",
+        "True",
+        "--evaluate",
+        "True",
+        "--num_train_epochs",
+        "1",
+    )
     code = WITHOUT_UNIX.replace("OURS", repr(str(ROOT)))
-    done = subprocess.run([sys.executable, "-c", code, "run.py", *argv], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run.py", *argv], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
-    cost, = tmp_path.rglob("cost.json")
+    (cost,) = tmp_path.rglob("cost.json")
     assert json.loads(cost.read_text())["peak_memory_gb"] is None
 
 
 def test_plots_and_distances_are_imported_by_evaluations_alone():
-    code = "import runs.session, sys; print([m for m in ('matplotlib', 'torchmetrics', " \
-           "'torch_fidelity') if m in sys.modules])"
+    code = (
+        "import runs.session, sys; print([m for m in ('matplotlib', 'torchmetrics', "
+        "'torch_fidelity') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
 
@@ -98,9 +151,17 @@ def test_plots_and_distances_are_imported_by_evaluations_alone():
 @pytest.mark.parametrize("module", ["run", "export", "app", "experiments.study", "benchmarks.cost"])
 def test_how_threads_wait_is_settled_before_torch_is_imported(module):
     """OpenMP reads it when its library is loaded."""
-    done = subprocess.run([sys.executable, "-X", "importtime", "-c", f"import {module}, runs.session"], cwd=ROOT,
-                          capture_output=True, text=True)
-    imported = [line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")]
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", f"import {module}, runs.session"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    imported = [
+        line.rpartition("|")[2].strip()
+        for line in done.stderr.splitlines()
+        if line.startswith("import time")
+    ]
     assert imported.index("utils") < imported.index("torch")
 
 
@@ -119,19 +180,29 @@ def test_a_server_that_says_nothing_does_not_answer(silent_server):
 
 
 def test_any_answer_is_one(tmp_path):
-    code = "import http.server as h; s = h.HTTPServer(('127.0.0.1', 0), h.BaseHTTPRequestHandler); " \
-           "print(s.server_port, flush=True); s.handle_request()"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                          text=True) as server:
-        assert answers_within(f"http://127.0.0.1:{int(server.stdout.readline())}", 10)  # with status 501
+    code = (
+        "import http.server as h; s = h.HTTPServer(('127.0.0.1', 0), h.BaseHTTPRequestHandler); "
+        "print(s.server_port, flush=True); s.handle_request()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as server:
+        assert answers_within(
+            f"http://127.0.0.1:{int(server.stdout.readline())}", 10
+        )  # with status 501
 
 
 def test_a_hub_that_says_nothing_is_asked_once(silent_server, tmp_path):
     environment = {**os.environ, "HF_ENDPOINT": silent_server, "HF_HOME": str(tmp_path)}
     environment.pop(OFFLINE)
     before = time.monotonic()
-    done = subprocess.run([sys.executable, "run.py", "--class_index", "283", "--train", "True"], cwd=ROOT,
-                          env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "run.py", "--class_index", "283", "--train", "True"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2 and "the hub cannot be reached" in done.stderr
     assert time.monotonic() - before < 10  # 3.4 s where nothing else runs
 
@@ -139,9 +210,13 @@ def test_a_hub_that_says_nothing_is_asked_once(silent_server, tmp_path):
 def test_timm_does_not_ask_a_silent_hub_again(silent_server, tiny_config, tmp_path):
     environment = {**os.environ, "HF_ENDPOINT": silent_server, "HF_HOME": str(tmp_path)}
     environment.pop(OFFLINE)
-    argv = flags(tiny_config, "--classifier", "timm:resnet18", "--class_index", "283", "--train", "True")
+    argv = flags(
+        tiny_config, "--classifier", "timm:resnet18", "--class_index", "283", "--train", "True"
+    )
     before = time.monotonic()
-    done = subprocess.run([sys.executable, "run.py", *argv], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "run.py", *argv], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 2 and "the hub cannot be reached" in done.stderr
     assert time.monotonic() - before < 30  # with timm's import; retries take 41 s
 
@@ -157,16 +232,38 @@ def cache_repository(hub: Path, hub_id: str, source: str, commit: str):
 @pytest.fixture
 def offline_run(silent_server, tiny_config, tmp_path):
     """Runs run.py on checkpoints of a hub that does not answer, from the cache."""
-    for hub_id, source in (("some/generator", tiny_config.model), ("some/classifier", tiny_config.classifier)):
+    for hub_id, source in (
+        ("some/generator", tiny_config.model),
+        ("some/classifier", tiny_config.classifier),
+    ):
         cache_repository(tmp_path / "hub", hub_id, source, OLD)
     environment = {**os.environ, "HF_ENDPOINT": silent_server, "HF_HOME": str(tmp_path)}
     environment.pop(OFFLINE)
 
     def run_command(*more, program=("run.py",)):
-        argv = flags(tiny_config, "--model", "some/generator", "--classifier", "some/classifier", "--train", "True",
-                     "--evaluate", "True", "--num_train_epochs", "1", "--output_path", str(tmp_path / "out"), *more)
-        return subprocess.run([sys.executable, *program, *argv], cwd=ROOT, env=environment, capture_output=True,
-                              text=True)
+        argv = flags(
+            tiny_config,
+            "--model",
+            "some/generator",
+            "--classifier",
+            "some/classifier",
+            "--train",
+            "True",
+            "--evaluate",
+            "True",
+            "--num_train_epochs",
+            "1",
+            "--output_path",
+            str(tmp_path / "out"),
+            *more,
+        )
+        return subprocess.run(
+            [sys.executable, *program, *argv],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
 
     return run_command
 
@@ -174,7 +271,10 @@ def offline_run(silent_server, tiny_config, tmp_path):
 def test_what_was_downloaded_is_used_without_the_hub(offline_run, tmp_path):
     """A whole run from the hub's cache; no library waits for the hub that does not answer."""
     done = offline_run("--class_index", "crane bird")
-    assert done.returncode == 0 and done.stderr.count("the hub does not answer: checkpoints are taken from") == 1
+    assert (
+        done.returncode == 0
+        and done.stderr.count("the hub does not answer: checkpoints are taken from") == 1
+    )
     assert list(tmp_path.rglob("learned_embeds.safetensors"))
     done = offline_run("--class_index", "tigre cat", program=("-c", WITHOUT_TORCH, "run.py"))
     assert done.returncode == 2 and "did you mean 'tiger cat'?" in done.stderr
@@ -183,9 +283,16 @@ def test_what_was_downloaded_is_used_without_the_hub(offline_run, tmp_path):
 
 
 def test_a_token_of_another_commit_is_refused(tmp_path):
-    """And one whose settings know no commit, as of an earlier version, is taken for the present one's."""
-    folder, = sweep_over(tmp_path).folders[:1]
-    settings = {"model": f"some/generator@{OLD}", "classifier": "inet", "lr": 0.1, "skip_exists": True}
+    """And one whose settings know no commit, as of an earlier version, is taken for the present
+    one's.
+    """
+    (folder,) = sweep_over(tmp_path).folders[:1]
+    settings = {
+        "model": f"some/generator@{OLD}",
+        "classifier": "inet",
+        "lr": 0.1,
+        "skip_exists": True,
+    }
     folder.begin_training(settings, start_over=False)
     save_token(folder.token_file, "newclas", torch.zeros(1, 4), (4,), {})
     names = ["model", "classifier"]
@@ -197,21 +304,37 @@ def test_a_token_of_another_commit_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_a_hub_id_that_moves_is_another_checkpoint(offline_run, tiny_config, tmp_path):
-    """A token of one commit is not drawn with another's weights and counted with the first's; a revision goes on."""
+    """A token of one commit is not drawn with another's weights and counted with the first's; a
+    revision goes on.
+    """
     done = offline_run("--class_index", "3")
     assert done.returncode == 0, done.stderr
-    config, = tmp_path.rglob("config.yml")
-    assert f"model: some/generator@{OLD}" in config.read_text() and f"some/classifier@{OLD}" in config.read_text()
-    assert load_token(config.with_name("learned_embeds.safetensors")).header["base_model"] == f"some/generator@{OLD}"
-    picture, = tmp_path.rglob("with/0.png")
+    (config,) = tmp_path.rglob("config.yml")
+    assert (
+        f"model: some/generator@{OLD}" in config.read_text()
+        and f"some/classifier@{OLD}" in config.read_text()
+    )
+    assert (
+        load_token(config.with_name("learned_embeds.safetensors")).header["base_model"]
+        == f"some/generator@{OLD}"
+    )
+    (picture,) = tmp_path.rglob("with/0.png")
     drawn = picture.read_bytes()
-    cache_repository(tmp_path / "hub", "some/generator", other_weights(tiny_config.model, tmp_path), NEW)
+    cache_repository(
+        tmp_path / "hub", "some/generator", other_weights(tiny_config.model, tmp_path), NEW
+    )
     larger = ("--class_index", "3", "--test_size", "3")
     done = offline_run(*larger)
-    assert done.returncode == 2 and f"model some/generator@{OLD}, now some/generator@{NEW}" in done.stderr
+    assert (
+        done.returncode == 2
+        and f"model some/generator@{OLD}, now some/generator@{NEW}" in done.stderr
+    )
     assert picture.read_bytes() == drawn
     done = offline_run(*larger, "--train", "False")
-    assert done.returncode == 0 and f"trained with model some/generator@{OLD}, now some/generator@{NEW}" in done.stderr
+    assert (
+        done.returncode == 0
+        and f"trained with model some/generator@{OLD}, now some/generator@{NEW}" in done.stderr
+    )
     assert picture.read_bytes() != drawn
     done = offline_run(*larger, "--model", f"some/generator@{OLD}")
     assert done.returncode == 0 and "warning" not in done.stderr
@@ -222,7 +345,11 @@ def other_weights(source: str, folder: Path) -> str:
     """A copy of a generator whose UNet has changed."""
     shutil.copytree(source, folder / "other")
     for file in (folder / "other/unet").glob("*.safetensors"):
-        save_file({key: value * 1.5 for key, value in load_file(file).items()}, file, metadata={"format": "pt"})
+        save_file(
+            {key: value * 1.5 for key, value in load_file(file).items()},
+            file,
+            metadata={"format": "pt"},
+        )
     return str(folder / "other")
 
 
@@ -235,7 +362,8 @@ from models.pins import pin_checkpoint
 model = timm.create_model("resnet18")
 save_file(model.state_dict(), SNAPSHOT)
 name = pin_checkpoint("timm:resnet18")
-weights = [network.state_dict()["conv1.weight"] for network in (model, load_classifier(name, "cpu").model)]
+loaded = load_classifier(name, "cpu").model
+    weights = [network.state_dict()["conv1.weight"] for network in (model, loaded)]
 print(name, torch.equal(*weights))
 """
 
@@ -249,24 +377,40 @@ def test_timm_s_own_names_are_pinned_too(tmp_path):
     (folder / "refs").mkdir()
     (folder / "refs/main").write_text(OLD)
     code = TIMM.replace("SNAPSHOT", repr(str(snapshot / "model.safetensors")))
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "HF_HOME": str(tmp_path), OFFLINE: "1"})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HOME": str(tmp_path), OFFLINE: "1"},
+    )
     assert done.stdout.split() == [f"timm:resnet18@{OLD}", "True"], done.stderr
 
 
 def test_the_hub_tells_the_commit_of_a_revision():
-    server = "import http.server as h, json\nclass Hub(h.BaseHTTPRequestHandler):\n    def do_GET(self):\n" \
-             "        self.send_response(200); self.end_headers()\n" \
-             "        self.wfile.write(json.dumps({'id': 'some/model', 'sha': self.path}).encode())\n" \
-             "s = h.HTTPServer(('127.0.0.1', 0), Hub); print(s.server_port, flush=True); s.serve_forever()"
-    with subprocess.Popen([sys.executable, "-c", server], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                          text=True) as hub:
-        environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{int(hub.stdout.readline())}"}
+    server = (
+        "import http.server as h, json\nclass Hub(h.BaseHTTPRequestHandler):\n    def"
+        " do_GET(self):\n        self.send_response(200); self.end_headers()\n       "
+        " self.wfile.write(json.dumps({'id': 'some/model', 'sha': self.path}).encode())\ns ="
+        " h.HTTPServer(('127.0.0.1', 0), Hub); print(s.server_port, flush=True); s.serve_forever()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", server], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as hub:
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": f"http://127.0.0.1:{int(hub.stdout.readline())}",
+        }
         environment.pop(OFFLINE)
         code = "from models.hub import find_commit as f; print(f('some/model'), f('some/model@v2'))"
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
         hub.kill()
-    assert done.stdout.split() == ["/api/models/some/model", "/api/models/some/model/revision/v2"], done.stderr
+    assert done.stdout.split() == [
+        "/api/models/some/model",
+        "/api/models/some/model/revision/v2",
+    ], done.stderr
 
 
 def test_a_hub_id_may_have_a_revision_everywhere(monkeypatch):
@@ -282,20 +426,30 @@ def test_a_hub_id_may_have_a_revision_everywhere(monkeypatch):
     assert resolve_name("inet@abc") == ("", "google/vit-large-patch16-224@abc")
     assert folder_name("inet@abc") == "inet" and folder_name("mean:some/vit@abc") == "mean_some_vit"
     assert find_commit(f"some/model@{OLD}") == OLD
-    assert [is_hub_id(name) for name in ("a/b@v1", "a/b", "miniature/weights@v1", "b@v1")] == [True, True, False, False]
+    assert [is_hub_id(name) for name in ("a/b@v1", "a/b", "miniature/weights@v1", "b@v1")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
     assert is_same_source("a/b", f"a/b@{OLD}") and not is_same_source(f"a/b@{NEW}", f"a/b@{OLD}")
     with pytest.raises(UserError, match="only hub ids have revisions"):
         locate_source("miniature/weights@v1")
 
 
 def test_a_listing_opens_the_classifier_alone():
-    checkpoint, = list_hub_checkpoints(RunConfig(classifier="a/vit"))
+    (checkpoint,) = list_hub_checkpoints(RunConfig(classifier="a/vit"))
     assert checkpoint.name == "a/vit"
 
 
 def test_only_what_a_command_opens_is_looked_for(tiny_config):
     def list_names(**changes):
-        settings = {"model": tiny_config.model, "classifier": tiny_config.classifier, "train": True, **changes}
+        settings = {
+            "model": tiny_config.model,
+            "classifier": tiny_config.classifier,
+            "train": True,
+            **changes,
+        }
         return [checkpoint.source for checkpoint in list_hub_checkpoints(RunConfig(**settings))]
 
     assert list_names() == list_names(evaluator="a/judge") == []
@@ -304,22 +458,47 @@ def test_only_what_a_command_opens_is_looked_for(tiny_config):
     assert list_names(evaluate=True, features="a/features", real_images="photos") == ["a/features"]
     assert list_names(classifier="timm:resnet50") == ["resnet50"]
     assert list_names(classifier="timm:local-dir:resnet50") == []
-    assert list_names(classifier="timm:hf-hub:a/vit") == list_names(classifier="mean:a/vit") == ["a/vit"]
-    assert list_names(model="a/model", classifier="inet") == ["a/model", "google/vit-large-patch16-224"]
+    assert (
+        list_names(classifier="timm:hf-hub:a/vit")
+        == list_names(classifier="mean:a/vit")
+        == ["a/vit"]
+    )
+    assert list_names(model="a/model", classifier="inet") == [
+        "a/model",
+        "google/vit-large-patch16-224",
+    ]
 
 
 def test_a_name_that_is_neither_folder_nor_hub_id():
     with pytest.raises(UserError, match="cannot open 'inett': no such folder.*did you mean 'inet'"):
-        check_checkpoints(RunConfig(model=str(ROOT / "miniature/weights/generator"), classifier="inett"))
+        check_checkpoints(
+            RunConfig(model=str(ROOT / "miniature/weights/generator"), classifier="inett")
+        )
 
 
-@pytest.mark.parametrize("content", ["[]", "{", '{"id2label": {"a": "b"}}', '{"id2label": [1]}', "{}"])
-def test_a_config_that_tells_no_labels_is_left_to_the_loader(capsys, tiny_config, tmp_path, content):
+@pytest.mark.parametrize(
+    "content", ["[]", "{", '{"id2label": {"a": "b"}}', '{"id2label": [1]}', "{}"]
+)
+def test_a_config_that_tells_no_labels_is_left_to_the_loader(
+    capsys, tiny_config, tmp_path, content
+):
     shutil.copytree(tiny_config.classifier, tmp_path / "vit")
     (tmp_path / "vit/config.json").write_text(content)
-    line = error_of(capsys, *flags(tiny_config, "--classifier", str(tmp_path / "vit"), "--class_index", "no such",
-                                   "--train", "True"))
-    assert str(tmp_path / "vit") in line or "class_index" in line  # transformers makes up two labels for "{}"
+    line = error_of(
+        capsys,
+        *flags(
+            tiny_config,
+            "--classifier",
+            str(tmp_path / "vit"),
+            "--class_index",
+            "no such",
+            "--train",
+            "True",
+        ),
+    )
+    assert (
+        str(tmp_path / "vit") in line or "class_index" in line
+    )  # transformers makes up two labels for "{}"
 
 
 def test_what_was_never_downloaded():

@@ -1,4 +1,6 @@
-"""Sweeps: any number of processes share the classes, each once; a living one takes over what a dead one left."""
+"""Sweeps: any number of processes share the classes, each once; a living one takes over what a dead
+one left.
+"""
 
 import json
 import os
@@ -29,13 +31,36 @@ from tests.test_run import file_times, flags
 from tokens.class_token import load_token, save_token
 from utils import ROOT, UserError, write_yaml
 
-SETTINGS = ["--class_index", "1-3", "--train", "True", "--evaluate", "True", "--num_train_epochs", "10", "--lr", "0.05",
-            "--train_timesteps", "999", "600", "--fresh_noise", "True", "--number_of_prompts", "1",
-            "--target_accuracy", "1", "--epoch_size", "2"]
+SETTINGS = [
+    "--class_index",
+    "1-3",
+    "--train",
+    "True",
+    "--evaluate",
+    "True",
+    "--num_train_epochs",
+    "10",
+    "--lr",
+    "0.05",
+    "--train_timesteps",
+    "999",
+    "600",
+    "--fresh_noise",
+    "True",
+    "--number_of_prompts",
+    "1",
+    "--target_accuracy",
+    "1",
+    "--epoch_size",
+    "2",
+]
 
 
 def tokens(folder):
-    return {path.parent.parent.name: load_token(path).vectors for path in folder.rglob("learned_embeds.safetensors")}
+    return {
+        path.parent.parent.name: load_token(path).vectors
+        for path in folder.rglob("learned_embeds.safetensors")
+    }
 
 
 def sweep_over(tmp_path, start_over=False, is_finished=None, classifier="vit") -> Sweep:
@@ -124,12 +149,19 @@ def test_starting_over_counts_what_is_finished_since(tmp_path):
 
 @pytest.fixture
 def session(tiny_config):
-    """Two updates of two classes at once, with a loss that is not finite for class 2 ('crane, machine')."""
+    """Two updates of two classes at once, with a loss that is not finite for class 2 ('crane,
+    machine').
+    """
     return open_session(tiny_config)
 
 
 def open_session(config: RunConfig, **changes) -> Session:
-    settings = {"class_index": "1-3", "num_train_epochs": 2, "classes_at_once": 2, "train_timesteps": [999, 600]}
+    settings = {
+        "class_index": "1-3",
+        "num_train_epochs": 2,
+        "classes_at_once": 2,
+        "train_timesteps": [999, 600],
+    }
     session = Session(replace(config, **(settings | changes)))
     classify = cross_entropy(session.classifier)
 
@@ -161,7 +193,7 @@ def test_a_class_that_diverges_fails_alone(session, tmp_path, capsys):
     """The worker that tried it reports it."""
     evaluated = []
     sweep = work_on(evaluate_by(session, evaluated.append))
-    error, = sweep.errors
+    (error,) = sweep.errors
     assert str(error).startswith("update 0 of class 2 (crane, machine) has a non-finite loss: ")
     assert "class 2 (crane, machine) failed: update 0 of class" in capsys.readouterr().err
     assert {folder.target.number for folder in evaluated} == {1, 3} and not sweep.left_to_others()
@@ -181,16 +213,18 @@ def test_a_class_that_diverged_may_be_tried_with_other_settings(tiny_config, tmp
 
     broken = open_session(tiny_config, class_index="1", num_train_epochs=4)
     broken.loss = diverge
-    error, = work_on(broken).errors
+    (error,) = work_on(broken).errors
     assert f"update {update} of class 1" in str(error) and "try a lower --lr" in str(error)
-    folder, = broken.folders.values()
+    (folder,) = broken.folders.values()
     assert not folder.state_file.exists()
     assert not work_on(open_session(tiny_config, class_index="1", lr=1e-5)).errors
     assert len(tokens(tmp_path)) == 1 and "lr: 1.0e-05" in folder.config_file.read_text()
 
 
 def test_a_class_that_comes_free_while_the_last_ones_train_is_taken_over(tiny_config, tmp_path):
-    """Its process dies after this one looked for classes for the last time before the end of its training."""
+    """Its process dies after this one looked for classes for the last time before the end of its
+    training.
+    """
     theirs = list(open_session(tiny_config).folders.values())[2]
     assert theirs.try_lock()
 
@@ -217,6 +251,7 @@ def test_a_half_trained_token_that_is_broken_fails_alone(session, tmp_path):
 
 def fail_of(number: int):
     """An evaluation with a mistake in it, which one class hits."""
+
     def evaluate_class(folder):
         if folder.target.number == number:
             raise ZeroDivisionError("division by zero")
@@ -226,14 +261,23 @@ def fail_of(number: int):
 
 def test_an_unforeseen_error_of_one_class_ends_no_sweep(session, tmp_path, capsys):
     sweep = work_on(evaluate_by(session, fail_of(1)))
-    assert [type(error) for error in sweep.errors] == [DivergenceError, UserError]  # class 2 diverged
+    assert [type(error) for error in sweep.errors] == [
+        DivergenceError,
+        UserError,
+    ]  # class 2 diverged
     failed = sweep.folders[0]
     text = failed.error_file.read_text()
     assert text.startswith("Traceback (most recent call last)") and "in evaluate_class" in text
     assert text.endswith("ZeroDivisionError: division by zero\n")
-    line, = (line for line in capsys.readouterr().err.splitlines() if "class 1 (crane, bird) failed" in line)
+    (line,) = (
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if "class 1 (crane, bird) failed" in line
+    )
     assert "failed: ZeroDivisionError: division by zero" in line and str(failed.error_file) in line
-    assert tokens(tmp_path).keys() == {"0001_crane", "0003_tiger_cat"} and not sweep.left_to_others()
+    assert (
+        tokens(tmp_path).keys() == {"0001_crane", "0003_tiger_cat"} and not sweep.left_to_others()
+    )
 
 
 def test_an_unforeseen_error_of_an_update_fails_the_classes_that_were_in_it(session, tmp_path):
@@ -255,7 +299,17 @@ def test_an_unforeseen_error_of_an_update_fails_the_classes_that_were_in_it(sess
 
 def test_an_unforeseen_error_of_the_only_class_is_a_line(tiny_config, capsys, monkeypatch):
     monkeypatch.setattr("runs.evaluation.judge_class", lambda *_, **__: 1 // 0)
-    argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--evaluate", "True", "--num_train_epochs", "1")
+    argv = flags(
+        tiny_config,
+        "--class_index",
+        "3",
+        "--train",
+        "True",
+        "--evaluate",
+        "True",
+        "--num_train_epochs",
+        "1",
+    )
     assert main([*argv]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("error: ZeroDivisionError: ") and "error.txt" in line
@@ -265,6 +319,7 @@ def test_an_unforeseen_error_of_the_only_class_is_a_line(tiny_config, capsys, mo
 
 def test_no_lock_stays_where_an_error_ends_a_sweep(session, tmp_path):
     """As on a full disk; a program that calls this may try again."""
+
     def raise_error(folder):
         raise OSError(28, "No space left on device", str(folder.images))
 
@@ -274,16 +329,23 @@ def test_no_lock_stays_where_an_error_ends_a_sweep(session, tmp_path):
 
 
 def test_a_class_that_fails_does_not_stop_the_others(tiny_config, tmp_path, capsys):
-    """Its pictures' folder is a link. The same command then does what failed, and repeats nothing else."""
+    """Its pictures' folder is a link. The same command then does what failed, and repeats nothing
+    else.
+    """
     argv = flags(tiny_config, *SETTINGS, "--num_train_epochs", "1")
-    crane = RunFolder(str(tmp_path), tiny_config.classifier, target_class(1, "crane", "crane, machine"), "demo")
+    crane = RunFolder(
+        str(tmp_path), tiny_config.classifier, target_class(1, "crane", "crane, machine"), "demo"
+    )
     link = crane.eval_images / "with"
     link.parent.mkdir(parents=True)
     link.symlink_to(tmp_path)
     capsys.readouterr()
     assert main(argv) == 2
-    lines = [line for line in capsys.readouterr().err.replace("\x1b[A", "").splitlines()  # how bars move
-             if "class" in line and "%" not in line]
+    lines = [
+        line
+        for line in capsys.readouterr().err.replace("\x1b[A", "").splitlines()  # how bars move
+        if "class" in line and "%" not in line
+    ]
     assert lines[0].startswith(f"class 2 (crane, machine) failed: '{link}' is a link")
     assert lines[-1] == "error: 1 of 3 classes failed (see the messages above): 2 (crane, machine)"
     assert len(tokens(tmp_path)) == 3 and numbers_in_summary(tmp_path) == [1, 3]
@@ -296,7 +358,7 @@ def test_a_class_that_fails_does_not_stop_the_others(tiny_config, tmp_path, caps
 
 
 def numbers_in_summary(folder: Path) -> list[int]:
-    summary, = folder.rglob("summary_demo.json")
+    (summary,) = folder.rglob("summary_demo.json")
     return [metrics["class_index"] for metrics in json.loads(summary.read_text())["classes"]]
 
 
@@ -320,11 +382,17 @@ def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
 
 
 def test_two_processes_do_what_one_does(argv, alone, tmp_path):
-    codes, outs, errs = zip(*[process.finish() for process in [Process(argv, tmp_path) for _ in range(2)]], strict=True)
+    codes, outs, errs = zip(
+        *[process.finish() for process in [Process(argv, tmp_path) for _ in range(2)]], strict=True
+    )
     assert codes == (0, 0) and errs == ([], [])
     assert_equal(tokens(tmp_path), alone)
     out = "".join(outs)
-    assert out.count(" updates in ") == 3 and "all classes of run" in out and numbers_in_summary(tmp_path) == [1, 2, 3]
+    assert (
+        out.count(" updates in ") == 3
+        and "all classes of run" in out
+        and numbers_in_summary(tmp_path) == [1, 2, 3]
+    )
     assert all(out.count(f"class {i} ({LABELS[i - 1]}):") == 1 for i in (1, 2, 3))
 
 
@@ -343,12 +411,23 @@ def test_a_living_process_takes_over_what_a_killed_one_left(argv, alone, tmp_pat
 
 @pytest.mark.slow
 def test_a_launcher_s_processes_share_the_classes(argv, alone, tmp_path):
-    """The launcher ends when one of them is killed, and ends the others; the same command completes the sweep."""
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
-              str(ROOT / "run.py"), *argv]
+    """The launcher ends when one of them is killed, and ends the others; the same command completes
+    the sweep.
+    """
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        str(ROOT / "run.py"),
+        *argv,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(launch, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL,
-                          stderr=subprocess.DEVNULL) as sweep:
+    with subprocess.Popen(
+        launch, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as sweep:
         children = Path(f"/proc/{sweep.pid}/task/{sweep.pid}/children")
         while not list(tmp_path.rglob("training_state.pt")):
             time.sleep(0.05)
@@ -357,33 +436,55 @@ def test_a_launcher_s_processes_share_the_classes(argv, alone, tmp_path):
         assert sweep.wait(120) != 0
     before = tokens(tmp_path)
     assert len(before) < 3
-    done = subprocess.run(launch, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        launch, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert_equal(tokens(tmp_path), alone)
-    assert done.stdout.count(" updates in ") == 3 - len(before) and "training resumed" in done.stdout
+    assert (
+        done.stdout.count(" updates in ") == 3 - len(before) and "training resumed" in done.stdout
+    )
     assert "%|" not in done.stderr  # a log has a line per minute instead of bars
 
 
 @pytest.mark.slow
 def test_compiled_networks_learn_the_same_tokens(tiny_config, tmp_path, alone, monkeypatch):
-    """Traced and split into forward and backward as for any backend; inductor's minutes of C++ are left out."""
+    """Traced and split into forward and backward as for any backend; inductor's minutes of C++ are
+    left out.
+    """
     compiled, original = [], torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile",
-                        lambda self: (compiled.append(type(self).__name__), original(self, backend="aot_eager")))
+    monkeypatch.setattr(
+        torch.nn.Module,
+        "compile",
+        lambda self: (compiled.append(type(self).__name__), original(self, backend="aot_eager")),
+    )
     assert main(flags(tiny_config, *SETTINGS, "--torch_compile", "True")) == 0
     assert compiled == ["UNet2DConditionModel", "Decoder"]
     assert_equal(tokens(tmp_path), alone)
 
 
-@pytest.mark.parametrize("device, local_rank, expected", [
-    ("cpu", -1, "cpu"), ("cpu", 1, "cpu"), ("cuda", -1, "cuda"), ("cuda:1", -1, "cuda:1"), ("cuda", 1, "cuda:1")])
+@pytest.mark.parametrize(
+    "device, local_rank, expected",
+    [
+        ("cpu", -1, "cpu"),
+        ("cpu", 1, "cpu"),
+        ("cuda", -1, "cuda"),
+        ("cuda:1", -1, "cuda:1"),
+        ("cuda", 1, "cuda:1"),
+    ],
+)
 def test_every_process_of_a_launcher_takes_its_own_gpu(two_gpus, device, local_rank, expected):
     assert choose_device(device, "no", local_rank) == expected
 
 
-@pytest.mark.parametrize("device, local_rank, reason", [
-    ("cuda:1", 1, "would put all processes on one GPU"), ("cuda", 2, "no GPU for process 3 of this machine"),
-    ("cuda:2", -1, "no GPU 2 here: there are 2, counted from 0")])
+@pytest.mark.parametrize(
+    "device, local_rank, reason",
+    [
+        ("cuda:1", 1, "would put all processes on one GPU"),
+        ("cuda", 2, "no GPU for process 3 of this machine"),
+        ("cuda:2", -1, "no GPU 2 here: there are 2, counted from 0"),
+    ],
+)
 def test_gpus_that_are_not_there(two_gpus, device, local_rank, reason):
     with pytest.raises(UserError, match=reason):
         choose_device(device, "no", local_rank)
@@ -401,9 +502,14 @@ def test_a_slurm_script_passes_its_arguments_on(tmp_path):
     (tmp_path / ".venv/bin/activate").touch()
     (tmp_path / "srun").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
     (tmp_path / "srun").chmod(0o755)
-    done = subprocess.run(["bash", str(ROOT / "docs/sweep.slurm"), "--class_index", "tiger cat", "--exp_id", "first"],
-                          cwd=tmp_path, env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
-                          capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["bash", str(ROOT / "docs/sweep.slurm"), "--class_index", "tiger cat", "--exp_id", "first"],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     program, script, *argv = done.stdout.splitlines()
     config, _ = parse_settings(argv)
     assert (program, script) == ("python", "run.py")
