@@ -60,10 +60,8 @@ PAPER = {
     "epoch_size": 5,
     "fresh_noise": False,
 }
-PEER, PICTURES = (
-    "textual inversion",
-    5,
-)  # by the recipe of diffusers' script, of so many real pictures
+PEER = "textual inversion"  # by the recipe of diffusers' script
+PICTURES = 5  # real ones, of which the peer learns
 FOREVER = {"target_accuracy": 1.0, "early_stopping": 100_000}
 TARGET = target_class(0, "crane", "crane")
 COLUMNS = [
@@ -308,11 +306,9 @@ def write_table(out: Path) -> str:
     updates = read_json(file)["settings"] if file.exists() else {}
     rows, table = about.pop("rows"), Table(COLUMNS, [])
     for row in rows:
-        seconds, rate, floor = (
-            row["seconds_per_update"],
-            row["images_per_second"],
-            row["floor_seconds"],
-        )
+        seconds = row["seconds_per_update"]
+        rate = row["images_per_second"]
+        floor = row["floor_seconds"]
         plain = next(other for other in rows if other["setting"] == row["setting"])
         needed = updates.get(row["setting"], {}).get("median", "")
         table.rows.append(
@@ -417,11 +413,9 @@ def main():
         if options.random_weights:
             config = replace(config, **run_apart(save_sd14, Path(weights)))
         rows, rate = measure_rows(config, options.updates, options.rounds)
-    device = (
-        torch.cuda.get_device_name()
-        if config.device.startswith("cuda")
-        else f"{torch.get_num_threads()} threads"
-    )
+    device = f"{torch.get_num_threads()} threads"
+    if config.device.startswith("cuda"):
+        device = torch.cuda.get_device_name()
     write_json(
         options.out.with_suffix(".json"),
         {

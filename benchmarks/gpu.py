@@ -88,11 +88,9 @@ def read_results(out: Path) -> dict:
     ended.
     """
     file = out / "gpu.json"
-    return (
-        read_json(file, "about", "rows", "ended")
-        if file.exists()
-        else {"about": {}, "rows": {}, "ended": {}}
-    )
+    if file.exists():
+        return read_json(file, "about", "rows", "ended")
+    return {"about": {}, "rows": {}, "ended": {}}
 
 
 def write_results(out: Path, results: dict):
@@ -177,17 +175,15 @@ def run_stages(out: Path, device: str, tiny: bool, seconds: float):
         process.kill()
         process.join()
         missing, results = find_missing(name, out, device, tiny), read_results(out)
-        results["ended"][name] = (
-            f"cut off after {budget:.0f} s"
-            if is_late
-            else (
-                f"its process ended with code {process.exitcode}"
-                if process.exitcode
-                else f"missing: {'; '.join(missing)}"
-                if missing
-                else "complete"
-            )
-        )
+        if is_late:
+            ended = f"cut off after {budget:.0f} s"
+        elif process.exitcode:
+            ended = f"its process ended with code {process.exitcode}"
+        elif missing:
+            ended = f"missing: {'; '.join(missing)}"
+        else:
+            ended = "complete"
+        results["ended"][name] = ended
         write_results(out, results)
 
 

@@ -190,12 +190,10 @@ def survive_shortage(out: Path, device: str) -> dict:
     for name in ("roomy", "short"):
         training = new_training(config, generator, TARGET, out / WORK / name)
         batch, vectors = join_batches([training], generator.device)
-        if cuda:
-            (
-                shrink_card(generator.device, peak)
-                if gradients
-                else torch.cuda.reset_peak_memory_stats(device)
-            )
+        if cuda and gradients:
+            shrink_card(generator.device, peak)
+        elif cuda:
+            torch.cuda.reset_peak_memory_stats(device)
         fit_batch_size(watched_gradient, None, 2 * IMAGES)(
             generator, loss_fn, vectors, batch, sampling
         )
@@ -215,10 +213,8 @@ def survive_shortage(out: Path, device: str) -> dict:
 def shrink_card(device: torch.device, peak: int):
     """Leave this process half of what it needed at its `peak`, in bytes, beyond what it holds."""
     torch.cuda.empty_cache()
-    held, whole = (
-        torch.cuda.memory_allocated(device),
-        torch.cuda.get_device_properties(device).total_memory,
-    )
+    held = torch.cuda.memory_allocated(device)
+    whole = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction((held + (peak - held) / 2) / whole, device)
 
 

@@ -27,23 +27,16 @@ from utils import require
 DTYPE = "bf16"
 SHORT = {"train_timesteps": [999, 800, 600], "train_guidance_scale": 1.0}
 SMALL = {"batch_size": 1, "gradient_checkpointing": True}
-RATE, PLAIN, DRAWING = (
-    "a matrix product",
-    "plain loop, paper's trajectory",
-    "drawing, 30 steps, guidance 7",
-)
+RATE = "a matrix product"
+PLAIN = "plain loop, paper's trajectory"
+DRAWING = "drawing, 30 steps, guidance 7"
 ONE, EIGHT = "ours, paper's trajectory", "ours, paper's trajectory, 8 classes at once"
-SHORT_ONE, SHORT_EIGHT = (
-    "ours, 999 800 600, training guidance 1",
-    "ours, 999 800 600, training guidance 1, 8 classes at once",
-)
+SHORT_ONE = "ours, 999 800 600, training guidance 1"
+SHORT_EIGHT = f"{SHORT_ONE}, 8 classes at once"
 SECONDS, CLASS_SECONDS = "s per update and class", "s per class of 50 updates"
 DRAWN, UPDATES, CLASSES, CARDS = 8, 50, 1000, (1, 8, 64)
-EVALUATED, PICTURE_MB, FILES_MB = (
-    20,
-    0.4,
-    0.01,
-)  # of a class: pictures of its evaluation, a picture, the rest
+EVALUATED = 20  # pictures of a class's evaluation
+PICTURE_MB, FILES_MB = 0.4, 0.01  # a picture; the rest of a class
 
 
 class Row(NamedTuple):
@@ -97,11 +90,9 @@ def row_config(row: Row, device: str, tiny: bool) -> RunConfig:
         **row.changes,
     )
     steps = min(3, config.num_inference_steps)
-    return (
-        replace(config, height=64, width=64, epoch_size=2, num_inference_steps=steps)
-        if tiny
-        else config
-    )
+    if tiny:
+        return replace(config, height=64, width=64, epoch_size=2, num_inference_steps=steps)
+    return config
 
 
 @cache
@@ -113,10 +104,8 @@ def count_flops(family: str, height: int, width: int, narrowed: int) -> tuple[fl
     """
     generator, model = build_generator(family, narrowed=narrowed)
     generator.set_placeholder("newclas")  # the word in the prompts of `count_images`
-    sampling, totals = (
-        SamplingSettings(height, width, guidance_scale=1.0, num_inference_steps=1),
-        [],
-    )
+    sampling = SamplingSettings(height, width, guidance_scale=1.0, num_inference_steps=1)
+    totals = []
     for timesteps in ((600,), (999, 600)):
         counts = count_images(
             generator,
@@ -199,10 +188,8 @@ def measure_drawing(device: str, tiny: bool) -> dict:
     generator, _ = open_models(
         "sd14", False, False, False, device, config.mixed_precision, TINY if tiny else 1
     )
-    cond, sampling = (
-        generator.encode(["A photo of a crane"]),
-        SamplingSettings(**config.sampling_settings()),
-    )
+    cond = generator.encode(["A photo of a crane"])
+    sampling = SamplingSettings(**config.sampling_settings())
     for _ in range(2):  # the first warms up
         started = time.monotonic()
         generator.decode(

@@ -141,11 +141,10 @@ def build_generator(
         PromptEncoder(load_tokenizer(), text_encoder.to(dtype)) for text_encoder in text_encoders
     )
     parts = encoders, unet.to(dtype), vae.to(dtype), build_scheduler(family), device
-    generator = (
-        StableDiffusionXL(*parts, zero_negative=True)
-        if family == "sdxl"
-        else StableDiffusion(*parts)
-    )
+    if family == "sdxl":
+        generator = StableDiffusionXL(*parts, zero_negative=True)
+    else:
+        generator = StableDiffusion(*parts)
     return generator, classifier.requires_grad_(False).eval()
 
 

@@ -50,11 +50,9 @@ FRAME_GUIDES = ("even nouns framed", "odd nouns framed")
 GUIDES = KIND_GUIDES + FRAME_GUIDES
 BATCH = 64  # drawings in a step of a guide's training
 TOP, MOST = 5, 5  # likeliest labels that count, and changes that are shown
-PLAIN, WITH_UNBIASED, WITH_BIASED = (
-    "no token",
-    "token of the unbiased guide",
-    "token of the biased guide",
-)
+PLAIN = "no token"
+WITH_UNBIASED = "token of the unbiased guide"
+WITH_BIASED = "token of the biased guide"
 
 
 class Finding(NamedTuple):

@@ -71,10 +71,8 @@ def build_loss(name: str, classifier: Classifier, generator: Generator) -> Loss:
 
 def check_function(function: Callable, name: str, device: torch.device):
     """Score two images of noise; a UserError unless that gives finite losses with a gradient."""
-    images, targets = (
-        torch.rand(2, 3, 64, 64, device=device, requires_grad=True),
-        torch.zeros(2, device=device).long(),
-    )
+    images = torch.rand(2, 3, 64, 64, device=device, requires_grad=True)
+    targets = torch.zeros(2, device=device).long()
     try:
         with torch.enable_grad():
             losses = function(images, targets)

@@ -39,9 +39,8 @@ def train_token(
     """
     freeze_networks(pipeline)
     token_id = add_word(pipeline, settings.placeholder_token, settings.initializer_token)
-    embeddings = pipeline.text_encoder.get_input_embeddings().weight.requires_grad_(
-        True
-    )  # [words, D]
+    embeddings = pipeline.text_encoder.get_input_embeddings().weight  # [words, D]
+    embeddings.requires_grad_(True)
     other_words = embeddings[:token_id].detach().clone()
     optimizer = torch.optim.AdamW(
         [embeddings], settings.lr, settings.betas, settings.eps, settings.weight_decay

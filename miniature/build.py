@@ -47,11 +47,8 @@ CACHE, WEIGHTS = ROOT / "miniature/cache", ROOT / "miniature/weights"
 ARCHITECTURE = yaml.safe_load((ROOT / "miniature/architecture.yml").read_text(encoding="utf-8"))
 PROMPT_LENGTH = 32
 DRAWINGS = 24_000  # to train on
-GUIDING_SEED, EVALUATOR_SEED, FRESH_SEED = (
-    0,
-    1,
-    2,
-)  # the evaluator learns from other drawings than all that guides
+# The evaluator learns from other drawings than all that guides.
+GUIDING_SEED, EVALUATOR_SEED, FRESH_SEED = 0, 1, 2
 LABEL_MAPS = {
     "id2label": dict(enumerate(world.LABELS)),
     "label2id": {label: i for i, label in enumerate(world.LABELS)},
@@ -369,10 +366,8 @@ def build_clip():
     """
     torch.manual_seed(5)
     pictures, labels, _ = make_drawings(GUIDING_SEED)
-    tokenizer, folder = (
-        transformers.CLIPTokenizer.from_pretrained(WEIGHTS / "generator/tokenizer"),
-        WEIGHTS / "clip",
-    )
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(WEIGHTS / "generator/tokenizer")
+    folder = WEIGHTS / "clip"
     captions = tokenizer(
         [template.format(label) for label in world.LABELS for template in TEMPLATES],
         padding=True,

@@ -72,12 +72,10 @@ def load_classifier(
     with opening_checkpoint(name, source, list_alternatives(name)):
         if kind == "zero-shot":
             loaded = load_zero_shot(source, read_labels(labels_file), device)
+        elif kind == "timm":
+            loaded = _load_timm(source, device)
         else:
-            loaded = (
-                _load_timm(source, device)
-                if kind == "timm"
-                else _load_transformers(source, device, mean_pooled=kind == "mean")
-            )
+            loaded = _load_transformers(source, device, mean_pooled=kind == "mean")
         labels, model, preprocess, compute_logits = loaded
         classifier = Classifier(
             folder_name(name), labels, model, preprocess, compute_logits, torch.device(device)
@@ -118,10 +116,8 @@ def check_classifier(classifier: Classifier, name: str, height: int, width: int)
         UserError: the model does not fit its preprocessing or its labels, or no gradient reaches
             the picture.
     """
-    count, images = (
-        len(classifier.labels),
-        torch.rand(1, 3, height, width, device=classifier.device),
-    )
+    count = len(classifier.labels)
+    images = torch.rand(1, 3, height, width, device=classifier.device)
     try:
         with torch.enable_grad():
             logits = classifier(images.requires_grad_())
@@ -250,17 +246,13 @@ def _timm_labels(model) -> list[str]:
     """Labels that the checkpoint carries, else those of the ImageNet with as many classes, else
     numbers.
     """
-    names, descriptions = (
-        model.pretrained_cfg.get("label_names"),
-        model.pretrained_cfg.get("label_descriptions"),
-    )
+    names = model.pretrained_cfg.get("label_names")
+    descriptions = model.pretrained_cfg.get("label_descriptions")
     subset = infer_imagenet_subset(model)
     if names:
-        found = (
-            [descriptions.get(name, name) for name in names]
-            if isinstance(descriptions, dict)
-            else None
-        )
+        found = None
+        if isinstance(descriptions, dict):
+            found = [descriptions.get(name, name) for name in names]
         return found or list(descriptions or names)
     if subset:
         info = ImageNetInfo(subset)

@@ -16,11 +16,10 @@ def encode_images(
     """
     vae = generator.vae
     encoded = vae.encode((images * 2 - 1).to(vae.device, vae.dtype))
-    moments = (
-        (encoded.latent_dist.mean, encoded.latent_dist.std)
-        if "latent_dist" in encoded
-        else (encoded.latents, torch.zeros_like(encoded.latents))
-    )
+    if "latent_dist" in encoded:
+        moments = encoded.latent_dist.mean, encoded.latent_dist.std
+    else:
+        moments = encoded.latents, torch.zeros_like(encoded.latents)
     return tuple((vae.config.scaling_factor * part).float() for part in moments)
 
 

@@ -38,9 +38,7 @@ def _load_processor(source: str):
     config, _ = transformers.ImageProcessingMixin.get_image_processor_dict(**locate_source(source))
     name = config.get("image_processor_type") or ""
     old, kind, _ = name.partition("FeatureExtractor")
-    loader = (
-        getattr(transformers, f"{old}ImageProcessor", AutoImageProcessor)
-        if kind
-        else AutoImageProcessor
-    )
+    loader = AutoImageProcessor
+    if kind:
+        loader = getattr(transformers, f"{old}ImageProcessor", AutoImageProcessor)
     return loader.from_pretrained(**locate_source(source), **NO_REMOTE_CODE)

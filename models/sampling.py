@@ -188,11 +188,9 @@ def check_trajectory(scheduler, settings: SamplingSettings, is_training: bool):
                 latents = trial.step(
                     noise, t, latents.detach(), **step_arguments(trial, generators)
                 ).prev_sample
-            gradient = (
-                torch.autograd.grad(latents.sum(), noise, allow_unused=True)[0]
-                if latents.requires_grad
-                else None
-            )
+            gradient = None
+            if latents.requires_grad:
+                (gradient,) = torch.autograd.grad(latents.sum(), noise, allow_unused=True)
         if not latents.isfinite().all():
             raise ValueError("it gives non-finite latents")
     except UserError:

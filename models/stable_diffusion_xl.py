@@ -38,11 +38,10 @@ class StableDiffusionXL(StableDiffusion):
         """Prompts and the token's vectors [P, K, D] in each, for one encoder after the other ->
         cond [P, L * D + E].
         """
-        parts = (
-            [None] * len(self.token_widths)
-            if vectors is None
-            else vectors.split(self.token_widths, dim=-1)
-        )
+        if vectors is None:
+            parts = [None] * len(self.token_widths)
+        else:
+            parts = vectors.split(self.token_widths, dim=-1)
         outputs = [
             encoder.encode(prompts, part, output_hidden_states=True)
             for encoder, part in zip(self.prompt_encoders, parts, strict=True)
@@ -59,10 +58,8 @@ class StableDiffusionXL(StableDiffusion):
         """What the UNet reads besides latents [B, 4, h, w] and timestep: its size conditions are
         the picture's own.
         """
-        width, (height, side) = (
-            self.prompt_encoders[-1].text_encoder.config.projection_dim,
-            latents.shape[-2:],
-        )
+        width = self.prompt_encoders[-1].text_encoder.config.projection_dim
+        height, side = latents.shape[-2:]
         size = (height * self.scale_factor, side * self.scale_factor)
         time_ids = torch.tensor([[*size, 0, 0, *size]]).to(cond).expand(len(cond), -1)
         return {

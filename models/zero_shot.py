@@ -85,11 +85,10 @@ def embed_labels(encoder, tokenizer, labels: list[str], templates: tuple[str, ..
     is_siglip = (
         encoder.config.model_type == "siglip"
     )  # trained on small letters, padded to the end and not masked
-    options = (
-        {"padding": "max_length", "max_length": limit, "return_attention_mask": False}
-        if is_siglip
-        else {"padding": True, "return_attention_mask": encoder.device.type != "meta"}
-    )  # where no mask has values to look at
+    if is_siglip:
+        options = {"padding": "max_length", "max_length": limit, "return_attention_mask": False}
+    else:  # on the meta device no mask has values to look at
+        options = {"padding": True, "return_attention_mask": encoder.device.type != "meta"}
     for label in labels:
         prompts = [template.format(label.lower() if is_siglip else label) for template in templates]
         longest = max(map(len, tokenizer(prompts).input_ids))
