@@ -42,9 +42,8 @@ from system.terminal import run_script
 
 class Stage(NamedTuple):
     title: str
-    list_rows: Callable[
-        [Path, str, bool], dict[str, Callable[[], dict]]
-    ]  # of the folder, the device and `tiny`
+    # of the folder, the device and `tiny`
+    list_rows: Callable[[Path, str, bool], dict[str, Callable[[], dict]]]
     seconds: int  # at most
     expected: int  # seconds on an H100: estimates, which no card has confirmed
 

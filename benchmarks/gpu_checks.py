@@ -60,10 +60,11 @@ def compare_drawing(device: str, precision: str) -> dict:
         ROOT / config.model, torch_dtype=dtype, safety_checker=None, feature_extractor=None
     ).to(device)
     pipeline.set_progress_bar_config(disable=True)
+    # float32 in all its digits
     with (
         torch.no_grad(),
         torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
-    ):  # float32 in all its digits
+    ):
         ours = generator.decode(generator.sample(generator.encode(PROMPTS), SEEDS, DRAWING))
         noise = generator.initial_noise(seeded_generators(SEEDS), DRAWING)
         theirs = pipeline(

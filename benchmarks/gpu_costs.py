@@ -203,11 +203,12 @@ def measure_drawing(device: str, tiny: bool) -> dict:
 
 def list_costs(out: Path, device: str, tiny: bool) -> dict[str, Callable[[], dict]]:
     """The rows of the third stage."""
+    # which takes minutes on a CPU
     rows = {
         name: partial(measure_cost, name, out, device, tiny)
         for name, row in ROWS.items()
         if not (tiny and row.compiled)
-    }  # which takes minutes on a CPU
+    }
     return {
         RATE: lambda: {"TFLOP/s": measure_rate(device, PRECISIONS["no" if tiny else DTYPE]) / 1e12},
         **{name: rows[name] for name in (PLAIN, ONE, EIGHT, SHORT_EIGHT)},

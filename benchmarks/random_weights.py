@@ -25,6 +25,7 @@ NOISE = {
     "beta_schedule": "scaled_linear",
     "steps_offset": 1,
 }
+# as Stable Diffusion 2.1 base
 UNETS = {
     "sd14": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
     "sd_turbo": {
@@ -32,7 +33,7 @@ UNETS = {
         "cross_attention_dim": 1024,
         "attention_head_dim": (5, 10, 20, 20),
         "use_linear_projection": True,
-    },  # as Stable Diffusion 2.1 base
+    },
     "sdxl": {
         "sample_size": 128,
         "cross_attention_dim": 2048,

@@ -30,12 +30,13 @@ from system.terminal import run_script
 IMAGES = {64: 16, 256: 1}  # of an update, by the side of a picture
 LARGE = 512
 ROUNDS = 3
+# libgomp's own default
 WAYS = {
     "one thread": {"OMP_NUM_THREADS": "1"},
     "all, spinning": {
         "OMP_WAIT_POLICY": "PASSIVE",
         "GOMP_SPINCOUNT": "300000",
-    },  # libgomp's own default
+    },
     "all, sleeping": {"OMP_WAIT_POLICY": "PASSIVE"},
 }
 COUNTING = [sys.executable, "-c", "while True: pass"]

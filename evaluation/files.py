@@ -17,9 +17,8 @@ class RunFiles:
         self.images = images
         self.tokens = Path(*images.parts[:-4], "pipeline_token", *images.parts[-3:])
         self.token_file = self.tokens / "learned_embeds.safetensors"
-        self.start_file = (
-            self.tokens / "initializer.safetensors"
-        )  # a copy of the token file that training started from
+        # a copy of the token file that training started from
+        self.start_file = self.tokens / "initializer.safetensors"
         self.config_file = self.tokens / "config.yml"
         self.labels_file = self.tokens / "labels.txt"  # a zero-shot classifier's, as they were
         self.history_file = self.tokens / "history.jsonl"
@@ -27,18 +26,16 @@ class RunFiles:
         self.state_file = self.tokens / "training_state.pt"  # until the token is there
         self.error_file = self.tokens / "error.txt"  # why the class failed last
         self.train_images = images / "train"
-        self.vectors_file = (
-            self.train_images / "vectors.safetensors"
-        )  # of some updates, for the film
+        # of some updates, for the film
+        self.vectors_file = self.train_images / "vectors.safetensors"
         self.eval_images = images / "eval"
         self.metrics_file = self.eval_images / "metrics.json"
         self.grid_file = self.eval_images / "grid.png"
         self.report_file = images / "report.html"
         self.summary_file = images.parent.parent / f"summary_{images.name}.json"
         self.summary_report = images.parent.parent / f"report_{images.name}.html"
-        self.cache = Path(
-            *images.parts[:-4], "cache"
-        )  # what is known of real pictures; it may be deleted
+        # what is known of real pictures; it may be deleted
+        self.cache = Path(*images.parts[:-4], "cache")
 
 
 def find_run(path: Path) -> RunFiles:

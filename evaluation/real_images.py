@@ -4,7 +4,6 @@ import hashlib
 import inspect
 import random
 import re
-import sys
 from pathlib import Path
 
 from PIL import Image
@@ -15,6 +14,7 @@ from evaluation.read_image import SUFFIXES, check_images
 from prompt_datasets import TargetClass
 from system.paths import find_path
 from system.tensor_files import save_image
+from system.terminal import print_warning
 from utils import FUNCTION, UserError, import_function, join_lines, require, to_printable
 
 NAMED = 5  # files that a warning names
@@ -148,7 +148,7 @@ def warn_of_skipped(faults: dict[Path, str], others: list[Path], pictures: int):
         named = [quote_path(file) for file in others[:NAMED]]
         parts.append(f"{len(others)} that are no pictures by their suffix: {', '.join(named)}")
     if parts:
-        print("warning: skipped " + "; and ".join(parts), file=sys.stderr)
+        print_warning("skipped " + "; and ".join(parts))
 
 
 def quote_path(path: Path) -> str:

@@ -1,7 +1,6 @@
 """All classes of a run together: the summary file, the tables on the terminal and the page."""
 
 import glob
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from hashlib import sha256
@@ -15,6 +14,7 @@ from evaluation.metrics import ClassMetrics, load_metrics
 from evaluation.report import write_report
 from models.extractors import Extractor
 from system.paths import stamp_file
+from system.terminal import print_warning
 from system.text_files import read_json
 from utils import UserError, error_message, require, write_json
 
@@ -154,7 +154,7 @@ def collect_classes(run: RunFiles, ours: list[ClassMetrics]) -> list[dict]:
         except FileNotFoundError:
             continue
         except UserError as error:
-            print(f"warning: left out of the summary: {error_message(error)}", file=sys.stderr)
+            print_warning(f"left out of the summary: {error_message(error)}")
             continue
         found[metrics.class_index] = metrics
     for metrics in ours:

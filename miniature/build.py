@@ -344,9 +344,8 @@ def build_generator():
         )
         pipeline.save_pretrained(folder)
         name_weights_as_published(folder / "text_encoder/model.safetensors")
-        tokenizer.backend_tokenizer.model.save(
-            str(folder / "tokenizer")
-        )  # vocab.json, merges.txt: as SD 1.4 has them
+        # vocab.json, merges.txt: as SD 1.4 has them
+        tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))
 
 
 def name_weights_as_published(file: Path):

@@ -4,7 +4,6 @@ what to do.
 
 import logging
 import pickle
-import sys
 import warnings
 from contextlib import contextmanager
 from urllib.error import URLError
@@ -22,15 +21,16 @@ from transformers import AutoConfig
 
 from models.hub import NO_SUCH_FOLDER, NOT_DOWNLOADED, locate_source
 from system.paths import find_path
-from system.terminal import show_step
+from system.terminal import print_warning, show_step
 from utils import WITHOUT_GPU_OR_NETWORK, UserError, join_lines, require, to_printable
 
 SHOWN = 3  # keys that a message names
 NO_REMOTE_CODE = {"trust_remote_code": False}  # left open, transformers asks the user
+# what did not arrive is told, not raised
 REPORTED = {
     "output_loading_info": True,
     "ignore_mismatched_sizes": True,
-}  # what did not arrive is told, not raised
+}
 
 
 @contextmanager
@@ -166,9 +166,8 @@ def load_part(cls, source: str, part: str, device: str, dtype: torch.dtype):
     """
     if device == "meta":
         return build_network(cls, source, dtype, subfolder=part)
-    named = {
-        "torch_dtype" if hasattr(cls, "load_config") else "dtype": dtype
-    }  # diffusers, transformers
+    # diffusers, transformers
+    named = {"torch_dtype" if hasattr(cls, "load_config") else "dtype": dtype}
     variants = ("fp16", None) if dtype == torch.float16 else (None, "fp16")
     errors = []
     for variant in variants:
@@ -205,10 +204,9 @@ def check_weights(source: str, report: dict):
         require(not keys, f"the checkpoint {what} {list_first(keys)}: {cause}")
     unknown = [key for key in unexpected if not key.endswith("position_ids")]  # a count, no weights
     if unknown:
-        print(
-            f"warning: '{source}' holds weights that its config does not know, which are not used: "
-            f"{list_first(unknown)}",
-            file=sys.stderr,
+        print_warning(
+            f"'{source}' holds weights that its config does not know, which are not used: "
+            f"{list_first(unknown)}"
         )
 
 

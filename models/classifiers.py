@@ -45,9 +45,8 @@ class Classifier(NamedTuple):
     name: str
     labels: list[str]
     model: torch.nn.Module
-    preprocess: Callable[
-        [torch.Tensor], torch.Tensor
-    ]  # images [B, 3, H, W] in [0, 1] -> [B, 3, h, w], differentiable
+    # images [B, 3, H, W] in [0, 1] -> [B, 3, h, w], differentiable
+    preprocess: Callable[[torch.Tensor], torch.Tensor]
     compute_logits: Callable[[torch.nn.Module, torch.Tensor], torch.Tensor]
     device: torch.device
 
@@ -184,9 +183,8 @@ def _mean_pooled_logits(model, pixel_values):
     """ViT-MAE's fine-tuning head: patch tokens' mean BEFORE the final layernorm, then that
     layernorm, then linear.
     """
-    hidden = model.vit(pixel_values=pixel_values, output_hidden_states=True).hidden_states[
-        -1
-    ]  # [B, 1 + patches, D]
+    # [B, 1 + patches, D]
+    hidden = model.vit(pixel_values=pixel_values, output_hidden_states=True).hidden_states[-1]
     return model.classifier(model.vit.layernorm(hidden[:, 1:].mean(dim=1)))
 
 

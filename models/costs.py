@@ -18,12 +18,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.generator import Generator
 
 PARTS = ("UNet", "VAE", "classifier", "text encoder")
+# 'denoiser': its step with a graph
 STAGES = (
     "sampling",
     "denoiser",
     "decoder and classifier",
     "text encoder",
-)  # 'denoiser': its step with a graph
+)
 
 
 def count_inputs(inputs: tuple, named: dict) -> int:

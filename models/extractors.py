@@ -140,9 +140,8 @@ def load_extractor(
                 URL_INCEPTION_V3, map_location="cpu", check_hash=True, weights_only=True
             )
         model = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], weights)
-    layers = torch.nn.Sequential(*list(model.children())[:-1], torch.nn.Flatten()).to(
-        device
-    )  # its forward resizes
+    # its forward resizes
+    layers = torch.nn.Sequential(*list(model.children())[:-1], torch.nn.Flatten()).to(device)
     is_published = (
         weights is None or sha256(Path(weights).read_bytes()).hexdigest()[:8] in URL_INCEPTION_V3
     )

@@ -18,9 +18,8 @@ from utils import UserError, join_lines, require
 
 transformers.utils.logging.disable_progress_bar()  # hide loading bars ...
 enable_progress_bars()  # ... but keep download bars
-logging.getLogger("diffusers.configuration_utils").setLevel(
-    logging.ERROR
-)  # 'expected types' of the safety checker
+# 'expected types' of the safety checker
+logging.getLogger("diffusers.configuration_utils").setLevel(logging.ERROR)
 
 FAMILIES = {  # by the pipeline that model_index.json names
     "StableDiffusionPipeline": load_stable_diffusion,

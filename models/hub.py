@@ -15,12 +15,13 @@ from system.paths import find_path, split_revision
 from utils import require
 
 COMMIT = "[0-9a-f]{40}"
+# one of them
 OF_EVERY_COPY = (
     "model_index.json",
     "config.json",
     "model.safetensors",
     "pytorch_model.bin",
-)  # one of them
+)
 NOT_DOWNLOADED = (
     "it is not downloaded yet and the hub cannot be reached; connect once, or give the path of a "
     "copy;"

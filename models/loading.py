@@ -17,10 +17,11 @@ PARTS = {  # and the classes that may be in model_index.json
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL", "AutoencoderTiny"),
 }
+# by StableDiffusionPipeline, for old checkpoints
 SCHEDULER_CHANGES = {
     "clip_sample": False,
     "steps_offset": 1,
-}  # by StableDiffusionPipeline, for old checkpoints
+}
 MORE_CONDITIONS = (
     "class_embed_type",
     "num_class_embeds",

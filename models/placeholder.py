@@ -181,9 +181,8 @@ def inserted_vectors(text_encoder, placeholder_id: int, vectors: torch.Tensor | 
 
     def hide_placeholder(embedding, inputs):
         seen[:] = inputs
-        return inputs[0].masked_fill(
-            inputs[0] >= placeholder_id, 0
-        )  # id 0 only keeps the look-up in range
+        # id 0 only keeps the look-up in range
+        return inputs[0].masked_fill(inputs[0] >= placeholder_id, 0)
 
     def insert_vectors(embedding, inputs, embeds):  # [P, L, D]
         for k in range(vectors.shape[1]):

@@ -129,22 +129,22 @@ def new_scheduler(scheduler, settings: SamplingSettings, seeds=()):
             )
             changes["noise_sampler_seed"] = [int(seed) for seed in seeds]
         copy = type(scheduler).from_config(config, **changes)
-        copy.set_timesteps(
-            settings.num_inference_steps
-        )  # on the CPU, or every step would wait for the GPU
+        # on the CPU, or every step would wait for the GPU
+        copy.set_timesteps(settings.num_inference_steps)
         return copy
     last = config.num_train_timesteps - 1
     require(
         settings.timesteps[0] <= last,
         f"train_timesteps start at {settings.timesteps[0]}, the model's go from {last} to 0",
     )
+    # unit noise at any first timestep
     copy = EulerDiscreteScheduler(
         config.num_train_timesteps,
         trained_betas=scheduler.betas.tolist(),
         prediction_type=config.prediction_type,
         rescale_betas_zero_snr=config.get("rescale_betas_zero_snr", False),
         timestep_spacing="leading",
-    )  # unit noise at any first timestep
+    )
     copy.set_timesteps(timesteps=list(settings.timesteps))
     return copy
 

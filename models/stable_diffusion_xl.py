@@ -121,6 +121,7 @@ def load_stable_diffusion_xl(
         f"the UNet of '{model}' does not read the six numbers of size and crop that SDXL's base "
         "model reads",
     )
+    # its pipeline's default
     return StableDiffusionXL(
         encoders,
         unet,
@@ -128,4 +129,4 @@ def load_stable_diffusion_xl(
         load_scheduler(model, source, index),
         device,
         index.get("force_zeros_for_empty_prompt", True),
-    )  # its pipeline's default
+    )

@@ -82,9 +82,8 @@ def embed_labels(encoder, tokenizer, labels: list[str], templates: tuple[str, ..
         UserError: a label that is longer than the text model reads.
     """
     limit, features = encoder.config.text_config.max_position_embeddings, []
-    is_siglip = (
-        encoder.config.model_type == "siglip"
-    )  # trained on small letters, padded to the end and not masked
+    # trained on small letters, padded to the end and not masked
+    is_siglip = encoder.config.model_type == "siglip"
     if is_siglip:
         options = {"padding": "max_length", "max_length": limit, "return_attention_mask": False}
     else:  # on the meta device no mask has values to look at

@@ -8,7 +8,8 @@ from config import names_deciding
 from method.losses import LOSSES
 from prompt_datasets import TEMPLATES, class_name
 from runs.folders import RunFolder, check_held_out
-from runs.session import Session, print_warning
+from runs.session import Session
+from system.terminal import print_warning
 from tokens.class_token import load_token, names_file
 from utils import require
 

@@ -30,9 +30,10 @@ from models.labels import resolve_name
 from prompt_datasets import TargetClass
 from runs.folders import RunFolder
 from runs.locks import describe_silence, try_lock
-from runs.session import Session, print_warning
+from runs.session import Session
 from system.paths import is_same_source, list_checkpoint_files, split_revision
 from system.tensor_files import read_tensors
+from system.terminal import print_warning
 from tokens.class_token import load_token, names_file
 from utils import UserError, require, to_printable
 

@@ -4,7 +4,6 @@ seems dead.
 
 import errno
 import os
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, Timeout
 
 from evaluation.files import RunFiles
+from system.terminal import print_warning
 from utils import UserError, require
 
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -34,9 +34,8 @@ def try_lock(lock: BaseFileLock) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # filelock's, of a disk without locks: `warn_without_locks` says more
+            # filelock's, of a disk without locks: `warn_without_locks` says more
+            warnings.simplefilter("ignore")
             lock.acquire(blocking=False)
     except Timeout:
         return False
@@ -70,10 +69,9 @@ def warn_without_locks(output_path: str):
     probe.release()
     Path(probe.lock_file).unlink(missing_ok=True)
     if has_none:
-        print(
-            f"warning: '{output_path}' is on a disk without file locks, so a process that dies on "
-            "another machine keeps its classes until its lock is removed",
-            file=sys.stderr,
+        print_warning(
+            f"'{output_path}' is on a disk without file locks, so a process that dies on another "
+            "machine keeps its classes until its lock is removed"
         )
 
 

@@ -1,7 +1,6 @@
 """A configuration at work: what it is about, and its models."""
 
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -24,6 +23,7 @@ from runs.folders import RunFolder
 from runs.start import pin_checkpoints
 from runs.tracking import RunTrackers
 from system.paths import list_checkpoint_files
+from system.terminal import print_warning
 from tokens.class_token import check_widths, load_token, start_vectors
 
 
@@ -252,11 +252,6 @@ def load_same_classes(
 ) -> Classifier:
     """The evaluator `name`, which must know the classes `labels`; see `load_evaluator`."""
     return load_evaluator(name, list(labels), device, height, width, labels_file)
-
-
-def print_warning(text: str):
-    """Say on stderr what does not stop a command."""
-    print(f"warning: {text}", file=sys.stderr)
 
 
 def estimate_training(config: RunConfig) -> str:

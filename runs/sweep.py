@@ -181,28 +181,26 @@ def work_on_classes(session: Session, sweep: Sweep, notes: list[str] | None = No
     Whatever one class fails of does not end the others; a full disk or memory ends all of them.
     `notes` are what is to be said of every class before the rest.
     """
+    classes_at_once = session.config.classes_at_once
     running: list[ClassWork] = []
     sweep.to_do = sweep.left_to_others()
     sweep.started = time.monotonic()
     try:
         while True:
-            while len(running) < session.config.classes_at_once:
-                folder = sweep.claim_class()
-                if folder is None:
-                    break
+            while len(running) < classes_at_once and (folder := sweep.claim_class()):
                 work = ClassWork(folder, notes=list(notes or []))
-                start_class(session, sweep, work)
+                start_class(session, sweep, work)  # what is trained already is only evaluated
                 if work.training:
                     running.append(work)
             if not running:
                 break
-            running = train_update(session, sweep, running)
+            running = train_update(session, sweep, running)  # one update of all of them
     finally:  # also where the disk is full
         sweep.release_locks()
 
 
 def start_class(session: Session, sweep: Sweep, work: ClassWork):
-    """Begin or resume a class's training; what is trained already is only evaluated."""
+    """Begin or resume a class's training; what is trained already is evaluated."""
     config, folder = session.config, work.folder
     settings = asdict(config)
     start_over = sweep.is_to_start_over(folder)
@@ -215,10 +213,10 @@ def start_class(session: Session, sweep: Sweep, work: ClassWork):
             return
         if start_over:
             folder.delete_evaluation()
-        work.notes.append("trained already")
     except Exception as error:  # a broken state, say
         sweep.fail_class(work, error)
         return
+    work.notes.append("trained already")
     evaluate_class(session, sweep, work)
 
 
@@ -245,28 +243,33 @@ def train_update(session: Session, sweep: Sweep, running: list[ClassWork]) -> li
 
 
 def finish_update(session: Session, sweep: Sweep, work: ClassWork, figures: UpdateFigures) -> bool:
-    """One class's step after an update, and at its end its token and evaluation; whether it goes
-    on.
-    """
-    folder, training = work.folder, work.training
+    """One class's step after an update; whether its training goes on."""
     try:
-        try:
-            stop = training.finish_update(figures).stop
-        except DivergenceError:
-            folder.state_file.unlink(missing_ok=True)  # other settings may be tried
-            log_update(session, work, is_end=True)
-            raise
-        log_update(session, work, is_end=stop is not None)
-        if stop is None:
-            return True
-        trained = training.trained_token(stop)
-        note = folder.save_training(trained, session.generator.token_widths, asdict(session.config))
-        work.notes.append(note)
+        stop = work.training.finish_update(figures).stop
     except Exception as error:
+        if isinstance(error, DivergenceError):
+            work.folder.state_file.unlink(missing_ok=True)  # other settings may be tried
+            log_update(session, work, is_end=True)
         sweep.fail_class(work, error)
         return False
-    evaluate_class(session, sweep, work)
+    log_update(session, work, is_end=stop is not None)
+    if stop is None:
+        return True
+    end_training(session, sweep, work, stop)
     return False
+
+
+def end_training(session: Session, sweep: Sweep, work: ClassWork, stop: str):
+    """Keep the token of a training that ended because of `stop`, and evaluate it."""
+    trained = work.training.trained_token(stop)
+    widths = session.generator.token_widths
+    try:
+        note = work.folder.save_training(trained, widths, asdict(session.config))
+    except Exception as error:
+        sweep.fail_class(work, error)
+        return
+    work.notes.append(note)
+    evaluate_class(session, sweep, work)
 
 
 def log_update(session: Session, work: ClassWork, is_end: bool):

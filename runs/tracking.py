@@ -8,7 +8,6 @@ import contextlib
 import contextvars
 import importlib.util
 import io
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +18,7 @@ from PIL import Image
 
 from method.class_training import HISTORY_KEYS, ClassTraining
 from runs.folders import RunFolder
+from system.terminal import print_warning
 from utils import join_lines, require
 
 PROJECT = "class-tokens"
@@ -136,15 +136,10 @@ class RunTrackers:
                 run.log_update(values, images, step)
                 if is_end:
                     self.running.pop((folder, name)).finish_run()
-            except (
-                Exception
-            ) as error:  # a tracker raises its own kinds, and is no reason to end a training
+            except Exception as error:  # of its own kinds, and no reason to end a training
                 self.names.remove(name)
-                print(
-                    f"warning: report_to {name} fails and gets nothing from here on: "
-                    f"{type(error).__name__} {join_lines(error)[:200]}",
-                    file=sys.stderr,
-                )
+                reason = f"{type(error).__name__} {join_lines(error)[:200]}"
+                print_warning(f"report_to {name} fails and gets nothing from here on: {reason}")
 
     def start_run(self, folder: RunFolder, name: str) -> TrackedRun:
         title = "/".join(folder.images.parts[-3:])  # classifier, class, exp_id

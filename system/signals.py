@@ -17,9 +17,8 @@ def end_on_signals():
     writer.setblocking(False)
     signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(
-            after_in_child=lambda: signal.set_wakeup_fd(-1)
-        )  # a child's signals are its own
+        # a child's signals are its own
+        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
     for number in SIGNALS:
         signal.signal(number, end_process)
     threading.Thread(target=wait_for_signal, args=(reader, writer), daemon=True).start()

@@ -70,6 +70,11 @@ def show_step(text: str):
     return tqdm(desc=text, bar_format="{desc} ...", leave=False)
 
 
+def print_warning(text: str):
+    """Say on stderr what does not stop a command."""
+    print(f"warning: {text}", file=sys.stderr)
+
+
 def guard_output():
     """Let neither a closed stream, a reader that has gone nor letters that an encoding lacks end
     the program.

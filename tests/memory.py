@@ -96,10 +96,11 @@ SD14 = {
     ],
     "the same in bf16": [*ONE_STEP, "--mixed_precision", "bf16"],
 }
+# bytes; glibc keeps less than these
 RETURNED = {
     "MALLOC_MMAP_THRESHOLD_": "65536",
     "MALLOC_TRIM_THRESHOLD_": "65536",
-}  # bytes; glibc keeps less than these
+}
 COLUMNS = ["setting", "estimated GB", "measured GB", "estimated / measured", "parameters GB"]
 
 

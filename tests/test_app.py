@@ -219,9 +219,8 @@ def test_stop_reaches_a_handler_in_another_process(session, tmp_path):
         and "Update 1" in next(again)[0]
         and "Update 2" in next(again)[0]
     )
-    handlers.begin_learning(
-        str(tmp_path)
-    )  # as a start does while an earlier learning has not noticed its stop
+    # as a start does while an earlier learning has not noticed its stop
+    handlers.begin_learning(str(tmp_path))
     assert not list(again)
 
 

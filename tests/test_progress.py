@@ -40,9 +40,8 @@ def test_a_sweep_is_a_line_per_class(tiny_config):
         and out.count("/*/demo/eval/grid.png") == 1
     )
     code, out, _ = run_command(*flags(tiny_config, *SWEEP))
-    assert (
-        code == 0 and "class 2" not in out.partition("accuracy")[0]
-    )  # finished before: nothing to tell
+    # finished before: nothing to tell
+    assert code == 0 and "class 2" not in out.partition("accuracy")[0]
 
 
 def test_quiet_prints_warnings_and_errors_alone(tiny_config):

@@ -260,9 +260,8 @@ def test_train_and_evaluate(capsys, tiny_config, tmp_path):
     }
     judged = metrics["conditions"]["with"]["classifier"]
     assert judged["accuracy"]["low"] <= judged["accuracy"]["value"] <= judged["accuracy"]["high"]
-    assert (
-        judged["top5"]["value"] == 1.0 and 0 <= metrics["mcnemar_p"]["evaluator"] <= 1
-    )  # it has five classes
+    # it has five classes
+    assert judged["top5"]["value"] == 1.0 and 0 <= metrics["mcnemar_p"]["evaluator"] <= 1
     page = (tmp_path / "img" / classifier / "report_demo.html").read_text()
     assert "tiger cat" in page and page.count("data:image/") >= 8
     assert not re.search(r'(src|href)="(?!data:|#)', page)  # opens without a network

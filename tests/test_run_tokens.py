@@ -34,9 +34,8 @@ def test_a_token_of_several_vectors(tiny_config, tmp_path, generator, capsys, mo
     train(tiny_config, *more, "--evaluate", "True", "--controls", "True")
     start = generator.initial_vectors(words)
     assert f"the token has {len(start)} vectors" in capsys.readouterr().out
-    assert torch.equal(
-        token_of(tmp_path).vectors, start
-    )  # the first update's images are drawn with the initialiser
+    # the first update's images are drawn with the initialiser
+    assert torch.equal(token_of(tmp_path).vectors, start)
     arms = next(tmp_path.rglob("eval"))
     assert all(
         (arms / "with" / f"{seed}.png").read_bytes()

@@ -36,16 +36,16 @@ MAY_IMPORT = {  # of our own packages
 }
 OURS = {path.split("/")[0].removesuffix(".py") for path in FILES}
 ONE_WORD = {"main", "require", "encode", "sample", "decode", "draw", "setting"}
-DOCUMENTED = {
-    "torch.utils._python_dispatch.TorchDispatchMode"
-}  # its place in torch's own guide to extending it
+# its place in torch's own guide to extending it
+DOCUMENTED = {"torch.utils._python_dispatch.TorchDispatchMode"}
+# overridden: argparse, io and torch name them
 OF_LIBRARIES = {
     "error",
     "write",
     "flush",
     "forward",
     "backward",
-}  # overridden: argparse, io and torch name them
+}
 
 
 def imported_modules(tree: ast.AST):

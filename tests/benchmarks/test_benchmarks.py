@@ -51,9 +51,8 @@ def test_cost_table(tiny_config, tmp_path):
         rows["ours, paper's trajectory, 5 images, batches of 1"],
     )
     assert (plain["unet_images"], ours["unet_images"], eight["unet_images"]) == (12, 12, 12)
-    assert (
-        paper["unet_images"] == 5 * 2 * 4
-    )  # PNDM makes four steps of three, and memory for both graphs is at hand
+    # PNDM makes four steps of three, and memory for both graphs is at hand
+    assert paper["unet_images"] == 5 * 2 * 4
     assert single["unet_images"] == 5 * (2 * 4 + 1)  # the last step's graph is made again
     assert ours["floor_seconds"] == eight["floor_seconds"] < paper["floor_seconds"]
     assert ours["bytes_per_class"] < 20_000 < plain["bytes_per_class"]

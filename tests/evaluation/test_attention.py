@@ -44,10 +44,11 @@ def test_maps_are_the_softmax_of_queries_and_keys(generator, monkeypatch):
         hook.remove()
     places = place_words(generator, arm, "jaguar")
     for module, hidden, context in inputs:
+        # [heads, positions, width]
         query, key = (
             part[-1].unflatten(1, (module.heads, -1)).transpose(0, 1)
             for part in (module.to_q(hidden), module.to_k(context))
-        )  # [heads, positions, width]
+        )
         weights = (query @ key.transpose(1, 2) * module.scale).softmax(-1).mean(0)
         side = int(len(weights) ** 0.5)
         maps.append(

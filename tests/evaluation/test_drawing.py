@@ -73,9 +73,8 @@ def test_evaluating_again_draws_only_what_is_missing(capsys, tiny_config, tmp_pa
     everything = {"without/0", "without/1", "with/0", "with/1"}
     assert list_drawn("--guidance_scale", "2") == everything
     assert "warning: the token was trained with guidance_scale 7.0, now 2.0" in warnings[-1]
-    os.utime(
-        next(Path(tiny_config.model).rglob("*.safetensors"))
-    )  # another checkpoint in the same place
+    # another checkpoint in the same place
+    os.utime(next(Path(tiny_config.model).rglob("*.safetensors")))
     assert list_drawn("--guidance_scale", "2") == everything
     os.utime(Path(tiny_config.model, "scheduler", "scheduler_config.json"))  # another sampler
     assert list_drawn("--guidance_scale", "2") == everything
@@ -105,9 +104,8 @@ def test_pictures_do_not_depend_on_their_batches(generator, tmp_path):
         Condition("with", "A photo of a tiger cat", None, 5),
     ]
     folders = [tmp_path / name for name in ("whole", "resumed", "single")]
-    for folder, batch_size in zip(
-        folders, (1, 1, None), strict=True
-    ):  # four at once, without a graph
+    # four at once, without a graph
+    for folder, batch_size in zip(folders, (1, 1, None), strict=True):
         Drawer(lambda: generator, SAMPLING, {}, "cpu", batch_size).draw_conditions(
             arms, folder, "crane"
         )

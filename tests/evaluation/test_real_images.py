@@ -93,9 +93,8 @@ def test_a_name_that_two_classes_share_is_no_folder_of_either(tmp_path):
         Image.new("RGB", (8, 8)).save(tmp_path / folder / "a.png")
     assert find_images(tmp_path) == ["0001_crane", "crane, machine", "tiger cat"]
     (tmp_path / "crane").mkdir()
-    with pytest.raises(
-        UserError, match="folders that are no class: 'crane'"
-    ):  # of which of the two?
+    # of which of the two?
+    with pytest.raises(UserError, match="folders that are no class: 'crane'"):
         find_images(tmp_path)
     (tmp_path / "crane").rmdir()
     (tmp_path / "2").mkdir()

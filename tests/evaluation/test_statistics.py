@@ -66,9 +66,8 @@ def test_kid_equals_torch_fidelity(features):
         *features, kid_subsets=100, kid_subset_size=150, verbose=False, rng_seed=1
     )
     mean, std, size = kernel_distance(*features, subset_size=150)
-    assert (
-        size == 150 and kernel_distance(*features)[2] == 150
-    )  # half of the smaller side: subsets must differ
+    # half of the smaller side: subsets must differ
+    assert size == 150 and kernel_distance(*features)[2] == 150
     assert abs(mean - theirs["kernel_inception_distance_mean"]) < std / 3
     assert std == pytest.approx(theirs["kernel_inception_distance_std"], rel=0.4)
     assert kernel_distance(*features) == kernel_distance(*features)

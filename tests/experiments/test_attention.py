@@ -12,10 +12,11 @@ def test_the_command(run_experiment):
 
 
 def test_the_most_attended_quarter_is_hidden():
+    # the last row leads ...
     image, places = (
         torch.rand(3, 64, 64),
         torch.linspace(0, 0.4, 64).reshape(8, 8),
-    )  # the last row leads ...
+    )
     places[2, 3] = places[5, 5] = 1  # ... but for two places
     hidden = (attention.hide_places(image, places) != image).any(0)
     assert hidden[16:24, 24:32].all() and hidden[40:48, 40:48].all() and hidden[56:].all()

@@ -21,9 +21,10 @@ def test_the_command(run_experiment):
         contrasts=(("two", "one"), ("draws", "one")),
         reference="one",
     )
+    # two updates of four pictures
     assert {name: found["unet_calls"] for name, found in result["loops"].items()} == pytest.approx(
         {"one": 8 * 3, "two": 8 * 3, "draws": 8 * 3.25, "start": 8 * 2, "more": 8 * 2}
-    )  # two updates of four pictures
+    )
     assert list(result["tests"]) == ["two, beside one", "draws, beside one"]
     spreads = [spread for _, spread in result["starts"].values()]
     assert len(set(spreads)) == 4 and all(spread > 0 for spread in spreads)
@@ -84,9 +85,8 @@ def test_more_steps_with_a_graph_and_the_stop_gradient(study):
 )
 def test_noise_draws_stay_with_their_prompt(count, draws, shared):
     assert gradient_step.share_trajectories([i % 3 for i in range(count)], draws) == shared
-    both = [
-        f"{name} {i % 3}" for name in ("crane", "jaguar") for i in range(count)
-    ]  # two classes in a batch
+    # two classes in a batch
+    both = [f"{name} {i % 3}" for name in ("crane", "jaguar") for i in range(count)]
     assert gradient_step.share_trajectories(both, draws) == shared + [count + i for i in shared]
 
 

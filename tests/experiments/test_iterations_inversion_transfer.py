@@ -21,10 +21,11 @@ def test_iterations(run_experiment, tmp_path):
 
 def test_inversion(run_experiment, tmp_path, capsys):
     result = run_experiment("inversion")
+    # of two nouns
     assert {bias: list(map(len, arms.values())) for bias, arms in result["shares"].items()} == {
         "kind": [2] * 3,
         "frame": [2] * 3,
-    }  # of two nouns
+    }
     assert set(result["tests"]) == {"kind", "frame"} and "lobster" in result["paper"]
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.png")}
     capsys.readouterr()
@@ -61,12 +62,13 @@ def test_what_a_guide_saw_is_counted(study):
     shares = {
         guide: inversion.share_planted(study, noun, guide, files) for guide in inversion.GUIDES
     }
+    # jaguar is the fourth noun, and nothing frames it for even ones
     assert list(shares.values()) == [
         0,
         1,
         0,
         1,
-    ]  # jaguar is the fourth noun, and nothing frames it for even ones
+    ]
 
 
 def test_transfer(run_experiment, tmp_path):

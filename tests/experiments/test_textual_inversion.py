@@ -21,9 +21,10 @@ def test_the_command(run_experiment, tmp_path):
     assert list(result["methods"]) == ["no token", *names] and len(result["tests"]) == len(
         textual_inversion.CONTRASTS
     )
+    # by class
     assert all(
         len(values) == 2 for found in result["methods"].values() for values in found.values()
-    )  # by class
+    )
     assert set(result["by_k"]) == {f"{name}, k = {k}" for name in names[1:3] for k in (1, 2)}
     cached = {path: path.read_text() for path in (tmp_path / "work/cached").iterdir()}
     assert run_experiment("textual_inversion")["methods"] == result["methods"]

@@ -18,9 +18,8 @@ from huggingface_hub.errors import (
 from models.checkpoints import opening_checkpoint
 from utils import UserError
 
-http = import_module(
-    HTTPError.__module__.split(".")[0]
-)  # httpx, or what took its place in the hub's client
+# httpx, or what took its place in the hub's client
+http = import_module(HTTPError.__module__.split(".")[0])
 
 
 def answer(status):

@@ -23,9 +23,8 @@ from tokens.class_token import load_token, save_token
 from utils import UserError
 
 WITH_TOKEN = ["a photo of a newclas crane", "a newclas crane"]
-WHOLE_RUNS = [
-    name for name in FAMILIES if name not in INDEXES
-]  # those differ in the pictures alone
+# those differ in the pictures alone
+WHOLE_RUNS = [name for name in FAMILIES if name not in INDEXES]
 KEYS = {
     1: [("newclas", "text_encoder", "tokenizer")],
     2: [("clip_l", "text_encoder", "tokenizer"), ("clip_g", "text_encoder_2", "tokenizer_2")],
@@ -110,9 +109,10 @@ def test_gradient_equals_the_pipelines_own(folders, tmp_path, name, count):
         last.append(tensors["latents"])
         if step + 1 == pipeline.num_timesteps:
             return {}
+        # PNDM's memory
         pipeline.scheduler.ets = [
             noise.detach() for noise in getattr(pipeline.scheduler, "ets", [])
-        ]  # PNDM's memory
+        ]
         return {"latents": tensors["latents"].detach()}
 
     images = (

@@ -145,9 +145,8 @@ def test_logits_are_the_librarys(checkpoints, kind):
             **tokenize_texts(source, [f"a photo of {label}." for label in LABELS]),
         ).logits_per_image
     assert labels == LABELS and ours.shape == (3, 5) and (ours - theirs).abs().max() < 1e-4
-    assert (
-        theirs.std(dim=1).min() > 1e-2 and theirs.std(dim=0).min() > 1e-3
-    )  # of the words and the pictures
+    # of the words and the pictures
+    assert theirs.std(dim=1).min() > 1e-2 and theirs.std(dim=0).min() > 1e-3
 
 
 @pytest.mark.parametrize("kind", SAVE)
@@ -187,9 +186,8 @@ def test_it_guides_and_is_frozen(checkpoints, names, kind):
     classifier = load_classifier(
         f"zero-shot:{checkpoints[kind]}", "cpu", 32, 40, labels_file=str(names)
     )
-    assert classifier.labels == LABELS and not hasattr(
-        classifier.model["encoder"], "text_model"
-    )  # no text any more
+    # no text any more
+    assert classifier.labels == LABELS and not hasattr(classifier.model["encoder"], "text_model")
     assert not any(parameter.requires_grad for parameter in classifier.model.parameters())
     assert not classifier.model.training
     images = torch.rand(2, 3, 32, 40, requires_grad=True)

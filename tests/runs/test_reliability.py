@@ -126,9 +126,8 @@ def test_half_trained_it_resumes_bit_for_bit(argv, state, undisturbed, tmp_path)
     assert code == 0 and "training resumed" in out
     assert read_contents(tmp_path) == undisturbed
     finished = {path: changed for path, changed in before.items() if "000" in path.parts}
-    assert (
-        finished and finished.items() <= file_times(tmp_path).items()
-    )  # pictures of updates that were done
+    # pictures of updates that were done
+    assert finished and finished.items() <= file_times(tmp_path).items()
 
 
 def stopped_line(number: int) -> str:
@@ -251,9 +250,8 @@ def test_a_start_that_fails_loses_nothing(argv, evaluated, tmp_path, more):
     assert code == 2 and "config.yml" in lines[0] and "File too large; free some space" in lines[0]
     assert "resumes" not in lines[0]
     after = read_contents(tmp_path / "copy")
-    left = {
-        name for name in before if name.endswith("training_state.pt")
-    }  # beside its token: of a kill
+    # beside its token: of a kill
+    left = {name for name in before if name.endswith("training_state.pt")}
     assert before.keys() - left == after.keys() and after.items() <= before.items()
     assert finish_run(argv, tmp_path / "copy")[0] == 0 and read_contents(tmp_path / "copy") == after
 
@@ -278,9 +276,8 @@ def test_a_class_that_another_process_holds_is_left_to_it(argv, tmp_path, capsys
     code, out, _ = finish_run(
         [*argv, "--num_train_epochs", "1", "--skip_exists", "False"], tmp_path
     )
-    assert (
-        code == 0 and " updates in " in out and "resumed" not in out
-    )  # a dead process holds no lock
+    # a dead process holds no lock
+    assert code == 0 and " updates in " in out and "resumed" not in out
 
 
 def test_other_settings_do_not_resume_a_half_trained_token(argv, state, tmp_path, capsys):

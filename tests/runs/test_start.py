@@ -187,9 +187,8 @@ def test_any_answer_is_one(tmp_path):
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as server:
-        assert answers_within(
-            f"http://127.0.0.1:{int(server.stdout.readline())}", 10
-        )  # with status 501
+        # with status 501
+        assert answers_within(f"http://127.0.0.1:{int(server.stdout.readline())}", 10)
 
 
 def test_a_hub_that_says_nothing_is_asked_once(silent_server, tmp_path):
@@ -496,9 +495,8 @@ def test_a_config_that_tells_no_labels_is_left_to_the_loader(
             "True",
         ),
     )
-    assert (
-        str(tmp_path / "vit") in line or "class_index" in line
-    )  # transformers makes up two labels for "{}"
+    # transformers makes up two labels for "{}"
+    assert str(tmp_path / "vit") in line or "class_index" in line
 
 
 def test_what_was_never_downloaded():

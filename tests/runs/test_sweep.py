@@ -261,10 +261,11 @@ def fail_of(number: int):
 
 def test_an_unforeseen_error_of_one_class_ends_no_sweep(session, tmp_path, capsys):
     sweep = work_on(evaluate_by(session, fail_of(1)))
+    # class 2 diverged
     assert [type(error) for error in sweep.errors] == [
         DivergenceError,
         UserError,
-    ]  # class 2 diverged
+    ]
     failed = sweep.folders[0]
     text = failed.error_file.read_text()
     assert text.startswith("Traceback (most recent call last)") and "in evaluate_class" in text
