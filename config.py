@@ -57,9 +57,7 @@ def setting(
 
 @dataclass
 class RunConfig:
-    """The reference setting of Discriminative Class Tokens (ICCV 2023): Stable Diffusion 1.4 on a
-    CUDA GPU.
-    """
+    """The reference setting of the paper: Stable Diffusion 1.4 on a CUDA GPU."""
 
     class_index: str = setting(
         "",

@@ -18,8 +18,9 @@ TEMPLATES = (
 
 
 class TargetClass(NamedTuple):
-    """A class as tensors, people and folders know it; made by `select_classes`, the one place that
-    converts.
+    """A class as tensors, people and folders know it.
+
+    Made by `select_classes`, the one place that converts.
     """
 
     index: int  # in tensors, from 0
@@ -31,8 +32,9 @@ class TargetClass(NamedTuple):
 
 
 class PromptDataset(Sequence):
-    """One update's images of a class: item i has its seed and the index of its prompt, i modulo
-    their number.
+    """One update's images of a class.
+
+    Item i has its seed and the index of its prompt, i modulo their number.
     """
 
     def __init__(self, phrase: str, templates: tuple[str, ...], seeds: list[int]):
@@ -46,8 +48,9 @@ class PromptDataset(Sequence):
 
 
 def read_eval_prompts(given: list[str]) -> list[str]:
-    """The prompts of --eval_prompts, given or lines of the one text file given, without the always
-    evaluated one.
+    """The prompts of --eval_prompts, given or lines of a text file.
+
+    Without the one that is always evaluated.
     """
     if len(given) == 1 and "{}" not in given[0]:
         file = find_path(given[0])
@@ -74,8 +77,9 @@ def read_eval_prompts(given: list[str]) -> list[str]:
 
 
 def class_name(label: str) -> str:
-    """The name a prompt uses: 'tench, Tinca tinca' -> 'tench', '001.Black_footed_Tern' -> 'Black
-    footed Tern'.
+    """The name a prompt uses: 'tench, Tinca tinca' -> 'tench'.
+
+    '001.Black_footed_Tern' -> 'Black footed Tern'.
     """
     return re.sub(r"^\d+\.", "", label.split(",")[0]).replace("_", " ").strip()
 
@@ -97,8 +101,9 @@ def class_names(labels: list[str], overrides: str | None = None) -> list[str]:
 def oracle_words(
     file: str | None, labels: list[str], targets: list[TargetClass]
 ) -> dict[TargetClass, str]:
-    """The words of a YAML file {number from 1: words} that ask for each class without a token; none
-    without a file.
+    """The words of a YAML file {number from 1: words} that ask for a class without a token.
+
+    None without a file.
     """
     words = {target: class_names(labels, file)[target.index] for target in targets if file}
     silent = [target.title for target in words if words[target] == class_name(target.label)]
@@ -109,8 +114,9 @@ def oracle_words(
 
 
 def class_number(index: int) -> int:
-    """How people count class `index` (from 0): from 1, on the command line, in files and in
-    messages.
+    """How people count class `index` (from 0): from 1.
+
+    On the command line, in files and in messages.
     """
     return index + 1
 
@@ -156,8 +162,9 @@ def target_class(index: int, name: str, label: str) -> TargetClass:
 
 
 def select_classes(selection: str, labels: list[str], names: list[str]) -> list[TargetClass]:
-    """The classes of '283', '1-12', '1,5,9', 'all', a name or a whole label, numbers counted from
-    1.
+    """The classes of '283', '1-12', '1,5,9', 'all', a name or a whole label.
+
+    Numbers count from 1.
     """
     selection = selection.strip()
     if selection == "all":

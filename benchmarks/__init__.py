@@ -1,5 +1,6 @@
-"""Measurements. Each is made in a forked process, and CUDA must not be asked for before (importing
-diffusers would).
+"""Measurements, each made in a forked process.
+
+CUDA must not be asked for before, as importing diffusers would.
 """
 
 import os

@@ -1,5 +1,6 @@
-"""What a class token costs: seconds, UNet calls, memory and bytes, beside a plain loop and the
-machine's floor.
+"""What a class token costs, beside a plain loop and the machine's floor.
+
+Seconds, UNet calls, memory and bytes.
 
     python -m benchmarks.cost                                                       the miniature,
         on a CPU
@@ -87,8 +88,7 @@ def name_setting(config: RunConfig) -> str:
 
 
 def list_rows(config: RunConfig) -> dict[str, tuple[bool, RunConfig, int]]:
-    """By its name: whether a row is the plain loop, its settings, how many classes it trains at
-    once.
+    """The rows by name: whether it is the plain loop, its settings, its classes at once.
 
     The paper's trajectory; where the config has another, that too, with as many images and with its
     own number.
@@ -168,8 +168,9 @@ def measure_updates(
     updates: int,
     work: Path,
 ) -> dict:
-    """`updates` of `classes` classes after as many to warm up, by the plain loop on a pipeline or
-    by ours.
+    """`updates` of `classes` classes, by the plain loop on a pipeline or by ours.
+
+    As many come before, to warm up.
     """
     settings, sampling = find_training_settings(config), find_training_sampling(config)
     count, images, marks = updates * classes, [], []
@@ -215,8 +216,9 @@ def measure_updates(
 
 
 def measure_peer(config: RunConfig, updates: int) -> dict:
-    """A step of textual inversion on one class, after as many to warm up; runs in a process of its
-    own.
+    """A step of textual inversion on one class, after as many to warm up.
+
+    Runs in a process of its own.
     """
     generator, marks = open_session(config).generator, []
     generator.denoiser.register_forward_pre_hook(
@@ -242,9 +244,7 @@ def measure_peer(config: RunConfig, updates: int) -> dict:
 
 
 def count_bytes(plain: bool, config: RunConfig, models, path: Path) -> int:
-    """What a class of `num_train_epochs` updates leaves on disk without its images; the whole
-    pipeline, where plain.
-    """
+    """What a class leaves on disk without its images; the whole pipeline, where plain."""
     if plain:
         models.save_pretrained(path)
     else:
@@ -299,9 +299,7 @@ def silence_process():
 
 
 def write_table(out: Path) -> str:
-    """docs/cost.md from docs/cost.json, and from docs/updates.json (benchmarks/updates.py) where
-    that is there.
-    """
+    """Write docs/cost.md from docs/cost.json, and from docs/updates.json where that exists."""
     about, file = read_json(out.with_suffix(".json")), out.with_name("updates.json")
     updates = read_json(file)["settings"] if file.exists() else {}
     rows, table = about.pop("rows"), Table(COLUMNS, [])

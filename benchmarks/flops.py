@@ -1,5 +1,4 @@
-"""What a training setting costs at the real sizes, in FLOPs: counted without weights, memory or a
-GPU.
+"""What a training setting costs at the real sizes, in FLOPs.
 
     python -m benchmarks.flops
 
@@ -147,8 +146,9 @@ def count_setting(family: str, config: RunConfig, narrowed: int = 1) -> tuple[Co
 def make_row(
     name: str, counts: Counter, least: Counter, paper: float | None
 ) -> tuple[list[str], float]:
-    """A row of the table, and its TFLOP per image; `paper`: those of the paper's loop, where this
-    is not it.
+    """A row of the table, and its TFLOP per image.
+
+    `paper` is the figure of the paper's loop, where this row is another.
     """
     tera = 1e12 * IMAGES
     total, floor = (sum(found[part] for part in PARTS) / tera for found in (counts, least))

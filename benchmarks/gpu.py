@@ -1,5 +1,4 @@
-"""All that a GPU must show, in one command, the most important first; what is done stays when it is
-cut off.
+"""All that a GPU must show, in one command, the most important first.
 
     python -m benchmarks.gpu --out DIR                the whole, about ten minutes on an H100;
         again: what is missing
@@ -83,8 +82,9 @@ def describe_device(device: str) -> dict[str, str]:
 
 
 def read_results(out: Path) -> dict:
-    """What DIR/gpu.json holds so far: of the device, {stage: {row: what it gave}}, and how stages
-    ended.
+    """What DIR/gpu.json holds so far.
+
+    About the device, {stage: {row: what it gave}}, and how stages ended.
     """
     file = out / "gpu.json"
     if file.exists():
@@ -157,9 +157,7 @@ def run_stage(name: str, out: Path, device: str, tiny: bool):
 
 
 def run_stages(out: Path, device: str, tiny: bool, seconds: float):
-    """Every stage in a process of its own, which ends with its budget or with the whole's
-    `seconds`.
-    """
+    """Run every stage in a process of its own, within its budget and the whole's `seconds`."""
     end = time.monotonic() + seconds
     for name, stage in STAGES.items():
         budget = min(TINY_SECONDS if tiny else stage.seconds, end - time.monotonic())

@@ -92,9 +92,7 @@ def digest_weights(networks: Iterable[torch.nn.Module]) -> str:
 
 
 def train_vectors(config: RunConfig, folder: Path) -> tuple[torch.Tensor, bool]:
-    """The vectors [updates, K, D] of a short training, and whether every frozen weight is what it
-    was.
-    """
+    """The vectors [updates, K, D] of a short training, and whether the weights stayed."""
     session = open_session(config)
     generator = session.generator
     networks = (*generator.networks, session.classifier.model)
@@ -116,9 +114,7 @@ def check_weights(out: Path, device: str) -> dict:
 def compare_trainings(
     out: Path, device: str, first: str, second: str, least: float, updates: int
 ) -> dict:
-    """What two trainings learned in these precisions: the cosine of the ways that their vectors
-    went.
-    """
+    """The cosine between what two trainings learned in these precisions."""
     found = [
         train_vectors(
             miniature_config(device, precision, num_train_epochs=updates),
@@ -134,9 +130,7 @@ def compare_trainings(
 
 
 def resume_killed(out: Path, device: str, updates: int) -> dict:
-    """run.py, killed with SIGKILL in the middle and started again, against a training that nothing
-    disturbed.
-    """
+    """Kill run.py in the middle, start it again, and compare with an undisturbed training."""
     config = miniature_config(
         device, num_train_epochs=updates, output_path=str(out / WORK / "killed")
     )
@@ -220,8 +214,9 @@ def shrink_card(device: torch.device, peak: int):
 
 
 def survive_overflow(out: Path, device: str, updates: int, scale: float) -> dict:
-    """A float16 training whose gradients overflow at first: skipped, and scaled down, until they
-    are finite.
+    """Train in float16 with gradients that overflow at first.
+
+    Such updates are skipped, and the scale halved, until gradients are finite.
     """
     config = miniature_config(device, "fp16", num_train_epochs=updates, epoch_size=1)
     session = open_session(config)

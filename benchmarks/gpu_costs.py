@@ -1,5 +1,6 @@
-"""What Stable Diffusion's sizes cost on a GPU, and a thousand classes: the last two stages of
-benchmarks/gpu.py.
+"""What Stable Diffusion's sizes cost on a GPU, and a thousand classes.
+
+The last two stages of benchmarks/gpu.py.
 """
 
 import time
@@ -79,8 +80,9 @@ ROWS = {
 
 
 def row_config(row: Row, device: str, tiny: bool) -> RunConfig:
-    """The paper's setting with a row's changes; where it is tiny, two images of 64 x 64 and three
-    steps at most.
+    """The paper's setting with a row's changes.
+
+    Where it is tiny: two images of 64 x 64 and three steps at most.
     """
     config = replace(
         RunConfig(),
@@ -97,8 +99,7 @@ def row_config(row: Row, device: str, tiny: bool) -> RunConfig:
 
 @cache
 def count_flops(family: str, height: int, width: int, narrowed: int) -> tuple[float, float]:
-    """FLOPs of an update of IMAGES images with one call of the UNet each, and of one more call
-    without a graph.
+    """FLOPs of an update with one UNet call per image, and of one more call without a graph.
 
     A long trajectory need not be run for it: its calls are all alike.
     """
@@ -134,8 +135,9 @@ def open_models(
     precision: str,
     narrowed: int,
 ) -> tuple:
-    """A generator, or the plain loop's pipeline, and a classifier; both kept until a row needs
-    others.
+    """A generator, or the plain loop's pipeline, and a classifier.
+
+    Both are kept until a row needs others.
     """
     dtype = PRECISIONS[precision]
     if plain:

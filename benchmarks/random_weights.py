@@ -1,6 +1,4 @@
-"""Generators and ViT-L/16 built from their published configs with random weights: what they cost is
-the same.
-"""
+"""Generators and ViT-L/16 from their published configs, with random weights."""
 
 from pathlib import Path
 
@@ -58,8 +56,7 @@ TEXT_ENCODERS = {
 
 
 def build_networks(family: str = "sd14", narrowed: int = 1):
-    """Text encoders, UNet and VAE of a family of UNETS and the classifier ViT-L/16, on the default
-    device.
+    """The networks of a family of UNETS and ViT-L/16, on the default device.
 
     Text encoders are `narrowed` times narrower than published; above 1 all is shallow, and the rest
     as small as can be.
@@ -133,8 +130,9 @@ def build_scheduler(family: str):
 def build_generator(
     family: str, device: str = "meta", dtype: torch.dtype = torch.float32, narrowed: int = 1
 ) -> tuple[StableDiffusion, torch.nn.Module]:
-    """A generator and its classifier, in float32 as always; on the meta device without memory or
-    values.
+    """A generator and its classifier, the latter in float32.
+
+    On the meta device without memory or values.
     """
     with torch.device(device):
         text_encoders, unet, vae, classifier = build_networks(family, narrowed)

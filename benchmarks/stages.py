@@ -1,5 +1,4 @@
-"""Where the seconds of an update go: to which network, without a graph, with one, and on the way
-back.
+"""Where the seconds of an update go: which network, with a graph or without, and back.
 
     python -m benchmarks.stages                     the miniature, in the paper's trajectory and in
         its own

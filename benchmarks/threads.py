@@ -51,9 +51,7 @@ def measure_update(side: int) -> float:
 
 @torch.no_grad()
 def measure_large_unet() -> float:
-    """Seconds of one call of Stable Diffusion 1.4's UNet for one picture of 512 x 512, after one to
-    warm up.
-    """
+    """Seconds of one call of SD 1.4's UNet for one picture of 512 x 512, after one to warm up."""
     generator, _ = build_generator("sd14", "cpu")
     unet = generator.denoiser
     inputs = torch.randn(1, 4, 64, 64), torch.tensor(500), torch.randn(1, 77, 768)

@@ -1,5 +1,4 @@
-"""How many updates a token takes until its pictures of seeds it never saw are right: a machine's
-speed plays no part.
+"""How many updates a token takes until its held-out pictures are right.
 
     python -m benchmarks.updates            the miniature's classes, in the paper's trajectory and
         in their own

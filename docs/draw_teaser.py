@@ -1,5 +1,4 @@
-"""Draw docs/teaser.png in the paper's layout from an evaluation of the miniature: seed 0 of every
-class, unselected.
+"""Draw docs/teaser.png from an evaluation of the miniature: seed 0 of every class.
 
 make teaser
 """

@@ -1,5 +1,6 @@
-"""What the token looks at: cross-attention maps, averaged over steps, heads and layers (DAAM, Tang
-et al. 2023).
+"""What the token looks at: cross-attention maps (DAAM, Tang et al. 2023).
+
+Averaged over steps, heads and layers.
 """
 
 import math
@@ -25,9 +26,7 @@ OPACITY = 0.6  # of the brightest place of a map over its picture
 
 
 class AttentionRecorder:
-    """A processor of diffusers: another one's result, beside which the attention to some words is
-    kept.
-    """
+    """A processor of diffusers that also keeps the attention to some words."""
 
     def __init__(
         self,
@@ -36,7 +35,9 @@ class AttentionRecorder:
         maps: list[torch.Tensor],
         size: tuple[int, int],
     ):
-        """`words` holds the places in the prompt of every word; `maps` gets [words, h, w] of every
+        """Record beside another `processor`.
+
+        `words` holds the places of every word in the prompt; `maps` gets [words, h, w] of every
         call.
         """
         self.processor = processor

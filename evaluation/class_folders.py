@@ -1,5 +1,6 @@
-"""Which folder of real pictures is which class: named as ours, or as in ImageNet, CUB and
-iNaturalist.
+"""Which folder of real pictures is which class.
+
+Named as ours, or as in ImageNet, CUB and iNaturalist.
 """
 
 import difflib

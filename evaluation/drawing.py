@@ -1,6 +1,4 @@
-"""Draw the same seeds without and with the token; what was drawn, and how, is kept beside the
-pictures.
-"""
+"""Draw the same seeds without and with the token, and record how."""
 
 import json
 import re

@@ -1,6 +1,4 @@
-"""How near the generated pictures lie to real ones: FID, KID, precision, recall, density and
-coverage.
-"""
+"""How near generated pictures lie to real ones: FID, KID, precision, recall, coverage."""
 
 import random
 from collections.abc import Iterator

@@ -9,8 +9,9 @@ MANY = 50  # classes beyond which pages and terminals show less of each
 
 
 class RunFiles:
-    """The files beside img/<classifier>/<class>/<exp_id> and in
-    pipeline_token/<classifier>/<class>/<exp_id>.
+    """The files of a class under one exp_id.
+
+    Pictures lie in img/<classifier>/<class>/<exp_id>, tokens under pipeline_token/ likewise.
     """
 
     def __init__(self, images: Path):
@@ -61,8 +62,9 @@ def locate_run(path: Path) -> RunFiles:
 
 
 def check_exported(paths: list[Path], out: Path, card: bool) -> list[RunFiles]:
-    """The files of every run folder, each once; imports nothing slow, so that a mistake is answered
-    at once.
+    """The files of every run folder, each once.
+
+    Imports nothing slow, so that a mistake is answered at once.
 
     Raises:
         UserError: a folder that is no run's, without a token or, for a card, without an evaluation;

@@ -1,5 +1,6 @@
-"""Any picture that Pillow opens, as upright 8-bit sRGB on white: the one place where pictures are
-decoded.
+"""Any picture that Pillow opens, as upright 8-bit sRGB on white.
+
+The one place where pictures are decoded.
 """
 
 import io

@@ -1,5 +1,6 @@
-"""One HTML page over the classes of a run: self-contained, or with links to the pictures where
-classes are many.
+"""One HTML page over the classes of a run.
+
+Self-contained, or with links to the pictures where classes are many.
 
 python -m evaluation.report img/inet/*/demo              writes report.html where you are
 python -m evaluation.report img/inet/*/demo --out my_report.html

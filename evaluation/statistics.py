@@ -1,6 +1,4 @@
-"""Measurements that can be believed: intervals and paired tests for accuracy, distances between
-sets of features.
-"""
+"""Intervals and paired tests for accuracy, and distances between sets of features."""
 
 import math
 import statistics

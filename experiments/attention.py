@@ -1,5 +1,4 @@
-"""What the token looks at: its cross-attention maps beside the class name's, and whether the judge
-needs those places.
+"""What the token looks at, and whether the judge needs those places.
 
     python -m experiments.attention
 

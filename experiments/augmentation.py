@@ -1,5 +1,4 @@
-"""Claim (ii): pictures drawn with class tokens help to train a classifier from a handful of real
-ones.
+"""Claim (ii): pictures drawn with class tokens help to train a classifier from few real ones.
 
     python -m experiments.augmentation
     python -m experiments.augmentation --config configs/cub.yml --real_images DIR --class_index 1-20

@@ -1,5 +1,4 @@
-"""The default by rule: a candidate chosen on classes 1, 3, 5, ... and tested on 2, 4, 6, ... beside
-the default.
+"""The default by rule: chosen on classes 1, 3, 5, ... and tested on 2, 4, 6, ...
 
     python -m experiments.default
 

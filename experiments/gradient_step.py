@@ -1,5 +1,4 @@
-"""Where the gradient enters: guidance in training, where the final step starts, how many steps have
-a graph.
+"""Where the gradient enters, and how many steps have a graph.
 
     python -m experiments.gradient_step
 
@@ -60,9 +59,7 @@ PAPER = "the paper's trajectory, guidance 3"
 
 
 class Variant(NamedTuple):
-    """A loop: its timesteps (None: the sampler's own) and guidance, and what it does with the
-    gradient.
-    """
+    """A loop: its timesteps (None: the sampler's own), guidance, and way of the gradient."""
 
     timesteps: tuple[int, ...] | None
     guidance: float = 1.0

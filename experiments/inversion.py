@@ -197,9 +197,7 @@ def count_likeliest(study: Study, files: list[Path]) -> Counter:
 
 
 def compare_labels(study: Study) -> Finding:
-    """For any classifier: the labels that come among the likeliest more often, or less, with the
-    token.
-    """
+    """For any classifier: labels that are among the likeliest more or less often with a token."""
     images, labels = study.options.images, study.session.labels
     sets = {
         "without": draw_sets(study, dict.fromkeys(study.targets), images),

@@ -1,5 +1,4 @@
-"""How a picture changes while its token is learned: a GIF, a filmstrip, and the judge's probability
-at each update.
+"""How a picture changes while its token is learned: a GIF, filmstrips and a curve.
 
 python -m experiments.iterations
 """

@@ -1,5 +1,4 @@
-"""The baseline: textual inversion (Gal et al. 2023) from k real pictures per class, beside the
-class token.
+"""The baseline: textual inversion (Gal et al. 2023) beside the class token.
 
     python -m experiments.textual_inversion
     python -m experiments.textual_inversion --config configs/imagenet.yml --real_images DIR
@@ -181,8 +180,9 @@ def measure_diversity(study: Study, sets: Sets, truth: Sets) -> dict[str, list[f
 def measure_contexts(
     study: Study, conditions: dict[str, Condition], images: int
 ) -> dict[str, dict]:
-    """Of the first training in other prompts: by class the share right, and the share that kept
-    them.
+    """In other prompts: by class the share right and the share that kept the context.
+
+    Of the first training.
 
     The latter where the config has a judge of contexts.
     """

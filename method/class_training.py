@@ -1,6 +1,4 @@
-"""One class while it learns: its images, its optimiser step, its stop rules, its history and state
-on disk.
-"""
+"""One class while it learns: its optimiser step, stop rules, history and state on disk."""
 
 import io
 import json
@@ -55,8 +53,9 @@ class Progress(NamedTuple):
 
 
 class TrainedToken(NamedTuple):
-    """The best vectors [K, D], their loss and accuracy (averaged as the stop rules do), and how it
-    went.
+    """What a training has learned.
+
+    The best vectors [K, D], and their loss and accuracy, averaged as the stop rules do.
     """
 
     vectors: torch.Tensor
@@ -160,9 +159,7 @@ class ClassTraining:
         return Progress(self.history[-1], stop)
 
     def record_update(self, figures: UpdateFigures) -> str | None:
-        """Add an update to the history, its vectors to the past; the reason to stop, if there is
-        one.
-        """
+        """Add an update to history and past; the reason to stop, if there is one."""
         settings = self.settings
         update = len(self.history)
         self.seconds += figures.seconds
@@ -213,9 +210,7 @@ class ClassTraining:
         return TrainedToken(self.past[self.best], loss, accuracy, every_update, stop, self.seconds)
 
     def check_progress(self, is_last: bool):
-        """Raise DivergenceError where this training cannot go on, or was of no use at its last
-        update.
-        """
+        """Raise DivergenceError where this training cannot go on, or was of no use."""
         try:
             self.check_finite(is_last)
             self.check_first_gradient()
@@ -247,8 +242,9 @@ class ClassTraining:
         )
 
     def check_finite(self, is_last: bool):
-        """Raise DivergenceError for too many non-finite updates in a row, or nothing else until the
-        last.
+        """Raise DivergenceError for too many non-finite updates in a row.
+
+        Or where no update was finite until the last.
         """
         skipped = 0
         while skipped < len(self.history) and not is_finite(self.history[-1 - skipped]):

@@ -1,6 +1,4 @@
-"""What an image is scored by: any differentiable function of images, target classes and the token's
-vectors.
-"""
+"""What an image is scored by: any differentiable function of images, classes and vectors."""
 
 from collections.abc import Callable
 
@@ -26,8 +24,9 @@ def cross_entropy(classifier: Classifier, generator: Generator | None = None) ->
 
 
 def norm_penalty(classifier: Classifier, generator: Generator) -> Loss:
-    """Cross-entropy, and the square of how far a vector's norm is from the vocabulary's mean, in
-    units of that mean.
+    """Cross-entropy, and a penalty for vectors of another norm than the vocabulary's.
+
+    The square of the norm's distance from the vocabulary's mean, in units of that mean.
 
     Keeps the token among words that the text encoder knows, against images that please the
     classifier alone.

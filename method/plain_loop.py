@@ -1,5 +1,4 @@
-"""Start here: the method of Discriminative Class Tokens (Schwartz et al., ICCV 2023) in plain
-lines.
+"""Start here: the method of Discriminative Class Tokens (ICCV 2023) in plain lines.
 
 A frozen text-to-image model reads "tiger cat" as a tiger; a frozen classifier knows better. One new
 word S_c is put in front of the class name. Its embedding v_c is all that learns: draw images,

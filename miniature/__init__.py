@@ -1,3 +1,4 @@
-"""A small world with its own latent diffusion model and classifiers, in Stable Diffusion's file
-layout.
+"""A small world with a latent diffusion model and classifiers of its own.
+
+In Stable Diffusion's file layout.
 """

@@ -1,5 +1,6 @@
-"""Train the miniature from scratch: drawings, two classifiers, VAE, text encoder, UNet and CLIP,
-then measure it.
+"""Train the miniature from scratch, then measure it.
+
+Drawings, two classifiers, VAE, text encoder, UNet and CLIP.
 
     python -m miniature.build              # every stage; a finished one is skipped, a killed one
         resumes
@@ -92,8 +93,9 @@ def train_modules(
     ema: bool = False,
     cache: Path = CACHE,
 ):
-    """Train on compute_loss(drawings, generator) of each worker's part of a batch; a checkpoint
-    every 100 steps.
+    """Train on compute_loss(drawings, generator) of each worker's part of a batch.
+
+    A checkpoint is written every 100 steps.
     """
     workers = PartialState(cpu=True)
     parameters = list(modules.parameters())
@@ -148,8 +150,9 @@ def train_modules(
 
 
 def make_optimizers(modules: torch.nn.Module, lr: float, weight_decay: float):
-    """{weight of a layer: its matrix in the same memory}, Muon for the matrices and AdamW for the
-    rest.
+    """Muon for the matrices of layers and AdamW for the rest.
+
+    Returns {weight of a layer: its matrix in the same memory} too.
     """
     require(
         hasattr(torch.optim, "Muon"),
@@ -172,8 +175,9 @@ def make_optimizers(modules: torch.nn.Module, lr: float, weight_decay: float):
 
 
 def degrade_images(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Add noise, and half the time blur: a classifier that saw both tolerates what a decoder does
-    to a picture.
+    """Add noise, and half the time blur.
+
+    A classifier that saw both tolerates what a decoder does to a picture.
     """
     if torch.rand((), generator=generator) < 0.5:
         images = F.interpolate(F.avg_pool2d(images, 2), scale_factor=2, mode="bilinear")
@@ -261,8 +265,9 @@ def encode_drawings(
 
 
 def build_tokenizer(captions: list[str]) -> transformers.CLIPTokenizer:
-    """A byte-level BPE in CLIP's layout: the alphabet, the alphabet at a word's end, the merges,
-    two special tokens.
+    """A byte-level BPE in CLIP's layout.
+
+    The alphabet, the alphabet at a word's end, the merges, two special tokens.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
@@ -349,8 +354,9 @@ def build_generator():
 
 
 def name_weights_as_published(file: Path):
-    """Rename a text encoder's weights as SD 1.4's file has them: every release of transformers
-    reads these names.
+    """Rename a text encoder's weights as SD 1.4's file has them.
+
+    Every release of transformers reads these names.
     """
     weights = {
         f"text_model.{key.removeprefix('text_model.')}": tensor
@@ -360,8 +366,9 @@ def name_weights_as_published(file: Path):
 
 
 def build_clip():
-    """CLIP on captions of the whole labels; all captions of a picture's class are right for it, as
-    in UniCL (2022).
+    """CLIP on captions of the whole labels.
+
+    All captions of a picture's class are right for it, as in UniCL (2022).
     """
     torch.manual_seed(5)
     pictures, labels, _ = make_drawings(GUIDING_SEED)

@@ -1,5 +1,6 @@
-"""Drawings of the miniature world's sixteen classes: shapes from back to front, about -110..110 on
-both axes.
+"""Drawings of the miniature world's sixteen classes.
+
+Shapes from back to front, about -110..110 on both axes.
 """
 
 import math

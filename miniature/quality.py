@@ -1,6 +1,4 @@
-"""Measure the finished miniature: classifiers on fresh drawings, the generator on bare nouns and on
-adjectives.
-"""
+"""Measure the finished miniature on fresh drawings, bare nouns and adjectives."""
 
 import hashlib
 import random
@@ -62,8 +60,9 @@ def measure_quality(
     per_noun: int = 200,
     per_adjective: int = 20,
 ):
-    """Write weights/quality.json and the labelled sheet `picture`; drawings [N, 3, 64, 64] and
-    labels [N] are fresh.
+    """Write weights/quality.json and the labelled sheet `picture`.
+
+    The drawings [N, 3, 64, 64] and labels [N] are fresh.
     """
     generator = load_generator(str(weights / "generator"), "cpu", torch.float32)
     judges, right = {}, {}
@@ -114,8 +113,9 @@ def hash_weights(weights: Path) -> dict[str, str]:
 
 
 def compare_with_bars(right: dict[str, float], predicted: dict[str, torch.Tensor]) -> dict:
-    """Whether accuracy on drawings, and the classes seen in the pictures of words ({words:
-    classes}), pass BARS.
+    """Whether accuracy on drawings and the classes seen in pictures of words pass BARS.
+
+    `predicted` is {words: classes}.
     """
 
     def measure_share(words: str, index: int) -> float:
@@ -147,8 +147,9 @@ def compare_with_bars(right: dict[str, float], predicted: dict[str, torch.Tensor
 def draw_row(
     generator: Generator, sampling: SamplingSettings, index: int
 ) -> tuple[str, list[Image.Image]]:
-    """Three drawings of a class, then pictures of its bare noun, of its adjective, and of that in
-    every context.
+    """A class's row of the sheet: drawings, then pictures of its noun and its adjective.
+
+    And of the adjective in every context.
     """
     thing = world.THINGS[index]
     rng = random.Random(index)

@@ -6,8 +6,9 @@ from tqdm import tqdm
 
 
 def share_jobs(jobs, function, title: str) -> list:
-    """function(job) of every job, in order; a worker computes its part of them and gets all
-    results.
+    """The results of function(job) for every job, in order.
+
+    A worker computes its part of them and gets all.
     """
     workers = PartialState(cpu=True)
     with workers.split_between_processes(list(jobs)) as part:

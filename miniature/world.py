@@ -1,5 +1,6 @@
-"""The miniature world: ambiguous nouns, adjectives that tell their senses apart, and 64 x 64
-pictures of them.
+"""The miniature world: ambiguous nouns, and 64 x 64 pictures of their senses.
+
+Adjectives tell the senses apart.
 
 A generator trained on captions such as "a photo of a crane" draws a bird or a machine; a classifier
 tells them apart.
@@ -168,9 +169,7 @@ def sample_context(rng: random.Random) -> str | None:
 
 
 def write_caption(index: int, rng: random.Random, context: str | None = None) -> str:
-    """A picture's caption: the bare noun, or half the time with an adjective that gives its sense
-    away.
-    """
+    """A picture's caption: the bare noun, half the time with an adjective of its sense."""
     noun = THINGS[index].noun
     if rng.random() < 0.5:
         noun = f"{rng.choice(THINGS[index].adjectives)} {noun}"
@@ -180,8 +179,9 @@ def write_caption(index: int, rng: random.Random, context: str | None = None) ->
 
 
 def put_in_context(noun: str, template: str, context: str | None) -> str:
-    """'a photo of a {}', 'crane', 'in the snow' -> 'a photo of a crane in the snow'; 'a drawing of'
-    leads instead.
+    """'a photo of a {}', 'crane', 'in the snow' -> 'a photo of a crane in the snow'.
+
+    'a drawing of' leads instead.
     """
     if context is None:
         return template.format(noun)
@@ -191,9 +191,7 @@ def put_in_context(noun: str, template: str, context: str | None) -> str:
 
 
 def context_of(image: Image.Image) -> str | None:
-    """Which of CONTEXTS a picture shows, drawn or generated, judged by its border, brightness and
-    colours.
-    """
+    """Which of CONTEXTS a picture shows, by its border, brightness and colours."""
     pixels = np.asarray(image.convert("RGB"), dtype=float)
     edges = [edge.mean((0, 1)) for edge in (pixels[:4], pixels[-4:], pixels[:, :4], pixels[:, -4:])]
     (top, bottom, *_), (red, green, blue) = edges, np.mean(edges, axis=0)

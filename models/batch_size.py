@@ -21,8 +21,9 @@ NO_MEMORY = (
 
 
 def default_batch_size(images: int, device: str, height: int, width: int) -> int:
-    """How many images to try at once: `images` on a GPU, and elsewhere as many of the miniature's
-    64 x 64 pixels.
+    """How many images to try at once: `images` on a GPU.
+
+    Elsewhere as many of the miniature's 64 x 64 pixels.
 
     Where memory is the system's own nothing is raised when it runs out: the process is killed.
     """
@@ -64,8 +65,7 @@ def fit_batch_size(function, batch_size: int | None, start: int):
 
 
 def peak_memory_gb(device: str) -> float:
-    """The most that this process has used so far: of the GPU where it computes on one, else of
-    memory.
+    """The most that this process has used so far, of the GPU or of memory.
 
     Not a number on Windows, which keeps no such figure where Python could read it.
     """

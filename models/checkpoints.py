@@ -1,6 +1,4 @@
-"""Checkpoints that cannot be opened or downloaded: whatever the libraries raise, one line that says
-what to do.
-"""
+"""Checkpoints that cannot be opened or downloaded: one line that says what to do."""
 
 import logging
 import pickle
@@ -35,8 +33,7 @@ REPORTED = {
 
 @contextmanager
 def opening_checkpoint(name: str, source: str | None = None, instead: str = WITHOUT_GPU_OR_NETWORK):
-    """Turn whatever goes wrong while a checkpoint is opened or downloaded into one line that says
-    what to do.
+    """Turn whatever goes wrong in opening a checkpoint into one line that says what to do.
 
     `source` is the folder or hub id that `name` stands for, `instead` what to do without it.
     Library messages below critical are held back.
@@ -126,9 +123,7 @@ def _is_transport_error(error: BaseException) -> bool:
 
 
 def build_network(cls, source: str, dtype: torch.dtype = torch.float32, **where):
-    """A network of diffusers or transformers from its config alone, on the meta device: shapes and
-    no values.
-    """
+    """A network from its config alone, on the meta device: shapes and no values."""
     with torch.device("meta"):
         if hasattr(cls, "load_config"):  # diffusers
             network = cls.from_config(cls.load_config(**locate_source(source), **where))
@@ -156,8 +151,9 @@ def load_network(cls, source: str, device: str):
 
 
 def load_part(cls, source: str, part: str, device: str, dtype: torch.dtype):
-    """One network of a pipeline: its fp16 files for fp16, else the full ones; the other kind where
-    that is missing.
+    """One network of a pipeline: its fp16 files for fp16, else the full ones.
+
+    The other kind where that is missing.
 
     On the meta device by `build_network`.
 

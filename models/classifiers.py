@@ -1,5 +1,4 @@
-"""Frozen differentiable classifiers: images [B, 3, H, W] in [0, 1] -> logits [B, C], and what the
-classes are called.
+"""Frozen differentiable classifiers: images [B, 3, H, W] in [0, 1] -> logits [B, C].
 
 inet, inat, cub, miniature, miniature_evaluator    labels.py's REGISTRY <hub id or folder>
 any transformers image classifier mean:<hub id or folder>                            a ViT-MAE
@@ -58,8 +57,9 @@ class Classifier(NamedTuple):
 def load_classifier(
     name: str, device: str, height: int = 64, width: int = 64, labels_file: str | None = None
 ) -> Classifier:
-    """The classifier called `name` (see the head of this file), frozen, in float32, tried on a
-    picture of that size.
+    """The classifier called `name`, frozen, in float32, tried on a picture of that size.
+
+    The head of this file explains names.
 
     `labels_file` is read by zero-shot classifiers alone. On the meta device its shapes alone, from
     its config, untried.
@@ -93,8 +93,9 @@ def load_evaluator(
     width: int = 64,
     labels_file: str | None = None,
 ) -> Classifier:
-    """The classifier called `name`, to judge pictures for which another one guided, whose labels
-    are `labels`.
+    """The classifier called `name`, which judges pictures that another one guided.
+
+    `labels` are the other one's.
 
     Raises:
         UserError: as `load_classifier`; other classes, or another order: a class is its index to
@@ -142,8 +143,9 @@ def check_classifier(classifier: Classifier, name: str, height: int, width: int)
 
 
 def load_labels(name: str, labels_file: str | None = None) -> list[str]:
-    """The labels alone, without the weights where the format allows it; `labels_file` as in
-    load_classifier.
+    """The labels alone, without the weights where the format allows it.
+
+    `labels_file` is as in load_classifier.
     """
     kind, source = resolve_name(name)
     if kind == "zero-shot":
@@ -157,8 +159,7 @@ def load_labels(name: str, labels_file: str | None = None) -> list[str]:
 
 
 def penultimate_features(classifier: Classifier, prepared: torch.Tensor) -> torch.Tensor:
-    """What the last linear layer reads, [B, D], of images that `classifier.preprocess` has
-    prepared.
+    """What the last linear layer reads [B, D] of images that are prepared.
 
     Raises:
         UserError: the model does not end in a linear layer.
@@ -180,8 +181,9 @@ def penultimate_features(classifier: Classifier, prepared: torch.Tensor) -> torc
 
 
 def _mean_pooled_logits(model, pixel_values):
-    """ViT-MAE's fine-tuning head: patch tokens' mean BEFORE the final layernorm, then that
-    layernorm, then linear.
+    """ViT-MAE's fine-tuning head.
+
+    The patch tokens' mean BEFORE the final layernorm, then that layernorm, then a linear layer.
     """
     # [B, 1 + patches, D]
     hidden = model.vit(pixel_values=pixel_values, output_hidden_states=True).hidden_states[-1]
@@ -241,9 +243,7 @@ def find_timm_id(name: str) -> str:
 
 
 def _timm_labels(model) -> list[str]:
-    """Labels that the checkpoint carries, else those of the ImageNet with as many classes, else
-    numbers.
-    """
+    """Labels that the checkpoint carries, else ImageNet's of as many classes, else numbers."""
     names = model.pretrained_cfg.get("label_names")
     descriptions = model.pretrained_cfg.get("label_descriptions")
     subset = infer_imagenet_subset(model)

@@ -1,5 +1,6 @@
-"""What runs of the networks cost, also on the meta device: FLOPs by network, and the peak of memory
-by stage.
+"""What runs of the networks cost: FLOPs by network, and the peak of memory by stage.
+
+On the meta device too.
 """
 
 import weakref
@@ -39,9 +40,11 @@ def watched_networks(
     start_part: Callable[[str, bool, int], None],
     end_graph: Callable[[str, int], None],
 ):
-    """Within this context `start_part` gets, as a network starts, its part of PARTS, whether with a
-    graph or on the way back, and how many images or prompts go in, none on the way back;
-    `end_graph` those that came out with a graph.
+    """Within this context every start of a network is reported.
+
+    `start_part` gets its part of PARTS, whether it runs with a graph or on the way back, and how
+    many images or prompts go in, none on the way back; `end_graph` gets those that came out with a
+    graph.
     """
     hooks = []
     *text_encoders, unet, vae = generator.networks
@@ -116,8 +119,9 @@ def counted_flops(generator: Generator, classifier: torch.nn.Module):
 
 
 class AttentionShapes(torch.autograd.Function):
-    """Attention on the meta device, as fused kernels keep it: inputs, output and a sum per row, no
-    square matrix.
+    """Attention on the meta device, as fused kernels keep it.
+
+    Inputs, output and a sum per row, no square matrix.
     """
 
     @staticmethod
@@ -135,8 +139,9 @@ class AttentionShapes(torch.autograd.Function):
 
 
 class FusedAttention(TorchFunctionMode):
-    """Within this context attention is AttentionShapes: the meta device has no fused kernels of its
-    own.
+    """Within this context attention is AttentionShapes.
+
+    The meta device has no fused kernels of its own.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -148,8 +153,9 @@ class FusedAttention(TorchFunctionMode):
 
 @contextmanager
 def fused_attention():
-    """Within this context the calls of all modules have FusedAttention, also those made again on
-    the way back, which torch shields from a mode that is entered outside.
+    """Within this context the calls of all modules have FusedAttention.
+
+    Also those recomputed on the way back, which torch shields from a mode that is entered outside.
     """
     mode, depth = FusedAttention(), [0]
 
@@ -175,8 +181,9 @@ def fused_attention():
 
 
 class MemoryMeter(TorchDispatchMode):
-    """Within this context: the bytes of all tensors of the meta device that are alive, and their
-    peak in each stage.
+    """Within this context: the bytes of all living tensors of the meta device, and their peak.
+
+    In each stage.
     """
 
     def __init__(self, networks: Iterable[torch.nn.Module]):
@@ -213,8 +220,9 @@ class MemoryMeter(TorchDispatchMode):
 
 @contextmanager
 def metered_memory(generator: Generator, classifier: torch.nn.Module):
-    """Within this context what runs on the meta device is followed; yields {stage: bytes at its
-    peak} of STAGES and 'parameters', which every stage includes.
+    """Within this context what runs on the meta device is followed.
+
+    Yields {stage: bytes at its peak} of STAGES and 'parameters', which every stage includes.
     """
     meter = MemoryMeter([*generator.networks, classifier])
 

@@ -11,9 +11,7 @@ from utils import require
 def encode_images(
     generator: StableDiffusion, images: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation [B, 4, h, w], float32, of the latents of images [B, 3, H, W] in
-    [0, 1].
-    """
+    """Mean and deviation [B, 4, h, w], float32, of the latents of images in [0, 1]."""
     vae = generator.vae
     encoded = vae.encode((images * 2 - 1).to(vae.device, vae.dtype))
     if "latent_dist" in encoded:
@@ -29,8 +27,9 @@ def compute_denoising_loss(
     cond: torch.Tensor,
     noise_source: torch.Generator,
 ) -> torch.Tensor:
-    """The loss that the UNet was trained with, on latents [B, 4, h, w]; noise and timesteps from
-    `noise_source`.
+    """The loss that the UNet was trained with, on latents [B, 4, h, w].
+
+    Noise and timesteps come from `noise_source`.
     """
     scheduler = generator.scheduler
     require(

@@ -35,9 +35,7 @@ class Extractor(NamedTuple):
 
 
 def describe_features(name: str, fid_mode: str) -> list:
-    """What decides the features of `load_extractor`: the weights' files, and how pictures are
-    resized.
-    """
+    """What decides the features of `load_extractor`: weights' files, and the resizing."""
     kind, _, weights = name.partition(":")
     if kind == "inception":
         return [name, fid_mode, stamp_file(Path(weights)) if Path(weights).is_file() else None]
@@ -45,8 +43,9 @@ def describe_features(name: str, fid_mode: str) -> list:
 
 
 def resize_legacy(image: torch.Tensor) -> torch.Tensor:
-    """[3, H, W] -> [3, 299, 299] in [0, 255] as torch-fidelity: TensorFlow 1's bilinear, without
-    antialiasing.
+    """[3, H, W] -> [3, 299, 299] in [0, 255] as torch-fidelity.
+
+    TensorFlow 1's bilinear, without antialiasing.
     """
     return interpolate_bilinear_2d_like_tensorflow1x(
         image[None].float(), [INCEPTION_SIDE] * 2, align_corners=False
@@ -54,8 +53,9 @@ def resize_legacy(image: torch.Tensor) -> torch.Tensor:
 
 
 def resize_clean(image: torch.Tensor) -> torch.Tensor:
-    """[3, H, W] -> [3, 299, 299] in [0, 255] as clean-fid (Parmar et al. 2022): Pillow's bicubic,
-    not rounded.
+    """[3, H, W] -> [3, 299, 299] in [0, 255] as clean-fid (Parmar et al. 2022).
+
+    Pillow's bicubic, not rounded.
     """
     channels = [Image.fromarray(channel.numpy().astype(np.float32)) for channel in image]
     resized = [
@@ -113,8 +113,9 @@ def is_torchscript(file: str) -> bool:
 def load_extractor(
     name: str, device: str, fid_mode: str, labels_file: str | None = None
 ) -> Extractor:
-    """'inception' (downloaded), 'inception:<file of weights>', or a classifier's penultimate
-    features.
+    """'inception', 'inception:<file of weights>', or a classifier's penultimate features.
+
+    The first is downloaded.
 
     `labels_file` is what `load_classifier` takes.
     """

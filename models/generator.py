@@ -30,8 +30,9 @@ PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16
 
 
 def check_compiler(device: str):
-    """Compile a function of one line, never the same twice, since what was compiled before needs no
-    compiler.
+    """Compile a function of one line.
+
+    Never the same twice, since what was compiled before needs no compiler.
 
     Raises:
         UserError: this machine lacks what torch.compile needs.
@@ -54,8 +55,9 @@ def load_generator(
     gradient_checkpointing: bool = False,
     compile_networks: bool = False,
 ) -> Generator:
-    """The generator in a folder or hub repository of a diffusers pipeline, frozen; on "meta" its
-    shapes, from configs.
+    """The generator in a folder or hub repository of a diffusers pipeline, frozen.
+
+    On "meta" its shapes alone, from configs.
 
     Raises:
         UserError: one line that says what is missing (the download, the login, the network, a file

@@ -32,8 +32,9 @@ NO_SUCH_FOLDER = (
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether `source` can be a repository of the hub, perhaps with a revision, and is not a path
-    that exists.
+    """Whether `source` can be a repository of the hub, and is no path that exists.
+
+    Perhaps with a revision.
     """
     place, _ = split_revision(source)
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", place, re.ASCII) is not None and not find_path(
@@ -42,8 +43,7 @@ def is_hub_id(source: str) -> bool:
 
 
 def locate_source(source: str) -> dict[str, str]:
-    """What every `from_pretrained` of diffusers and transformers takes to find a folder, or a hub
-    id and its revision.
+    """What every `from_pretrained` takes to find a folder, or a hub id and its revision.
 
     Raises:
         UserError: a folder with a revision.
@@ -60,8 +60,7 @@ def locate_source(source: str) -> dict[str, str]:
 
 @functools.cache
 def find_commit(hub_id: str) -> str | None:
-    """The commit that a hub id, perhaps with a revision, stands for now; the one on this disk where
-    no hub answers.
+    """The commit that a hub id stands for now; the one on this disk where no hub answers.
 
     Asked once per process, so that all parts of a checkpoint are of one commit.
     """

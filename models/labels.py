@@ -48,8 +48,9 @@ def list_alternatives(name: str) -> str:
 
 
 def folder_name(name: str) -> str:
-    """A classifier's name as a folder: 'timm:resnet50' -> 'timm_resnet50', a path -> its last two
-    parts.
+    """A classifier's name as a folder: 'timm:resnet50' -> 'timm_resnet50'.
+
+    Of a path its last two parts.
 
     A revision is no part of it: runs of two revisions have other settings, and so another exp_id.
     """
@@ -59,8 +60,9 @@ def folder_name(name: str) -> str:
 
 
 def find_labels(name: str, labels_file: str | None = None) -> list[str]:
-    """The labels of the classifier `name`, where a folder tells them without loading it; else an
-    empty list.
+    """The labels of the classifier `name`, where a folder tells them; else an empty list.
+
+    Without loading the classifier.
 
     `labels_file` is that of zero-shot classifiers. ImageNet's labels come with this package.
 
@@ -78,17 +80,16 @@ def find_labels(name: str, labels_file: str | None = None) -> list[str]:
 
 
 def find_downloaded_labels(name: str) -> list[str]:
-    """The labels of a classifier that was downloaded from the hub, as `find_labels` gives those of
-    a folder.
-    """
+    """The labels of a classifier that was downloaded from the hub; see `find_labels`."""
     kind, source = resolve_name(name)
     file = find_cached_file(source, "config.json") if kind in ("", "mean") else None
     return read_config_labels(file, source) if file else []
 
 
 def read_config_labels(file: Path, source: str) -> list[str]:
-    """The labels of a transformers config.json; none where it is missing or broken, of which
-    loading it tells more.
+    """The labels of a transformers config.json.
+
+    None where it is missing or broken, of which loading it tells more.
     """
     try:
         config = json.loads(file.read_bytes())
@@ -102,9 +103,7 @@ def read_config_labels(file: Path, source: str) -> list[str]:
 
 
 def check_problem_type(problem_type: str | None, source: str):
-    """Raise UserError for a classifier whose classes do not exclude each other, or that gives
-    numbers.
-    """
+    """Raise UserError for a classifier of several labels, or one that gives numbers."""
     require(
         problem_type in (None, "single_label_classification"),
         f"the config.json of '{source}' is for {problem_type} (problem_type): a classifier must "

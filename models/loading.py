@@ -54,8 +54,9 @@ def load_stable_diffusion(
 
 
 def check_index(model: str, index: dict, more_parts: dict[str, tuple[str, ...]]):
-    """Raise UserError where model_index.json names a part of another class than PARTS and
-    `more_parts`.
+    """Raise UserError where model_index.json names a part of an unknown class.
+
+    PARTS and `more_parts` hold the known ones.
     """
     for part, known in {**PARTS, **more_parts}.items():
         require(
@@ -74,8 +75,9 @@ def load_prompt_encoder(
     device: str,
     dtype: torch.dtype,
 ) -> PromptEncoder:
-    """The tokenizer and the text encoder in these folders; a UserError where they do not belong
-    together.
+    """The tokenizer and the text encoder in these folders.
+
+    A UserError where they do not belong together.
     """
     encoder = PromptEncoder(
         CLIPTokenizer.from_pretrained(**locate_source(source), subfolder=tokenizer),
@@ -106,8 +108,9 @@ def load_unet_and_vae(source: str, index: dict, device: str, dtype: torch.dtype)
 def check_layout(
     model: str, encoders: tuple[PromptEncoder, ...], unet, vae, conditions: dict[str, str]
 ):
-    """Raise UserError where the parts do not fit, or the UNet reads more than the prompt and
-    `conditions`.
+    """Raise UserError where the parts do not fit.
+
+    Or where the UNet reads more than the prompt and `conditions`.
     """
     width = sum(encoder.token_width for encoder in encoders)
     fits = (

@@ -1,5 +1,6 @@
-"""Which commit of the hub a checkpoint is: a hub id moves, and what was learned and drawn must not
-move with it.
+"""Which commit of the hub a checkpoint is.
+
+A hub id moves, and what was learned and drawn must not move with it.
 """
 
 import re
@@ -12,8 +13,9 @@ from system.paths import split_revision
 
 
 def pin_checkpoint(name: str) -> str:
-    """A name as `load_classifier` or `load_generator` take it, with the commit that it stands for
-    where it is a hub's.
+    """A checkpoint's name, with its commit where it is a hub's.
+
+    As `load_classifier` or `load_generator` take it.
 
     What was learned and drawn with it is then of one commit, and another one is another setting.
 

@@ -11,9 +11,7 @@ from utils import require
 
 
 class PromptEncoder:
-    """A tokenizer and its text encoder, and the id of the new word once `set_placeholder` has added
-    it.
-    """
+    """A tokenizer and its text encoder, and the id of the new word, once there is one."""
 
     def __init__(self, tokenizer, text_encoder):
         self.tokenizer, self.text_encoder, self.placeholder_id = tokenizer, text_encoder, None
@@ -67,8 +65,9 @@ class PromptEncoder:
         return self.text_encoder.get_input_embeddings().weight.float().norm(dim=1).mean().item()
 
     def check_prompts(self, prompts: list[str], num_vectors: int):
-        """As `tokenize_prompts` does, by the tokenizer alone: encoding takes a second per class at
-        SD 1.4's size.
+        """As `tokenize_prompts` does, by the tokenizer alone.
+
+        Encoding takes a second per class at SD 1.4's size.
         """
         tokenize_prompts(self.tokenizer, prompts, self.placeholder_id, num_vectors)
 
@@ -88,8 +87,9 @@ class PromptEncoder:
 
 
 def add_placeholder(tokenizer, placeholder: str) -> int:
-    """Teach `tokenizer` the new word and return its id, one past the vocabulary table, which stays
-    as it is.
+    """Teach `tokenizer` the new word and return its id.
+
+    It is one past the vocabulary table, which stays as it is.
 
     Raises:
         UserError: it has a space, is a word of the vocabulary already, the tokenizer does not find
@@ -122,8 +122,9 @@ def add_placeholder(tokenizer, placeholder: str) -> int:
 
 
 def is_numbered(word: str, stem: str) -> bool:
-    """Whether `word` is `stem` with a number, as diffusers names the further vectors of a token:
-    'x_1' of 'x'.
+    """Whether `word` is `stem` with a number: 'x_1' of 'x'.
+
+    So diffusers names the further vectors of a token.
     """
     return re.fullmatch(re.escape(stem) + r"_\d+", word) is not None
 
@@ -171,8 +172,10 @@ def expand_placeholder(ids: list[int], placeholder_id: int | None, num_vectors: 
 
 @contextmanager
 def inserted_vectors(text_encoder, placeholder_id: int, vectors: torch.Tensor | None):
-    """Within this context the encoder reads vectors[p, k] at token placeholder_id + k of prompt p;
-    its table is not touched, and gradients flow to `vectors` [P, K, D].
+    """Within this context the encoder reads the token's vectors.
+
+    vectors[p, k] stands at token placeholder_id + k of prompt p. The encoder's table is not
+    touched, and gradients flow to `vectors` [P, K, D].
     """
     if vectors is None:
         yield

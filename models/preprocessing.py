@@ -11,8 +11,9 @@ from models.hub import locate_source
 
 
 def load_preprocessing(source: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Images [B, 3, H, W] in [0, 1] -> the model's input [B, 3, h, w], by the checkpoint's own
-    image processor.
+    """Images [B, 3, H, W] in [0, 1] -> the model's input [B, 3, h, w].
+
+    By the checkpoint's own image processor.
     """
     processor = _load_processor(source)
     scaled = (
@@ -32,8 +33,9 @@ def load_preprocessing(source: str) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def _load_processor(source: str):
-    """The image processor, also where transformers 4.25 to 4.3x wrote its old name:
-    ViTFeatureExtractor.
+    """The image processor, also by its old name, ViTFeatureExtractor.
+
+    transformers 4.25 to 4.3x wrote that.
     """
     config, _ = transformers.ImageProcessingMixin.get_image_processor_dict(**locate_source(source))
     name = config.get("image_processor_type") or ""

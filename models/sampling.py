@@ -51,8 +51,9 @@ class SamplingSettings(NamedTuple):
 
 
 def seeded_generators(seeds) -> list[torch.Generator]:
-    """One generator per image, seeded by that image's seed: neither batches nor other classes
-    change a picture.
+    """One generator per image, seeded by that image's seed.
+
+    So neither batches nor other classes change a picture.
     """
     return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
 
@@ -65,8 +66,9 @@ def initial_noise(
     device: torch.device,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Unit noise z_T [B, C, H/8, W/8], drawn in float32 on the CPU whatever the device and
-    precision.
+    """Unit noise z_T [B, C, H/8, W/8], drawn in float32 on the CPU.
+
+    Whatever the device and precision.
 
     Raises:
         UserError: sides that the VAE's `scale_factor` does not divide.
@@ -82,8 +84,9 @@ def initial_noise(
 
 
 def move_timesteps(timesteps: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The timesteps on another device; those in float64, which Apple's GPUs do not have, in
-    float32.
+    """The timesteps on another device; those in float64 as float32.
+
+    Apple's GPUs do not have float64.
 
     The UNet reads them in float32 anyway.
     """
@@ -108,8 +111,9 @@ def scheduler_class(name: str, model: str) -> type[diffusers.SchedulerMixin]:
 
 
 def new_scheduler(scheduler, settings: SamplingSettings, seeds=()):
-    """A copy of `scheduler` set for one trajectory: the checkpoint's own, or explicit timesteps and
-    a jump to z_0.
+    """A copy of `scheduler` set for one trajectory.
+
+    The checkpoint's own, or explicit timesteps and a jump to z_0.
 
     A scheduler keeps state, so each trajectory needs a new one. `seeds` are for those that draw
     noise by themselves.

@@ -1,6 +1,4 @@
-"""Stable Diffusion 1 and 2: prompts to embeddings, noise to latents with a graph on the final step,
-and to images.
-"""
+"""Stable Diffusion 1 and 2: embeddings, latents with a graph on the final step, images."""
 
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
@@ -180,8 +178,9 @@ class StableDiffusion(Generator):
         )
 
     def check_sampling(self, settings: SamplingSettings, is_training: bool = False):
-        """Raise UserError for steps or sides that the checkpoint does not have, or cannot learn
-        with.
+        """Raise UserError for steps or sides that the checkpoint does not have.
+
+        Or cannot learn with.
         """
         check_trajectory(self.scheduler, settings, is_training)
         self.initial_noise(seeded_generators([0]), settings)

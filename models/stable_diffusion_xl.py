@@ -1,5 +1,6 @@
-"""Stable Diffusion XL (Podell et al. 2023): two text encoders, a pooled embedding and the picture's
-size.
+"""Stable Diffusion XL (Podell et al. 2023).
+
+Two text encoders, a pooled embedding and the picture's size.
 """
 
 import torch
@@ -18,8 +19,10 @@ from utils import require
 
 
 class StableDiffusionXL(StableDiffusion):
-    """As Stable Diffusion; `cond` holds prompt_embeds [P, L, D], both encoders' side by side, and a
-    pooled embedding [P, E] in one row [P, L * D + E].
+    """As Stable Diffusion, with two text encoders.
+
+    `cond` holds prompt_embeds [P, L, D], both encoders' side by side, and a pooled embedding [P,
+    E], in one row [P, L * D + E].
     """
 
     def __init__(
@@ -35,8 +38,9 @@ class StableDiffusionXL(StableDiffusion):
         self.zero_negative = zero_negative  # guidance leads away from zeros instead of from ""
 
     def encode(self, prompts: list[str], vectors: torch.Tensor | None = None) -> torch.Tensor:
-        """Prompts and the token's vectors [P, K, D] in each, for one encoder after the other ->
-        cond [P, L * D + E].
+        """Prompts [P], and the token in each [P, K, D] -> cond [P, L * D + E].
+
+        The vectors hold one encoder's part after the other.
         """
         if vectors is None:
             parts = [None] * len(self.token_widths)
@@ -55,8 +59,9 @@ class StableDiffusionXL(StableDiffusion):
         return torch.zeros_like(negative) if self.zero_negative else negative
 
     def unet_arguments(self, latents: torch.Tensor, cond: torch.Tensor) -> dict:
-        """What the UNet reads besides latents [B, 4, h, w] and timestep: its size conditions are
-        the picture's own.
+        """What the UNet reads besides latents [B, 4, h, w] and timestep.
+
+        Its size conditions are the picture's own.
         """
         width = self.prompt_encoders[-1].text_encoder.config.projection_dim
         height, side = latents.shape[-2:]

@@ -1,5 +1,4 @@
-"""Any list of words as a classifier: CLIP (Radford et al., 2021) or SigLIP (Zhai et al., 2023) and
-a text file.
+"""Any list of words as a classifier, by CLIP (2021) or SigLIP (2023).
 
 The text model runs once, at load: its features are the weights of a linear layer over a picture's
 (CLIP, Sec. 3.1.2).
@@ -28,8 +27,9 @@ TEMPLATES = (
 def load_zero_shot(
     source: str, labels: list[str], device: str, templates: tuple[str, ...] = TEMPLATES
 ):
-    """The labels, model, preprocessing and compute_logits of a Classifier: a vision model and a
-    linear layer over it.
+    """A vision model and a linear layer over it, as the parts of a Classifier.
+
+    Labels, model, preprocessing and compute_logits.
 
     Raises:
         UserError: another kind of model, a weight that is missing, or a label that is too long for
@@ -75,8 +75,9 @@ def _load_tokenizer(source: str):
 
 @torch.no_grad()
 def embed_labels(encoder, tokenizer, labels: list[str], templates: tuple[str, ...]) -> torch.Tensor:
-    """Text features [C, D] of length 1: of each label the mean over the templates' (CLIP, Sec.
-    3.1.4).
+    """Text features [C, D] of length 1: of each label the mean over templates.
+
+    CLIP, Sec. 3.1.4.
 
     Raises:
         UserError: a label that is longer than the text model reads.

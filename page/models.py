@@ -1,6 +1,4 @@
-"""What the page does with the models: draw a class without and with its token, judge it, learn a
-word live.
-"""
+"""What the page does with the models: draw a class, judge it, learn a word live."""
 
 import random
 from collections.abc import Iterator

@@ -1,5 +1,4 @@
-"""What a run will take, before anything large is loaded: parameters, memory, FLOPs and disk, from
-configs alone.
+"""What a run will take, from configs alone: parameters, memory, FLOPs and disk.
 
 The method's own `token_gradient` runs on networks of the meta device, which have shapes and no
 values.

@@ -1,6 +1,4 @@
-"""Who holds a class of a run, what of it is finished, and how its files are begun, kept and
-removed.
-"""
+"""A class's files: who holds them, what is finished, how they are begun and removed."""
 
 import platform
 import re

@@ -1,5 +1,6 @@
-"""File locks: taken without waiting, on disks that have none too, and questioned where their holder
-seems dead.
+"""File locks: taken without waiting, and questioned where their holder seems dead.
+
+On disks that have none too.
 """
 
 import errno
@@ -23,8 +24,9 @@ ANOTHER_DISK = "give an --output_path on a disk that has file locks"
 
 
 def try_lock(lock: BaseFileLock) -> bool:
-    """Take a lock, unless another process holds it; the system drops the lock of a process that
-    dies.
+    """Take a lock, unless another process holds it.
+
+    The system drops the lock of a process that dies.
 
     Raises:
         UserError: a link in its place, or a disk on which nothing can be locked.
@@ -76,8 +78,9 @@ def warn_without_locks(output_path: str):
 
 
 def describe_silence(lock_file: Path, files: Iterable[Path], patience: float = PATIENCE) -> str:
-    """The lock, its age and what to do, where none of a holder's files was written for so many
-    seconds; else ''.
+    """The lock, its age and what to do, where its holder shows no sign of life; else ''.
+
+    None of the holder's files was written for `patience` seconds.
 
     By the clock of the disk: those of machines differ.
     """

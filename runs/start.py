@@ -1,6 +1,4 @@
-"""What a command settles before torch is imported: whether the checkpoints that it names can be
-had.
-"""
+"""What a command settles before torch is imported: whether checkpoints can be had."""
 
 import os
 import sys
@@ -73,9 +71,7 @@ def list_hub_checkpoints(config: RunConfig) -> list[HubCheckpoint]:
 
 
 def pin_checkpoints(config: RunConfig) -> RunConfig:
-    """The settings with the commit of every hub checkpoint that the command opens, such as
-    someone/model@1a2b...
-    """
+    """The settings with the commit of every hub checkpoint: someone/model@1a2b..."""
     from models.pins import pin_checkpoint  # here: it imports torch
 
     pinned = {

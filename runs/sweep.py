@@ -79,8 +79,9 @@ class Sweep:
         return folder in self.failed or failed_now not in (None, failed_before)
 
     def claim_class(self) -> RunFolder | None:
-        """The first class that needs work and that no other process holds; its lock is now held
-        here.
+        """The first class that needs work and that no other process holds.
+
+        Its lock is held here from now on.
 
         Takes over what a process that died has left. Does not wait for classes that others hold.
         """

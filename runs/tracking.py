@@ -1,5 +1,4 @@
-"""Curves and pictures of every class in TensorBoard, Weights & Biases or Trackio, by their own
-Python interfaces.
+"""Curves and pictures in TensorBoard, Weights & Biases or Trackio.
 
 Each process writes the classes that it trains: no tracker joins a launcher's process group.
 """
@@ -26,8 +25,9 @@ SHOWN = 8  # pictures per update
 
 
 class TrackedRun(Protocol):
-    """One class in one tracker; made with its title (classifier/class/exp_id), the output folder
-    and the settings.
+    """One class in one tracker.
+
+    Made with its title (classifier/class/exp_id), the output folder and the settings.
     """
 
     def log_update(self, values: dict[str, float], images: np.ndarray, step: int):
@@ -101,8 +101,9 @@ TRACKERS: dict[str, Callable[[str, Path, dict], TrackedRun]] = {
 
 
 class RunTrackers:
-    """The trackers of the classes that are being trained, one run each; one that fails is left out
-    from then on.
+    """The trackers of the classes that are being trained, one run each.
+
+    One that fails is left out from then on.
     """
 
     def __init__(self, report_to: str, output_path: str, settings: dict):
@@ -122,8 +123,9 @@ class RunTrackers:
         self.running: dict[tuple[RunFolder, str], TrackedRun] = {}
 
     def log_update(self, folder: RunFolder, training: ClassTraining, is_end: bool):
-        """Log the last update of a class: HISTORY_KEYS and its first pictures; with the last one
-        the run ends.
+        """Log the last update of a class: HISTORY_KEYS and its first pictures.
+
+        With the last one the run ends.
         """
         line = training.history[-1]
         step = line["update"]

@@ -10,8 +10,9 @@ ENDING = threading.Lock()  # held by the thread that ends the process
 
 
 def end_on_signals():
-    """End the process at SIGINT and SIGTERM: at once, also inside a call that keeps Python's
-    handlers waiting.
+    """End the process at SIGINT and SIGTERM, at once.
+
+    Also inside a call that keeps Python's handlers waiting.
     """
     reader, writer = socket.socketpair()
     writer.setblocking(False)
@@ -25,8 +26,9 @@ def end_on_signals():
 
 
 def wait_for_signal(reader: socket.socket, _writer: socket.socket):
-    """The system writes the number of every signal that has a handler; both sockets stay open
-    meanwhile.
+    """End the process at a signal, whose number the system writes.
+
+    Both sockets stay open meanwhile.
     """
     while True:
         (number,) = reader.recv(1)

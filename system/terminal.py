@@ -1,5 +1,4 @@
-"""What a command prints: progress on a terminal and in a log, one line for an error, nothing that
-ends the program.
+"""What a command prints: progress, and one line for an error.
 
 Imports nothing slow.
 """
@@ -48,8 +47,9 @@ class LinesOutput(io.TextIOWrapper):
 
 
 def choose_progress(quiet: bool):
-    """Bars on a terminal, in a log a line per minute, nothing where quiet. Call before tqdm is
-    imported.
+    """Bars on a terminal, a line per minute in a log, nothing where quiet.
+
+    Call before tqdm is imported.
 
     Of a launcher's processes one shows progress.
     """
@@ -76,9 +76,7 @@ def print_warning(text: str):
 
 
 def guard_output():
-    """Let neither a closed stream, a reader that has gone nor letters that an encoding lacks end
-    the program.
-    """
+    """Let no closed stream, absent reader or missing letter end the program."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)  # None: closed
         if stream is getattr(sys, f"__{name}__"):  # no test's
@@ -99,8 +97,9 @@ def guard_output():
 
 
 def exit_code(work: Callable[[], None], debug: bool = False) -> int:
-    """Do an entry point's work: 0, or 2 and one line for a user error; `debug` shows where it came
-    from.
+    """Do an entry point's work: 0, or 2 and one line for a user error.
+
+    `debug` shows where it came from.
     """
     guard_output()
     try:
