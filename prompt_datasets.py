@@ -207,7 +207,7 @@ def _select_numbers(selection: str, count: int) -> list[int]:
     for part in selection.split(","):
         match = re.fullmatch(r"\s*(\d{1,1000})\s*(?:-\s*(\d{1,1000})\s*)?", part)
         require(
-            match, f"class_index '{selection}' is no number (283), range (1-12) or list (1,5,9)"
+            match, f"class_index '{selection}' must be a number (283), a range (1-12) or a list (1,5,9)"
         )
         first, last = int(match[1]), int(match[2] or match[1])
         require(first <= last, f"class_index {part.strip()} runs backwards: write {last}-{first}")

@@ -35,10 +35,10 @@ COLUMNS = [
     "setting",
     "UNet calls per image",
     "of these with a graph",
-    "made again",
+    "recomputed",
     "TFLOP per image",
     *PARTS,
-    "without making again",
+    "without recomputing",
     "TFLOP per update",
     "times the paper's loop",
 ]
@@ -54,9 +54,9 @@ What these settings do to the quality of Stable Diffusion's pictures is a hypoth
 miniature has measured it ([README](../README.md), [fidelity](fidelity.md)). A token's cost is
 that of an update times the updates it needs, which a setting changes too.
 
-- 'Made again': where `--batch_size` has no room for two graphs of every image, the last step's is
+- 'Recomputed': where `--batch_size` has no room for two graphs of every image, the last step's is
   computed a second time on the way back, so that decoder, classifier and UNet never hold theirs
-  together (`token_gradient`). All columns but 'without making again' count it. SDXL's config also
+  together (`token_gradient`). All columns but 'without recomputing' count it. SDXL's config also
   recomputes the activations inside UNet and VAE (`gradient_checkpointing`).
 - A part's column holds its calls forward, its calls again and its way back; weights are frozen,
   so none has a gradient.
@@ -118,16 +118,16 @@ def count_images(
     generator: Generator,
     classifier: Classifier,
     sampling: SamplingSettings,
-    makes_again: bool = True,
+    is_recomputed: bool = True,
 ) -> Counter:
-    """What one update of IMAGES images takes, by part; `makes_again`: the last step's graph."""
+    """What one update of IMAGES images takes, by part; `is_recomputed`: the last step's graph."""
     prompts = [template.format("newclas crane") for template in TEMPLATES]
     return count_update(
         generator,
         classifier,
         *make_batch(generator, generator.initial_vectors("a"), prompts, IMAGES),
         sampling,
-        IMAGES if makes_again else GRAPHS * IMAGES,
+        IMAGES if is_recomputed else GRAPHS * IMAGES,
     )
 
 
@@ -136,7 +136,7 @@ def count_setting(family: str, config: RunConfig, narrowed: int = 1) -> tuple[Co
     generator, model = build_generator(family, narrowed=narrowed)
     generator.set_placeholder(config.placeholder_token)
     classifier, sampling = wrap_classifier(model), find_training_sampling(config)
-    least = count_images(generator, classifier, sampling, makes_again=False)
+    least = count_images(generator, classifier, sampling, is_recomputed=False)
     for network in generator.networks:
         if config.gradient_checkpointing and hasattr(network, "enable_gradient_checkpointing"):
             network.enable_gradient_checkpointing()

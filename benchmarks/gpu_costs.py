@@ -112,14 +112,14 @@ def count_flops(family: str, height: int, width: int, narrowed: int) -> tuple[fl
             generator,
             wrap_classifier(model),
             sampling._replace(timesteps=timesteps),
-            makes_again=False,
+            is_recomputed=False,
         )
         totals.append(sum(counts[part] for part in PARTS))
     return totals[0], totals[1] - totals[0]
 
 
 def count_calls(family: str, config: RunConfig) -> int:
-    """Calls of the UNet per image, nothing made again; guidance takes two."""
+    """Calls of the UNet per image, nothing recomputed; guidance takes two."""
     sampling = find_training_sampling(config)
     steps = len(new_scheduler(build_scheduler(family), sampling).timesteps)
     return steps * (2 if sampling.guidance_scale > 1 else 1)

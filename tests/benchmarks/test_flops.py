@@ -47,7 +47,7 @@ def count_both_ways(function, *inputs) -> tuple[int, int]:
 @pytest.mark.parametrize("sampling, calls", [(PAPER, 8), (SHORT, 4), (UNGUIDED, 2)])
 def test_parts_equal_a_count_by_hand(generator, classifier, sampling, calls):
     """PNDM makes four steps of three."""
-    counts = flops.count_images(generator, classifier, sampling, makes_again=False)
+    counts = flops.count_images(generator, classifier, sampling, is_recomputed=False)
     vectors = torch.randn(3, 1, 32, requires_grad=True)
     text, text_back = count_both_ways(lambda v: generator.encode(["a newclas cat"] * 3, v), vectors)
     cond = torch.randn(5, 24, 32, requires_grad=True)
