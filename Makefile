@@ -4,15 +4,22 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 BUILD := OMP_NUM_THREADS=1 $(RUN) -m torch.distributed.run --standalone --nproc_per_node 2 -m miniature.build
 
+CHECKED := structure.py command_line.py prompt_datasets.py golden.py::test_gradients
+CHECKED := $(addprefix tests/test_,$(CHECKED)) tests/method/test_losses.py tests/models/test_placeholder.py \
+	tests/evaluation/test_statistics.py tests/tokens/test_class_token.py tests/runs/test_locks.py
+
 EXPERIMENTS := default iterations inversion textual_inversion transfer augmentation gradient_step ablations attention
 
-.PHONY: demo app test proof reproduce gpu lint miniature teaser figures clean
+.PHONY: demo app check test proof reproduce gpu lint miniature teaser figures clean
 
 demo: $(VENV)/ready miniature/weights/quality.json  ## train and evaluate three classes of the miniature
 	$(RUN) run.py --config configs/miniature.yml --class_index 7,13,16 --train True --evaluate True
 
 app: $(VENV)/app  ## a page to try class tokens on, in a browser
 	$(RUN) app.py
+
+check: $(VENV)/dev lint  ## before every commit: lint, types and tests of every room, in a minute or so
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --maxprocesses 4 $(CHECKED)
 
 test: $(VENV)/dev lint  ## what CI runs
 	$(RUN) -m pytest -q -n auto --maxprocesses 4

@@ -87,12 +87,15 @@ def class_name(label: str) -> str:
 def class_names(labels: list[str], overrides: str | None = None) -> list[str]:
     """The name of every class, from its label or from a YAML file {number from 1: name}."""
     names = [class_name(label) for label in labels]
-    for number, name in (read_yaml(overrides, "135: crane bird") if overrides else {}).items():
-        valid = re.fullmatch("[0-9]{1,9}", number) and 1 <= int(number) <= len(names)
+    if overrides is None:
+        return names
+    for number, name in read_yaml(overrides, "135: crane bird").items():
+        is_number = re.fullmatch("[0-9]{1,9}", number) and 1 <= int(number) <= len(names)
+        is_name = isinstance(name, str) and name.strip() and name.isprintable()
         require(
-            valid and isinstance(name, str) and name.strip() and name.isprintable(),
-            f"'{overrides}': {number!r}: {name!r} must be a class number from 1 to {len(names)} and"
-            " a name",
+            is_number and is_name,
+            f"'{overrides}': {number!r}: {name!r} must be a class number from 1 to {len(names)} "
+            "and a name",
         )
         names[int(number) - 1] = name
     return names
@@ -105,8 +108,14 @@ def oracle_words(
 
     None without a file.
     """
-    words = {target: class_names(labels, file)[target.index] for target in targets if file}
-    silent = [target.title for target in words if words[target] == class_name(target.label)]
+    if file is None:
+        return {}
+    names = class_names(labels, file)
+    words, silent = {}, []
+    for target in targets:
+        words[target] = names[target.index]
+        if words[target] == class_name(target.label):
+            silent.append(target.title)
     require(
         not silent, f"oracle_names: '{file}' has no other words for class {', '.join(silent[:3])}"
     )
@@ -138,14 +147,16 @@ def distinguish_labels(labels: list[str]) -> list[str]:
 
 def class_folder(number: int, name: str) -> str:
     """The folder of a class, '0283_tiger_cat': its number from 1, its name in plain letters."""
-    return f"{number:04d}_{re.sub(r'[^a-z0-9]+', '_', name.lower())[:80].strip('_')}".rstrip("_")
+    plain_name = re.sub(r"[^a-z0-9]+", "_", name.lower())[:80].strip("_")
+    return f"{number:04d}_{plain_name}".rstrip("_")
 
 
 def prompt_folder(template: str) -> str:
     """The folder of an evaluation prompt's pictures: 'A painting of {}' -> 'a_painting_of'."""
     folder = re.sub(r"[^a-z0-9]+", "_", template.lower()).strip("_")
     if len(folder) > 60 or not template.isascii():
-        folder = f"{folder[:60]}_{hashlib.sha256(template.encode()).hexdigest()[:8]}".lstrip("_")
+        digest = hashlib.sha256(template.encode()).hexdigest()[:8]
+        folder = f"{folder[:60]}_{digest}".lstrip("_")
     return folder or "class"
 
 
@@ -155,10 +166,10 @@ def class_title(number: int, label: str) -> str:
 
 
 def target_class(index: int, name: str, label: str) -> TargetClass:
+    """The class `index` (from 0) with its name and label."""
     number = class_number(index)
-    return TargetClass(
-        index, number, name, label, class_title(number, label), class_folder(number, name)
-    )
+    title = class_title(number, label)
+    return TargetClass(index, number, name, label, title, class_folder(number, name))
 
 
 def select_classes(selection: str, labels: list[str], names: list[str]) -> list[TargetClass]:
@@ -183,33 +194,44 @@ def plain_words(text: str) -> str:
 
 def _select_name(selection: str, labels: list[str], names: list[str]) -> list[int]:
     """The class of this label, else of this name; as it is typed, else word by word."""
-    found = []
-    for spell in (str.lower, plain_words):
-        wanted = spell(selection)
-        for known in (labels, names):
-            found = found or [i for i, text in enumerate(known) if wanted and spell(text) == wanted]
+    found = _find_spelling(selection, labels, names)
     hint = suggest_word(selection.lower(), [text.lower() for text in [*names, *labels]])
-    require(
-        found,
-        f"class_index: the classifier has no class '{selection}'; "
-        + (hint or "--list_classes shows its classes"),
-    )
+    if not hint:
+        hint = "--list_classes shows its classes"
+    require(found, f"class_index: the classifier has no class '{selection}'; {hint}")
+    titles = [class_title(class_number(i), labels[i]) for i in found]
     require(
         len(found) == 1,
         f"class_index '{selection}' names {len(found)} classes: give a number, "
-        + " or ".join(class_title(class_number(i), labels[i]) for i in found),
+        f"{' or '.join(titles)}",
     )
     return found
 
 
+def _find_spelling(selection: str, labels: list[str], names: list[str]) -> list[int]:
+    """The classes, from 0, that are spelled so; an empty list where none is."""
+    for spell in (str.lower, plain_words):
+        wanted = spell(selection)
+        if not wanted:
+            continue
+        for known in (labels, names):
+            found = [i for i, text in enumerate(known) if spell(text) == wanted]
+            if found:
+                return found
+    return []
+
+
 def _select_numbers(selection: str, count: int) -> list[int]:
+    """The classes, from 0, of numbers and ranges that count from 1."""
     numbers = []
     for part in selection.split(","):
         match = re.fullmatch(r"\s*(\d{1,1000})\s*(?:-\s*(\d{1,1000})\s*)?", part)
         require(
-            match, f"class_index '{selection}' must be a number (283), a range (1-12) or a list (1,5,9)"
+            match,
+            f"class_index '{selection}' must be a number (283), a range (1-12) or a list (1,5,9)",
         )
-        first, last = int(match[1]), int(match[2] or match[1])
+        first = int(match[1])
+        last = int(match[2] or match[1])
         require(first <= last, f"class_index {part.strip()} runs backwards: write {last}-{first}")
         require(
             first >= 1 and last <= count,
