@@ -19,6 +19,7 @@ from transformers import (
 
 from config import RunConfig
 from models.generator import load_generator
+from run import main
 
 LABELS = ["crane, bird", "crane, machine", "tiger cat", "horizontal bar, high bar", "7/8: odd"]
 WORDS = [
@@ -236,3 +237,41 @@ def tiny_config(tiny_model, tiny_classifier, tmp_path) -> RunConfig:
         output_path=str(tmp_path),
         target_accuracy=1.0,
     )
+
+
+def flags(config: RunConfig, *more: str) -> list[str]:
+    """The command line of a tiny run, and more."""
+    settings = {
+        "model": config.model,
+        "classifier": config.classifier,
+        "device": "cpu",
+        "mixed_precision": "no",
+        "height": "32",
+        "width": "32",
+        "num_inference_steps": "3",
+        "test_size": "2",
+        "output_path": config.output_path,
+    }
+    words = []
+    for name, value in settings.items():
+        words += [f"--{name}", value]
+    return [*words, *more]
+
+
+def error_of(capsys, *argv) -> str:
+    """The one line that a wrong call prints; its exit code is 2."""
+    capsys.readouterr()
+    assert main([str(word) for word in argv]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    return lines[0]
+
+
+def file_times(folder: Path) -> dict[Path, int]:
+    """When tokens, what training left and all pictures were written."""
+    times = {}
+    for path in folder.rglob("*"):
+        is_kept = path.suffix == ".png" or "pipeline_token" in path.parts
+        if path.is_file() and is_kept and path.suffix != ".lock":
+            times[path] = path.stat().st_mtime_ns
+    return times

@@ -7,7 +7,7 @@ import pytest
 from command_line import parse_settings
 from config import SETTINGS
 from run import main
-from tests.test_run import error_of, flags
+from tests.conftest import error_of, flags
 from utils import write_yaml
 
 

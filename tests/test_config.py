@@ -10,7 +10,7 @@ import pytest
 from command_line import parse_settings, read_settings
 from config import SETTINGS, names_deciding
 from run import main
-from tests.test_run import error_of, flags
+from tests.conftest import error_of, flags
 from utils import UserError
 
 FLAGS = [  # a flag, its value, and what the line must say besides both

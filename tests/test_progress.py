@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from runs.sweep import describe_rest
 from system.terminal import LinesOutput
-from tests.test_run import flags
+from tests.conftest import flags
 from utils import ROOT
 
 SWEEP = ("--class_index", "2,3", "--train", "True", "--evaluate", "True")

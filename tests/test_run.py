@@ -17,53 +17,9 @@ from config import RunConfig
 from run import main
 from runs.session import Session
 from runs.sweep import run_sweep
-from tests.conftest import save_classifier
+from tests.conftest import error_of, file_times, flags, save_classifier
 from tokens.class_token import load_token, save_token
 from utils import ROOT, write_json
-
-
-def flags(config: RunConfig, *more):
-    return [
-        "--model",
-        config.model,
-        "--classifier",
-        config.classifier,
-        "--device",
-        "cpu",
-        "--mixed_precision",
-        "no",
-        "--height",
-        "32",
-        "--width",
-        "32",
-        "--num_inference_steps",
-        "3",
-        "--test_size",
-        "2",
-        "--output_path",
-        config.output_path,
-        *more,
-    ]
-
-
-def error_of(capsys, *argv) -> str:
-    """The one line that a wrong call prints; its exit code is 2."""
-    capsys.readouterr()
-    assert main([str(a) for a in argv]) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: ")
-    return lines[0]
-
-
-def file_times(folder: Path) -> dict[Path, int]:
-    """When tokens, what training left and all pictures were written."""
-    return {
-        path: path.stat().st_mtime_ns
-        for path in folder.rglob("*")
-        if path.is_file()
-        and (path.suffix == ".png" or "pipeline_token" in path.parts)
-        and path.suffix != ".lock"
-    }
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from models.classifiers import load_labels
 from prompt_datasets import oracle_words, select_classes
 from run import main
 from system.tensor_files import save_image
-from tests.test_run import error_of, flags
+from tests.conftest import error_of, flags
 
 TRAINED = ("--train", "True", "--evaluate", "True", "--num_train_epochs", "1")
 

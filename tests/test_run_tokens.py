@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from run import main
-from tests.conftest import LABELS, save_classifier
-from tests.test_run import error_of, file_times, flags
+from tests.conftest import LABELS, error_of, file_times, flags, save_classifier
 from tokens.class_token import load_token, save_token
 
 UPDATE = ("--class_index", "3", "--train", "True", "--num_train_epochs", "1")

@@ -23,8 +23,7 @@ from models.classifiers import load_classifier, load_labels
 from models.labels import folder_name
 from prompt_datasets import class_folder, class_name
 from run import main
-from tests.conftest import LABELS, save_classifier
-from tests.test_run import error_of, flags
+from tests.conftest import LABELS, error_of, flags, save_classifier
 from tokens.class_token import load_token, save_token
 from utils import ROOT, UserError
 

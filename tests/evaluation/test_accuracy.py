@@ -16,7 +16,7 @@ from evaluation.statistics import Proportion, count_right
 from miniature import world
 from models.classifiers import load_classifier
 from system.text_files import read_json
-from tests.test_run import error_of, flags
+from tests.conftest import error_of, flags
 from utils import UserError, write_json
 
 

@@ -20,7 +20,7 @@ from evaluation.read_image import load_images
 from models.sampling import SamplingSettings
 from prompt_datasets import target_class
 from run import main
-from tests.test_run import flags
+from tests.conftest import flags
 from tokens.class_token import save_token
 from utils import UserError
 

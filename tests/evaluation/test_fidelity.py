@@ -20,7 +20,7 @@ from models.classifiers import load_classifier
 from models.extractors import Extractor, load_extractor, resize_clean
 from run import main
 from system.tensor_files import save_pixels, to_pixels
-from tests.test_run import flags
+from tests.conftest import flags
 from utils import UserError
 
 

@@ -16,7 +16,7 @@ from miniature import world
 from models.labels import IMAGENET_LABELS
 from prompt_datasets import class_name, select_classes, target_class
 from run import main
-from tests.test_run import error_of, flags
+from tests.conftest import error_of, flags
 from utils import UserError
 
 LABELS, NAMES = ["crane, bird", "crane, machine", "tiger cat"], ["crane", "crane", "tiger cat"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from evaluation import report
 from run import main
-from tests.test_run import error_of, flags
+from tests.conftest import error_of, flags
 
 
 def test_reports_of_other_evaluations(capsys, tiny_config, tmp_path):

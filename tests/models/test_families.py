@@ -16,9 +16,9 @@ from method.class_training import ClassTraining
 from method.update import Batch, token_gradient
 from models.generator import load_generator
 from models.sampling import seeded_generators
+from tests.conftest import flags
 from tests.models.families import FAMILIES, INDEXES, save_family
 from tests.models.pipelines import PROMPTS, SEEDS, draw_by_ours, draw_by_pipeline
-from tests.test_run import flags
 from tokens.class_token import load_token, save_token
 from utils import UserError
 

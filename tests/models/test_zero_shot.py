@@ -37,8 +37,7 @@ from models.zero_shot import TEMPLATES, load_zero_shot
 from run import main
 from runs.evaluation import Evaluation
 from runs.session import Session
-from tests.conftest import LABELS, save_tokenizer
-from tests.test_run import error_of, flags
+from tests.conftest import LABELS, error_of, flags, save_tokenizer
 from utils import UserError
 
 SIZE = {"height": 16, "width": 16}

@@ -16,8 +16,8 @@ from models.sampling import SamplingSettings
 from run import main
 from runs.estimate import EstimateSettings, count_trajectory, describe_fit, make_batch, open_update
 from tests import memory
+from tests.conftest import error_of, flags
 from tests.models.families import save_family
-from tests.test_run import error_of, flags
 from utils import ROOT
 
 IN_A_TEST = [

@@ -10,8 +10,8 @@ from filelock import SoftFileLock
 
 from run import main
 from runs.locks import PATIENCE, describe_duration, find_patience
-from tests.runs.test_sweep import sweep_over
-from tests.test_run import error_of, flags
+from tests.conftest import error_of, flags
+from tests.runs.conftest import sweep_over
 from utils import UserError
 
 ONE_UPDATE = [

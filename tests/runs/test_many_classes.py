@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from run import main
-from tests.conftest import save_classifier
-from tests.test_run import flags
+from tests.conftest import flags, save_classifier
 from utils import ROOT
 
 CPU_SECONDS = 8  # of a second start over a finished thousand, beyond imports

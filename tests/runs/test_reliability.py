@@ -20,9 +20,9 @@ from evaluation import report
 from prompt_datasets import target_class
 from run import main
 from runs.folders import RunFolder
+from tests.conftest import error_of, file_times, flags
 from tests.kills import read_contents
 from tests.runs.processes import Process, finish_run
-from tests.test_run import error_of, file_times, flags
 from tokens.class_token import load_token
 from utils import ROOT, write_yaml
 

@@ -21,9 +21,8 @@ from models.labels import folder_name, resolve_name
 from models.pins import pin_checkpoint
 from runs.start import OFFLINE, check_checkpoints, list_hub_checkpoints
 from system.paths import is_same_source
-from tests.conftest import LABELS
-from tests.runs.test_sweep import sweep_over
-from tests.test_run import error_of, flags
+from tests.conftest import LABELS, error_of, flags
+from tests.runs.conftest import sweep_over
 from tokens.class_token import load_token, save_token
 from utils import ROOT, UserError
 

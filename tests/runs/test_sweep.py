@@ -19,15 +19,15 @@ from command_line import parse_settings
 from config import RunConfig
 from method.class_training import DivergenceError
 from method.losses import cross_entropy
-from prompt_datasets import class_name, target_class
+from prompt_datasets import target_class
 from run import main
 from runs.device import choose_device
 from runs.folders import RunFolder
 from runs.session import Session
 from runs.sweep import ClassWork, Sweep, work_on_classes
-from tests.conftest import LABELS
+from tests.conftest import LABELS, file_times, flags
+from tests.runs.conftest import sweep_over
 from tests.runs.processes import Process, finish_run
-from tests.test_run import file_times, flags
 from tokens.class_token import load_token, save_token
 from utils import ROOT, UserError, write_yaml
 
@@ -61,17 +61,6 @@ def tokens(folder):
         path.parent.parent.name: load_token(path).vectors
         for path in folder.rglob("learned_embeds.safetensors")
     }
-
-
-def sweep_over(tmp_path, start_over=False, is_finished=None, classifier="vit") -> Sweep:
-    """What a process that starts now sees of three classes."""
-    targets = [target_class(i, class_name(LABELS[i]), LABELS[i]) for i in range(3)]
-    folders = {target: RunFolder(str(tmp_path), classifier, target, "demo") for target in targets}
-    config = RunConfig(skip_exists=not start_over)
-    sweep = Sweep(SimpleNamespace(folders=folders, config=config))
-    if is_finished:
-        sweep.is_finished = is_finished
-    return sweep
 
 
 def claim_all(sweep: Sweep) -> list[RunFolder]:

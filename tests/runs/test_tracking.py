@@ -14,7 +14,7 @@ import pytest
 
 from run import main
 from runs import tracking
-from tests.test_run import error_of, flags
+from tests.conftest import error_of, flags
 from utils import ROOT
 
 BOTH = [

@@ -23,8 +23,8 @@ from export import main
 from models.hub import is_hub_id
 from run import main as run
 from system.tensor_files import save_image
+from tests.conftest import flags
 from tests.models.pipelines import as_pipeline
-from tests.test_run import flags
 from tokens.class_token import load_token, save_token
 from tokens.export import name_token
 from tokens.model_card import TAGS, escape_text, hide_folders
