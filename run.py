@@ -1,15 +1,13 @@
 """Train class tokens and evaluate them.
 
-python run.py --class_index 283 --train True --evaluate True
-                                            Stable Diffusion 1.4 and ImageNet, on a GPU
+python run.py --class_index 283 --train True --evaluate True     (a GPU, Stable Diffusion 1.4)
 python run.py --config configs/miniature.yml --class_index all --train True --evaluate True
-                                            without a GPU
 python run.py --config configs/miniature.yml --list_classes
 """
 
-import contextlib
 import os
 import sys
+from contextlib import redirect_stdout
 
 from command_line import check_classes, read_command
 from config import RunConfig
@@ -22,10 +20,8 @@ from system.terminal import choose_progress, exit_code, show_step
 
 def main(argv: list[str]) -> int:
     """Do what the command line asks for; the exit code: 2 for a user error."""
-    with contextlib.ExitStack() as stack:
-        if "--quiet" in argv:
-            nowhere = stack.enter_context(open(os.devnull, "w"))
-            stack.enter_context(contextlib.redirect_stdout(nowhere))
+    is_quiet = "--quiet" in argv
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if is_quiet else sys.stdout):
         return exit_code(lambda: run_command(argv), debug="--debug" in argv)
 
 

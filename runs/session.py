@@ -106,19 +106,13 @@ class Session:
             generator.check_sampling(self.training_sampling, is_training=True)
         for mismatch in generator.describe_mismatches(self.sampling):
             self.call_once(print_warning, f"'{config.model}': {mismatch}")
-        if not (config.train or config.evaluate):
-            return
-        if config.token:
-            token = load_token(config.token)
-            check_widths(token, generator, config.token)
-            num_vectors = len(token.vectors)
-        else:
-            num_vectors = len(self.start_vectors(generator))
-            if num_vectors > 1:
-                start = config.initializer_token
-                self.call_once(
-                    print, f"the token has {num_vectors} vectors, started from '{start}'"
-                )
+        if config.train or config.evaluate:
+            self.check_prompts(generator)
+
+    def check_prompts(self, generator: Generator):
+        """Raise UserError for a token of another model, or a prompt that is too long with it."""
+        config = self.config
+        num_vectors = self.count_vectors(generator)
         templates = list(TEMPLATES[: config.number_of_prompts])
         if config.evaluate:
             templates += config.eval_prompts
@@ -127,6 +121,19 @@ class Session:
             prompts = [template.format(phrase) for template in templates]
             prompts.append(TEMPLATES[0].format(self.better_words.get(target, "")))
             generator.check_prompts(prompts, num_vectors)
+
+    def count_vectors(self, generator: Generator) -> int:
+        """The vectors of the token, given or to be trained; says so where there are several."""
+        config = self.config
+        if config.token:
+            token = load_token(config.token)
+            check_widths(token, generator, config.token)
+            return len(token.vectors)
+        count = len(self.start_vectors(generator))
+        if count > 1:
+            start = config.initializer_token
+            self.call_once(print, f"the token has {count} vectors, started from '{start}'")
+        return count
 
     def start_vectors(self, generator: Generator) -> torch.Tensor:
         """The vectors [K, D] that training starts from."""
