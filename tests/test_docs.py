@@ -118,6 +118,18 @@ def test_the_notebook_is_clean(notebook_cells):
             )
 
 
+def test_the_notebook_imports_what_is_there(notebook_cells):
+    """Of our own modules."""
+    imported = []
+    for cell in notebook_cells:
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.ImportFrom) and (ROOT / node.module.split(".")[0]).is_dir():
+                imported += [(node.module, alias.name) for alias in node.names]
+    assert imported
+    for module, name in imported:
+        assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
+
+
 @pytest.mark.parametrize(
     "repository, said",
     [
