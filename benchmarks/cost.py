@@ -93,27 +93,19 @@ def list_rows(config: RunConfig) -> dict[str, tuple[bool, RunConfig, int]]:
     The paper's trajectory; where the config has another, that too, with as many images and with its
     own number.
     """
-    paper, rows = replace(config, **PAPER), {}
+    paper = replace(config, **PAPER)
     settings = {"paper's trajectory, 5 images": paper}
     if config.train_timesteps:
-        settings |= {
-            "short trajectory, 5 images": replace(config, epoch_size=5),
-            f"short trajectory, {config.epoch_size} images": config,
-        }
+        settings["short trajectory, 5 images"] = replace(config, epoch_size=5)
+        settings[f"short trajectory, {config.epoch_size} images"] = config
+    rows = {}
     for name, found in settings.items():
-        rows |= {
-            f"plain loop, {name}": (True, found, 1),
-            f"ours, {name}": (False, found, 1),
-            f"ours, {name}, 8 classes at once": (False, found, 8),
-        }
-    return {
-        **rows,
-        "ours, paper's trajectory, 5 images, batches of 1": (
-            False,
-            replace(paper, batch_size=1),
-            1,
-        ),
-    }
+        rows[f"plain loop, {name}"] = (True, found, 1)
+        rows[f"ours, {name}"] = (False, found, 1)
+        rows[f"ours, {name}, 8 classes at once"] = (False, found, 8)
+    one_by_one = replace(paper, batch_size=1)
+    rows["ours, paper's trajectory, 5 images, batches of 1"] = (False, one_by_one, 1)
+    return rows
 
 
 def new_training(
@@ -300,76 +292,78 @@ def silence_process():
 
 def write_table(out: Path) -> str:
     """Write docs/cost.md from docs/cost.json, and from docs/updates.json where that exists."""
-    about, file = read_json(out.with_suffix(".json")), out.with_name("updates.json")
+    about = read_json(out.with_suffix(".json"))
+    rows = about.pop("rows")
+    file = out.with_name("updates.json")
     updates = read_json(file)["settings"] if file.exists() else {}
-    rows, table = about.pop("rows"), Table(COLUMNS, [])
+    table = Table(COLUMNS, [])
     for row in rows:
-        seconds = row["seconds_per_update"]
-        rate = row["images_per_second"]
-        floor = row["floor_seconds"]
-        plain = next(other for other in rows if other["setting"] == row["setting"])
+        same_setting = [other for other in rows if other["setting"] == row["setting"]]
         needed = updates.get(row["setting"], {}).get("median", "")
-        table.rows.append(
-            [
-                row["name"],
-                f"{seconds:.3g}",
-                f"{rate:.2f}",
-                f"{rate / plain['images_per_second']:.2f}",
-                f"{rate / rows[0]['images_per_second']:.2f}",
-                f"{row['unet_images']:.0f}",
-                *((f"{floor:.3g}", f"{100 * floor / seconds:.0f} %") if floor else ("", "")),
-                f"{row['peak_memory_gb']:.2f}",
-                f"{row.get('bytes_per_class', 0):,.0f}",
-                needed,
-                *(
-                    needed if isinstance(needed, str) else f"{needed * each:.3g}"
-                    for each in (seconds, rate * seconds)
-                ),
-            ]
-        )
-    write_text(
-        out.with_suffix(".md"),
-        f"{table.to_markdown()}\n\n{', '.join(f'{k} {v}' for k, v in about.items())}\n",
-    )
+        table.rows.append(describe_row(row, rows[0], same_setting[0], needed))
+    described = ", ".join(f"{name} {value}" for name, value in about.items())
+    write_text(out.with_suffix(".md"), f"{table.to_markdown()}\n\n{described}\n")
     return table.to_markdown()
+
+
+def describe_row(row: dict, first: dict, plain: dict, needed: float | str) -> list:
+    """A row of the table, beside the `first` one and the plain loop of the same setting.
+
+    `needed` are its updates to 0.9, or words where nothing is known of them.
+    """
+    seconds, rate = row["seconds_per_update"], row["images_per_second"]
+    floor = row["floor_seconds"]
+    floor_cells = ["", ""]
+    if floor:
+        floor_cells = [f"{floor:.3g}", f"{100 * floor / seconds:.0f} %"]
+    until_accurate = [needed, needed]
+    if not isinstance(needed, str):
+        images = rate * seconds
+        until_accurate = [f"{needed * seconds:.3g}", f"{needed * images:.3g}"]
+    return [
+        row["name"],
+        f"{seconds:.3g}",
+        f"{rate:.2f}",
+        f"{rate / plain['images_per_second']:.2f}",
+        f"{rate / first['images_per_second']:.2f}",
+        f"{row['unet_images']:.0f}",
+        *floor_cells,
+        f"{row['peak_memory_gb']:.2f}",
+        f"{row.get('bytes_per_class', 0):,.0f}",
+        needed,
+        *until_accurate,
+    ]
 
 
 def measure_rows(config: RunConfig, updates: int, rounds: int) -> tuple[list[dict], float]:
     """The medians of every row, and of the machine's FLOPs per second."""
-    rows, rates, measured, results = list_rows(config), [], {}, []
+    rows = list_rows(config)
     work = {name: (measure_row, *row, updates) for name, row in rows.items()}
     if config.real_images:
-        work[f"{PEER}, {PICTURES} real pictures, steps of {PER_STEP}"] = (
-            measure_peer,
-            config,
-            10 * updates,
-        )
-    flops = {
-        name_setting(found): run_apart(count_flops, found)
-        for plain, found, _ in rows.values()
-        if plain
-    }
+        peer = f"{PEER}, {PICTURES} real pictures, steps of {PER_STEP}"
+        work[peer] = (measure_peer, config, 10 * updates)
+    flops = {}
+    for is_plain, found, _ in rows.values():
+        if is_plain:
+            flops[name_setting(found)] = run_apart(count_flops, found)
+    rates: list[float] = []
+    measured: dict[str, list[dict]] = {name: [] for name in work}
     for i in range(rounds):
         rates.append(run_apart(measure_rate, config.device, PRECISIONS[config.mixed_precision]))
         for name, job in work.items():
-            measured.setdefault(name, []).append(run_apart(*job))
-            print(
-                f"round {i + 1}, {name}: {measured[name][i]['seconds_per_update']:.3g} s per update"
-                " and class",
-                flush=True,
-            )
+            found = run_apart(*job)
+            measured[name].append(found)
+            seconds = found["seconds_per_update"]
+            print(f"round {i + 1}, {name}: {seconds:.3g} s per update and class", flush=True)
     rate = statistics.median(rates)
-    for name, found in measured.items():
+    results = []
+    for name, of_rounds in measured.items():
         setting = name_setting(rows[name][1]) if name in rows else PEER
         floor = flops[setting] / rate if setting in flops else None
-        results.append(
-            {
-                "name": name,
-                "setting": setting,
-                "floor_seconds": floor,
-                **{key: statistics.median(values[key] for values in found) for key in found[0]},
-            }
-        )
+        row = {"name": name, "setting": setting, "floor_seconds": floor}
+        for key in of_rounds[0]:
+            row[key] = statistics.median(values[key] for values in of_rounds)
+        results.append(row)
     return results, rate
 
 

@@ -24,7 +24,7 @@ from models.costs import PARTS
 from models.generator import Generator
 from models.sampling import SamplingSettings
 from prompt_datasets import TEMPLATES
-from runs.estimate import count_update, make_batch
+from runs.estimate import count_update, make_batch, sum_parts
 from runs.session import find_training_sampling
 from system.paths import read_path
 from system.terminal import run_script
@@ -92,13 +92,13 @@ def list_settings() -> dict[str, tuple[str, RunConfig]]:
         "SD-Turbo, `configs/turbo.yml`: one step, no guidance": ("sd_turbo", "turbo"),
         "SDXL, `configs/sdxl.yml`: 1024 x 1024, 30 steps, guidance 5": ("sdxl", "sdxl"),
     }
-    return {
-        **{name: (family, replace(paper, **change)) for name, change in changes.items()},
-        **{
-            name: (kind, parse_settings(["--config", str(ROOT / f"configs/{file}.yml")])[0])
-            for name, (kind, file) in files.items()
-        },
-    }
+    settings = {}
+    for name, change in changes.items():
+        settings[name] = (family, replace(paper, **change))
+    for name, (kind, file) in files.items():
+        config, _ = parse_settings(["--config", str(ROOT / f"configs/{file}.yml")])
+        settings[name] = (kind, config)
+    return settings
 
 
 def wrap_classifier(model: torch.nn.Module) -> Classifier:
@@ -122,13 +122,10 @@ def count_images(
 ) -> Counter:
     """What one update of IMAGES images takes, by part; `is_recomputed`: the last step's graph."""
     prompts = [template.format("newclas crane") for template in TEMPLATES]
-    return count_update(
-        generator,
-        classifier,
-        *make_batch(generator, generator.initial_vectors("a"), prompts, IMAGES),
-        sampling,
-        IMAGES if is_recomputed else GRAPHS * IMAGES,
-    )
+    start = generator.initial_vectors("a")
+    batch, vectors = make_batch(generator, start, prompts, IMAGES)
+    batch_size = IMAGES if is_recomputed else GRAPHS * IMAGES
+    return count_update(generator, classifier, batch, vectors, sampling, batch_size)
 
 
 def count_setting(family: str, config: RunConfig, narrowed: int = 1) -> tuple[Counter, Counter]:
@@ -151,12 +148,14 @@ def make_row(
     `paper` is the figure of the paper's loop, where this row is another.
     """
     tera = 1e12 * IMAGES
-    total, floor = (sum(found[part] for part in PARTS) / tera for found in (counts, least))
+    total = sum_parts(counts) / tera
+    floor = sum_parts(least) / tera
+    recomputed = counts["images"] - least["images"]
     row = [
         name,
         f"{least['images'] / IMAGES:.0f}",
         f"{least['images with a graph'] / IMAGES:.0f}",
-        f"{(counts['images'] - least['images']) / IMAGES:.0f}",
+        f"{recomputed / IMAGES:.0f}",
         f"{total:.2f}",
         *(f"{counts[part] / tera:.2f}" for part in PARTS),
         f"{floor:.2f}",
