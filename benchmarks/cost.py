@@ -212,20 +212,23 @@ def measure_peer(config: RunConfig, updates: int) -> dict:
 
     Runs in a process of its own.
     """
-    generator, marks = open_session(config).generator, []
+    session = open_session(config)
+    generator = session.generator
+    (target,) = session.targets
+    marks: list[float] = []
     generator.denoiser.register_forward_pre_hook(
         lambda network, inputs: marks.append(time.perf_counter())
     )
+    source = config.real_images
     with tempfile.TemporaryDirectory() as path:
-        files = find_real_images(
-            config.real_images, [TARGET], {TARGET: Path(path)}, PICTURES, Path(path, "cache")
-        )
-        real = {TARGET: draw_missing_images(config.real_images, TARGET, files[TARGET])[:PICTURES]}
-        pictures = [load_squares(real[TARGET], config.height, config.width)]
-        start = start_vectors(generator, config.initializer_token, config.num_vectors)
+        folders, cache = {target: Path(path)}, Path(path, "cache")
+        found = find_real_images(source, session.every_class(), folders, PICTURES, cache)
+        files = draw_missing_images(source, target, found[target][:PICTURES])
+        pictures = [load_squares(files, config.height, config.width)]
+        start = session.start_vectors(generator)[None]
         word = config.placeholder_token
         steps = [2 * updates + 1]
-        learn_vectors(generator, pictures, start[None], word, steps, config.weight_decay)
+        learn_vectors(generator, pictures, start, word, steps, config.weight_decay)
     seconds = (marks[-1] - marks[updates]) / updates
     return {
         "seconds_per_update": seconds,

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 import pytest
 import yaml
 
-from benchmarks import stages, updates
+from benchmarks import cost, stages, updates
 from system.terminal import run_script
 from utils import write_json
 
@@ -62,6 +62,15 @@ def test_cost_table(tiny_config, tmp_path):
         if line.startswith(f"| {ours['name']} |")
     ]
     assert line.endswith(f"| 4 | {4 * ours['seconds_per_update']:.3g} | 12 |")
+
+
+def test_the_peer_learns_from_real_pictures_of_a_class(tiny_config):
+    """Drawn by its label, which the miniature's world knows and not every word."""
+    config = replace(
+        tiny_config, real_images="miniature.world:draw", classifier="miniature", labels=None
+    )
+    found = cost.measure_peer(config, 1)
+    assert found["unet_images"] == 4 and found["seconds_per_update"] > 0
 
 
 @pytest.fixture
