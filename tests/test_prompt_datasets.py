@@ -71,7 +71,7 @@ def test_selected_class_carries_all_its_names():
         ("0", "classes are 1 to 5"),
         ("6", "classes are 1 to 5"),
         ("3-1", "backwards: write 1-3"),
-        ("1--2", "no number"),
+        ("1--2", "must be a number"),
         ("tigger cat", "did you mean 'tiger cat'"),
         ("crane", r"2 classes: give a number, 1 \(crane, bird\) or 2"),
         ("xyz", "--list_classes"),
