@@ -10,6 +10,7 @@ the class name. What inversion takes along is tried with pictures that all show 
 the plain prompt shows it too.
 """
 
+import argparse
 import math
 import random
 import time
@@ -23,6 +24,7 @@ from evaluation.fidelity import extract_files
 from evaluation.read_image import load_squares
 from evaluation.statistics import (
     NEAREST_K,
+    Comparison,
     compare_classes,
     correct_pvalues,
     interval_over_classes,
@@ -251,8 +253,8 @@ def measure_by_k(study: Study, real: Sets, truth: Sets) -> dict[tuple[str, int],
     return found
 
 
-def main(argv: list[str] | None = None):
-    """Learn by both methods, measure, and publish the page."""
+def read_options(argv: list[str] | None) -> argparse.Namespace:
+    """The study's options; a UserError for fewer pictures than neighbours."""
     quick = {
         "k": [1, 2],
         "main_k": 2,
@@ -282,6 +284,22 @@ def main(argv: list[str] | None = None):
         min(options.images, options.k_images) > options.nearest_k,
         f"--images and --k_images must be greater than --nearest_k {options.nearest_k}",
     )
+    return options
+
+
+def compare_conditions(found: dict[str, dict]) -> dict[str, Comparison]:
+    """The tests of CONTRASTS, as far as they were measured."""
+    tests = {}
+    for measure, ours, theirs in CONTRASTS:
+        if ours in found and measure in found[ours]:
+            test = compare_classes(found[ours][measure], found[theirs][measure])
+            tests[f"{measure}, {ours} beside {theirs}"] = test
+    return correct_pvalues(tests)
+
+
+def main(argv: list[str] | None = None):
+    """Learn by both methods, measure, and publish the page."""
+    options = read_options(argv)
     study = open_study(options)
     learned_from = max(options.k) * options.seeds
     real = load_real_images(study, learned_from + options.images + options.truth)
@@ -298,15 +316,9 @@ def main(argv: list[str] | None = None):
     by_k = measure_by_k(study, real, truth)
     in_contexts = {name: conditions[name] for name in (TOKEN, ALONE, NOUN)}
     contexts = measure_contexts(study, in_contexts, options.k_images)
-    tests = {}
-    for measure, ours, theirs in CONTRASTS:
-        if ours in found and measure in found[ours]:
-            test = compare_classes(found[ours][measure], found[theirs][measure])
-            tests[f"{measure}, {ours} beside {theirs}"] = test
-    tests = correct_pvalues(tests)
+    tests = compare_conditions(found)
     plot_result(study, found, by_k)
     ceiling = measure_diversity(study, more, truth)
-    table = make_table(conditions, found, contexts, ceiling)
     data = {
         "methods": found,
         "by_k": {f"{name}, k = {k}": values for (name, k), values in by_k.items()},
@@ -314,14 +326,6 @@ def main(argv: list[str] | None = None):
         "ceiling": ceiling,
         "tests": tests,
     }
-    note = (
-        f"{options.seeds} trainings (one in other prompts and in the figure's left side), "
-        f"{options.images} held-out pictures per class and training (there {options.k_images}). "
-        f"Coverage of {options.truth} real pictures per class, distance in units of theirs. "
-        f"{options.steps} steps of {PER_STEP} pictures; '{TIMED}' as many as fit the class token's "
-        "seconds, both measured in this run. The class token needs no real pictures, but a "
-        "classifier that was trained on some."
-    )
     publish_result(
         study,
         StudyResult(
@@ -329,10 +333,22 @@ def main(argv: list[str] | None = None):
             TESTED,
             "The class token beside textual inversion",
             describe_tests(tests),
-            table,
-            note,
+            make_table(conditions, found, contexts, ceiling),
+            write_note(options),
             data,
         ),
+    )
+
+
+def write_note(options: argparse.Namespace) -> str:
+    """What the table rests on."""
+    return (
+        f"{options.seeds} trainings (one in other prompts and in the figure's left side), "
+        f"{options.images} held-out pictures per class and training (there {options.k_images}). "
+        f"Coverage of {options.truth} real pictures per class, distance in units of theirs. "
+        f"{options.steps} steps of {PER_STEP} pictures; '{TIMED}' as many as fit the class token's "
+        "seconds, both measured in this run. The class token needs no real pictures, but a "
+        "classifier that was trained on some."
     )
 
 
