@@ -239,22 +239,22 @@ def tiny_config(tiny_model, tiny_classifier, tmp_path) -> RunConfig:
     )
 
 
-def flags(config: RunConfig, *more: str) -> list[str]:
-    """The command line of a tiny run, and more."""
-    settings = {
+def flags(config: RunConfig, *more: str, **settings) -> list[str]:
+    """The command line of a tiny run with the settings given by name, and more words after them."""
+    tiny = {
         "model": config.model,
         "classifier": config.classifier,
         "device": "cpu",
         "mixed_precision": "no",
-        "height": "32",
-        "width": "32",
-        "num_inference_steps": "3",
-        "test_size": "2",
+        "height": 32,
+        "width": 32,
+        "num_inference_steps": 3,
+        "test_size": 2,
         "output_path": config.output_path,
     }
     words = []
-    for name, value in settings.items():
-        words += [f"--{name}", value]
+    for name, value in {**tiny, **settings}.items():
+        words += [f"--{name}", str(value)]
     return [*words, *more]
 
 

@@ -142,10 +142,7 @@ def test_the_last_value_of_a_setting_counts():
 
 
 def test_debug_shows_where(capsys, tiny_config):
-    assert (
-        main(flags(tiny_config, "--class_index", "3", "--train", "True", "--lr", "0", "--debug"))
-        == 2
-    )
+    assert main(flags(tiny_config, "--debug", class_index=3, train=True, lr=0)) == 2
     err = capsys.readouterr().err
     assert err.startswith("Traceback") and err.splitlines()[-1].startswith(
         "error: lr must be greater than 0"

@@ -279,18 +279,7 @@ def refused(capsys, config, folder, *more) -> str:
     before = sorted(folder.rglob("*"))
     line = error_of(
         capsys,
-        *flags(
-            config,
-            "--class_index",
-            "3",
-            "--train",
-            "True",
-            "--evaluate",
-            "True",
-            "--output_path",
-            str(folder / "new"),
-            *more,
-        ),
+        *flags(config, *more, class_index=3, train=True, evaluate=True, output_path=folder / "new"),
     )
     assert sorted(folder.rglob("*")) == before
     return line
@@ -343,9 +332,7 @@ def test_nothing_may_be_written_there(capsys, tiny_config, folder, monkeypatch):
 def test_a_folder_that_the_system_refuses_to_make(capsys, tiny_config):
     line = error_of(
         capsys,
-        *flags(
-            tiny_config, "--class_index", "3", "--train", "True", "--output_path", "/proc/nowhere"
-        ),
+        *flags(tiny_config, class_index=3, train=True, output_path="/proc/nowhere"),
     )
     assert "'/proc/nowhere" in line
 
@@ -370,17 +357,7 @@ def test_what_is_odd_but_right(tiny_config, tmp_path, capsys, more):
     serves.
     """
     out = tmp_path / "wörter und mehr"
-    argv = flags(
-        tiny_config,
-        "--class_index",
-        "3",
-        "--train",
-        "True",
-        "--num_train_epochs",
-        "1",
-        "--output_path",
-        str(out),
-    )
+    argv = flags(tiny_config, class_index=3, train=True, num_train_epochs=1, output_path=out)
     if "--train" in more:
         assert main(argv) == 0
     capsys.readouterr()

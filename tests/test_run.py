@@ -74,9 +74,7 @@ def test_unknown_key_in_a_file(capsys, tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
 def test_without_cuda_the_error_names_the_way_out(capsys, tiny_config):
-    line = error_of(
-        capsys, *flags(tiny_config, "--class_index", "3", "--train", "True", "--device", "cuda")
-    )
+    line = error_of(capsys, *flags(tiny_config, class_index=3, train=True, device="cuda"))
     assert "no CUDA GPU" in line and "--config configs/miniature.yml" in line
 
 
@@ -106,7 +104,7 @@ def test_no_network_is_one_line(capsys, tiny_config, flag):
     ],
 )
 def test_nothing_is_written_for_a_run_that_cannot_work(capsys, tiny_config, more, reason):
-    assert reason in error_of(capsys, *flags(tiny_config, "--train", "True", *more))
+    assert reason in error_of(capsys, *flags(tiny_config, *more, train=True))
     assert not list(Path(tiny_config.output_path).iterdir())
 
 
@@ -116,7 +114,7 @@ def test_timesteps_beyond_the_model_s_are_refused_before_anything_is_written(
     scheduler = Path(tiny_config.model, "scheduler", "scheduler_config.json")
     before = scheduler.read_text()
     write_json(scheduler, {**json.loads(before), "num_train_timesteps": 500})
-    argv = flags(tiny_config, "--class_index", "1", "--train", "True", "--train_timesteps", "600")
+    argv = flags(tiny_config, class_index=1, train=True, train_timesteps=600)
     try:
         line = error_of(capsys, *argv)
     finally:
@@ -127,9 +125,7 @@ def test_timesteps_beyond_the_model_s_are_refused_before_anything_is_written(
 
 
 def test_evaluate_without_a_token(capsys, tiny_config):
-    assert "no token at" in error_of(
-        capsys, *flags(tiny_config, "--class_index", "1", "--evaluate", "True")
-    )
+    assert "no token at" in error_of(capsys, *flags(tiny_config, class_index=1, evaluate=True))
 
 
 def test_list_classes(capsys, tiny_config):
@@ -172,16 +168,11 @@ def test_help_explains_every_setting(capsys):
 def test_train_and_evaluate(capsys, tiny_config, tmp_path):
     argv = flags(
         tiny_config,
-        "--class_index",
-        "2-3",
-        "--train",
-        "True",
-        "--evaluate",
-        "True",
-        "--num_train_epochs",
-        "2",
-        "--evaluator",
-        tiny_config.classifier,
+        class_index="2-3",
+        train=True,
+        evaluate=True,
+        num_train_epochs=2,
+        evaluator=tiny_config.classifier,
     )
     assert main(argv) == 0
     out = capsys.readouterr().out
@@ -227,7 +218,7 @@ def test_train_and_evaluate(capsys, tiny_config, tmp_path):
 
 
 def test_evaluation_never_uses_training_seeds(capsys, tiny_config):
-    argv = flags(tiny_config, "--class_index", "3")
+    argv = flags(tiny_config, class_index=3)
     assert main([*argv, "--train", "True", "--num_train_epochs", "1"]) == 0
     line = error_of(capsys, *argv, "--evaluate", "True", "--test_size", "50")
     assert "trained on seeds from 35 on" in line and "--test_size 35" in line
@@ -235,18 +226,12 @@ def test_evaluation_never_uses_training_seeds(capsys, tiny_config):
         capsys,
         *flags(
             tiny_config,
-            "--class_index",
-            "2-3",
-            "--train",
-            "True",
-            "--evaluate",
-            "True",
-            "--num_train_epochs",
-            "1",
-            "--seed",
-            "60",
-            "--test_size",
-            "50",
+            class_index="2-3",
+            train=True,
+            evaluate=True,
+            num_train_epochs=1,
+            seed=60,
+            test_size=50,
         ),
     )
     assert "seed 35, now 60" in line
@@ -257,17 +242,7 @@ def test_summary_gathers_the_classes_of_a_shell_loop(tiny_config, tmp_path):
     for index in ("2", "3"):
         assert (
             main(
-                flags(
-                    tiny_config,
-                    "--class_index",
-                    index,
-                    "--train",
-                    "True",
-                    "--evaluate",
-                    "True",
-                    "--num_train_epochs",
-                    "1",
-                )
+                flags(tiny_config, class_index=index, train=True, evaluate=True, num_train_epochs=1)
             )
             == 0
         )
@@ -294,17 +269,7 @@ def test_the_same_command_again_repeats_nothing(tiny_config, tmp_path, capsys):
 
 
 def test_the_same_command_again_does_what_is_missing(tiny_config, tmp_path, capsys):
-    argv = flags(
-        tiny_config,
-        "--class_index",
-        "2-3",
-        "--num_train_epochs",
-        "1",
-        "--train",
-        "True",
-        "--evaluate",
-        "True",
-    )
+    argv = flags(tiny_config, class_index="2-3", num_train_epochs=1, train=True, evaluate=True)
     assert main(argv) == 0
     (folder,) = tmp_path.rglob("0003_tiger_cat/demo/eval")
     (folder / "with" / "1.png").unlink()
@@ -322,10 +287,7 @@ def test_the_same_command_again_does_what_is_missing(tiny_config, tmp_path, caps
 
 
 def test_the_config_of_a_run_is_that_run(tiny_config, tmp_path):
-    assert (
-        main(flags(tiny_config, "--class_index", "3", "--train", "True", "--num_train_epochs", "1"))
-        == 0
-    )
+    assert main(flags(tiny_config, class_index=3, train=True, num_train_epochs=1)) == 0
     before = file_times(tmp_path)
     config = next((tmp_path / "pipeline_token").rglob("config.yml"))
     assert main(["--config", str(config)]) == 0 and file_times(tmp_path) == before
@@ -335,7 +297,7 @@ def test_the_config_of_a_run_is_that_run(tiny_config, tmp_path):
 
 
 def test_starting_over_removes_what_the_old_token_gave(tiny_config, tmp_path):
-    argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--num_train_epochs")
+    argv = flags(tiny_config, "--num_train_epochs", class_index=3, train=True)
     assert main([*argv, "3", "--evaluate", "True"]) == 0
     assert main([*argv, "1", "--skip_exists", "False"]) == 0
     assert not list(tmp_path.rglob("metrics.json")) and not list(
@@ -345,7 +307,7 @@ def test_starting_over_removes_what_the_old_token_gave(tiny_config, tmp_path):
 
 
 def test_another_setting_is_another_run(tiny_config, tmp_path, capsys):
-    argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--num_train_epochs", "2")
+    argv = flags(tiny_config, class_index=3, train=True, num_train_epochs=2)
     assert main(argv) == 0
     before = file_times(tmp_path)
     assert main([*argv, "--device", "cpu", "--batch_size", "2"]) == 0  # what changes no result
@@ -366,26 +328,16 @@ def test_which_training_pictures_stay(tiny_config, tmp_path, capsys, fresh_noise
     for value in ("all", "film", "none"):
         argv = flags(
             tiny_config,
-            "--class_index",
-            "3",
-            "--train",
-            "True",
-            "--evaluate",
-            "True",
-            "--epoch_size",
-            "2",
-            "--num_train_epochs",
-            "13",
-            "--target_accuracy",
-            "1",
-            "--early_stopping",
-            "13",
-            "--fresh_noise",
-            fresh_noise,
-            "--train_images",
-            value,
-            "--output_path",
-            str(tmp_path / value),
+            class_index=3,
+            train=True,
+            evaluate=True,
+            epoch_size=2,
+            num_train_epochs=13,
+            target_accuracy=1,
+            early_stopping=13,
+            fresh_noise=fresh_noise,
+            train_images=value,
+            output_path=tmp_path / value,
         )
         assert main(argv) == 0
         (train,) = (tmp_path / value).rglob("train")
@@ -409,21 +361,18 @@ def test_which_training_pictures_stay(tiny_config, tmp_path, capsys, fresh_noise
 
 
 def test_token_of_another_model(capsys, tiny_config, tmp_path):
-    assert (
-        main(flags(tiny_config, "--class_index", "3", "--train", "True", "--num_train_epochs", "1"))
-        == 0
-    )
+    assert main(flags(tiny_config, class_index=3, train=True, num_train_epochs=1)) == 0
     file = next((tmp_path / "pipeline_token").rglob("*.safetensors"))
     save_token(file, "newclas", torch.zeros(1, 768), (768,), {})
     assert "trained for another --model" in error_of(
-        capsys, *flags(tiny_config, "--class_index", "3", "--evaluate", "True")
+        capsys, *flags(tiny_config, class_index=3, evaluate=True)
     )
 
 
 def test_classes_without_names_are_told(capsys, tiny_config, tmp_path):
     """'A photo of a newclas LABEL 1' would train silently."""
     tiny_config.classifier = save_classifier(tmp_path / "unnamed", ["LABEL_0", "LABEL_1"])
-    argv = flags(tiny_config, "--class_index", "2", "--train", "True", "--num_train_epochs", "1")
+    argv = flags(tiny_config, class_index=2, train=True, num_train_epochs=1)
     assert main(argv) == 0
     assert "does not name its classes, so prompts will say 'LABEL 1'" in capsys.readouterr().err
     (tmp_path / "names.yml").write_text("2: tiger cat")
@@ -433,7 +382,7 @@ def test_classes_without_names_are_told(capsys, tiny_config, tmp_path):
 
 def test_a_machine_that_cannot_compile_is_one_line(tiny_config, tmp_path):
     """Before anything is loaded; what an earlier run compiled is no proof."""
-    argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--torch_compile", "True")
+    argv = flags(tiny_config, class_index=3, train=True, torch_compile=True)
     environment = {name: value for name, value in os.environ.items() if name not in ("CXX", "CC")}
     done = subprocess.run(
         [sys.executable, "run.py", *argv],

@@ -27,7 +27,7 @@ def read_metrics(tmp_path) -> dict:
 
 
 def test_better_words_are_a_condition(tiny_config, tmp_path, oracle, capsys):
-    argv = flags(tiny_config, "--class_index", "2-3", *TRAINED)
+    argv = flags(tiny_config, *TRAINED, class_index="2-3")
     assert main([*argv, "--oracle_names", oracle]) == 0
     assert "better words" in capsys.readouterr().out
     assert set(read_metrics(tmp_path)["conditions"]["oracle"]) == {"classifier"}
@@ -95,7 +95,7 @@ def test_the_miniatures_better_words_name_one_class_each():
 
 
 def test_what_the_token_looks_at(tiny_config, tmp_path):
-    argv = flags(tiny_config, "--class_index", "3", *TRAINED)
+    argv = flags(tiny_config, *TRAINED, class_index=3)
     assert main(argv) == 0 and read_metrics(tmp_path)["nearest_words"] is None
     assert main([*argv, "--attention_maps", "True"]) == 0
     maps = sorted(tmp_path.rglob("eval/attention/*/*.png"))

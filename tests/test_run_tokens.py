@@ -82,7 +82,7 @@ def test_token_files_that_cannot_be_continued(
 
 
 def evaluate(config, file, *more):
-    return flags(config, "--class_index", "3", "--evaluate", "True", "--token", str(file), *more)
+    return flags(config, *more, class_index=3, evaluate=True, token=file)
 
 
 def test_a_token_of_another_tool_is_judged(tiny_config, tmp_path, capsys):
@@ -148,7 +148,7 @@ def test_a_changed_file_is_another_start(tiny_config, tmp_path, capsys):
     save_token(file, "striped", torch.randn(2, 32), (32,), {"seed": "4"})
     assert "another content of" in error_of(capsys, *argv)
     assert "was trained on seeds from 4 on" in error_of(
-        capsys, *flags(tiny_config, "--class_index", "3", "--evaluate", "True", "--test_size", "5")
+        capsys, *flags(tiny_config, class_index=3, evaluate=True, test_size=5)
     )
 
 

@@ -101,9 +101,7 @@ def test_no_pickle_of_a_generator_is_executed(
         file.unlink()
     for variant in ("", ".fp16"):
         plant(model / part / f"{name}{variant}.bin", sign, kind)
-    line = error_of(
-        capsys, *flags(tiny_config, "--model", str(model), "--class_index", "3", "--train", "True")
-    )
+    line = error_of(capsys, *flags(tiny_config, model=model, class_index=3, train=True))
     assert "cannot open" in line and not sign.exists()
 
 
@@ -150,18 +148,12 @@ def test_no_pickled_inception_is_executed(capsys, tiny_config, tmp_path, sign, k
         capsys,
         *flags(
             tiny_config,
-            "--class_index",
-            "3",
-            "--train",
-            "True",
-            "--evaluate",
-            "True",
-            "--test_size",
-            "6",
-            "--real_images",
-            "tests.drawings:draw_noise",
-            "--features",
-            f"inception:{tmp_path}/inception.pth",
+            class_index=3,
+            train=True,
+            evaluate=True,
+            test_size=6,
+            real_images="tests.drawings:draw_noise",
+            features=f"inception:{tmp_path}/inception.pth",
         ),
     )
     assert "cannot open" in line and not sign.exists()
@@ -181,17 +173,7 @@ def test_no_pickled_inception_is_executed(capsys, tiny_config, tmp_path, sign, k
 )
 def test_no_pickle_among_a_run_s_files_is_executed(tiny_config, tmp_path, sign, kind, pattern):
     argv = flags(
-        tiny_config,
-        "--class_index",
-        "3",
-        "--train",
-        "True",
-        "--evaluate",
-        "True",
-        "--num_train_epochs",
-        "2",
-        "--fresh_noise",
-        "True",
+        tiny_config, class_index=3, train=True, evaluate=True, num_train_epochs=2, fresh_noise=True
     )
     assert main(argv) == 0
     tokens = next(tmp_path.rglob("config.yml")).parent
@@ -240,9 +222,7 @@ def test_a_scheduler_is_a_scheduler(capsys, tiny_config, tmp_path, scheduler):
     (model / "model_index.json").write_text(
         json.dumps({**index, "scheduler": ["diffusers", scheduler]})
     )
-    line = error_of(
-        capsys, *flags(tiny_config, "--model", str(model), "--class_index", "3", "--train", "True")
-    )
+    line = error_of(capsys, *flags(tiny_config, model=model, class_index=3, train=True))
     assert f"names the scheduler '{scheduler}', and Stable Diffusion can be drawn with" in line
 
 
@@ -258,19 +238,13 @@ def test_no_label_leaves_its_folder_or_its_line(tiny_config, hostile_classifier,
     short = ",".join(str(i + 1) for i, label in enumerate(HOSTILE) if len(label) < 15)
     argv = flags(
         config,
-        "--train",
-        "True",
-        "--evaluate",
-        "True",
-        "--num_train_epochs",
-        "1",
-        "--number_of_prompts",
-        "1",
-        "--test_size",
-        "1",
-        "--classes_at_once",
-        "4",
         "--class_index",
+        train=True,
+        evaluate=True,
+        num_train_epochs=1,
+        number_of_prompts=1,
+        test_size=1,
+        classes_at_once=4,
     )
     assert main([*argv, short]) == 0
     said = capsys.readouterr()
@@ -294,7 +268,7 @@ def test_hostile_names_are_plain_folders():
 
 
 def test_a_lock_is_not_written_through_a_link(tiny_config, tmp_path, capsys):
-    argv = flags(tiny_config, "--class_index", "3", "--train", "True", "--num_train_epochs", "1")
+    argv = flags(tiny_config, class_index=3, train=True, num_train_epochs=1)
     assert main(argv) == 0
     (lock,) = tmp_path.rglob(".demo.lock")
     (tmp_path / "keys").write_text("secret " * 999)
@@ -307,7 +281,7 @@ def test_a_lock_is_not_written_through_a_link(tiny_config, tmp_path, capsys):
 
 
 def test_a_report_reads_nothing_outside_its_run(tiny_config, tmp_path):
-    argv = flags(tiny_config, "--class_index", "3", "--evaluate", "True")
+    argv = flags(tiny_config, class_index=3, evaluate=True)
     assert main([*argv, "--train", "True", "--num_train_epochs", "1"]) == 0
     (metrics,) = tmp_path.rglob("metrics.json")
     secret = tmp_path / "private"
@@ -345,7 +319,7 @@ def test_a_report_reads_nothing_outside_its_run(tiny_config, tmp_path):
     ],
 )
 def test_a_foreign_header_is_one_plain_line(capsys, tiny_config, tmp_path, header):
-    argv = flags(tiny_config, "--class_index", "3")
+    argv = flags(tiny_config, class_index=3)
     assert main([*argv, "--train", "True", "--num_train_epochs", "1"]) == 0
     token = next(tmp_path.rglob("learned_embeds.safetensors"))
     placeholder, vectors, widths, before = load_token(token)
@@ -371,9 +345,7 @@ def test_a_generator_of_another_kind(capsys, tiny_config, tmp_path, channels, wi
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
     ).save_pretrained(model / "unet")
-    line = error_of(
-        capsys, *flags(tiny_config, "--model", str(model), "--class_index", "3", "--train", "True")
-    )
+    line = error_of(capsys, *flags(tiny_config, model=model, class_index=3, train=True))
     assert (
         f"its UNet reads {channels} channels, predicts 4 channels and reads embeddings of {width}"
         in line
@@ -411,16 +383,11 @@ def hostile_report(tiny_config, tmp_path) -> Path:
     (tmp_path / "names.yml").write_text("3: tiger cat\n")
     argv = flags(
         tiny_config,
-        "--classifier",
-        str(folder),
-        "--class_names",
-        str(tmp_path / "names.yml"),
-        "--evaluate",
-        "True",
-        "--class_index",
-        "3",
-        "--eval_prompts",
-        "{} <script>x</script>",
+        classifier=folder,
+        class_names=tmp_path / "names.yml",
+        evaluate=True,
+        class_index=3,
+        eval_prompts="{} <script>x</script>",
     )
     assert main([*argv, "--train", "True", "--num_train_epochs", "1"]) == 0
     token = next(tmp_path.rglob("learned_embeds.safetensors"))
@@ -482,14 +449,10 @@ def test_no_secret_is_written_or_printed(tiny_config, tmp_path):
     out = tmp_path / "out"
     argv = flags(
         RunConfig(model=tiny_config.model, classifier=tiny_config.classifier, output_path=str(out)),
-        "--class_index",
-        "3",
-        "--train",
-        "True",
-        "--evaluate",
-        "True",
-        "--num_train_epochs",
-        "1",
+        class_index=3,
+        train=True,
+        evaluate=True,
+        num_train_epochs=1,
     )
     environment = {
         **os.environ,

@@ -155,14 +155,10 @@ def test_a_context_judge_is_tried_before_any_work(tiny_config, tmp_path, capsys,
         capsys,
         *flags(
             tiny_config,
-            "--class_index",
-            "3",
-            "--train",
-            "True",
-            "--evaluate",
-            "True",
-            "--context_judge",
-            f"{__name__}:{name}",
+            class_index=3,
+            train=True,
+            evaluate=True,
+            context_judge=f"{__name__}:{name}",
         ),
     )
     assert reason in line and not list(tmp_path.rglob("config.yml"))

@@ -29,17 +29,7 @@ TIGER_CAT = target_class(2, "tiger cat", "tiger cat")
 
 
 def test_a_smaller_evaluation_judges_its_own_images_alone(tiny_config, tmp_path):
-    argv = flags(
-        tiny_config,
-        "--class_index",
-        "3",
-        "--evaluate",
-        "True",
-        "--train",
-        "True",
-        "--num_train_epochs",
-        "1",
-    )
+    argv = flags(tiny_config, class_index=3, evaluate=True, train=True, num_train_epochs=1)
     assert main([*argv, "--test_size", "4"]) == 0
     assert main([*argv, "--test_size", "3"]) == 0
     metrics = json.loads(next((tmp_path / "img").rglob("metrics.json")).read_text())
@@ -48,7 +38,7 @@ def test_a_smaller_evaluation_judges_its_own_images_alone(tiny_config, tmp_path)
 
 
 def test_evaluating_again_draws_only_what_is_missing(capsys, tiny_config, tmp_path):
-    argv = flags(tiny_config, "--class_index", "3", "--evaluate", "True")
+    argv = flags(tiny_config, class_index=3, evaluate=True)
     assert main([*argv, "--train", "True", "--num_train_epochs", "1"]) == 0
     folder, warnings = next((tmp_path / "img").rglob("eval")), []
 

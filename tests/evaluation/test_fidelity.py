@@ -146,20 +146,13 @@ def test_distances_to_real_pictures(tiny_config, tmp_path, real_images, capsys):
     """
     argv = flags(
         tiny_config,
-        "--class_index",
-        "3",
-        "--train",
-        "True",
-        "--evaluate",
-        "True",
-        "--num_train_epochs",
-        "1",
-        "--test_size",
-        "6",
-        "--real_images",
-        str(real_images),
-        "--features",
-        tiny_config.classifier,
+        class_index=3,
+        train=True,
+        evaluate=True,
+        num_train_epochs=1,
+        test_size=6,
+        real_images=real_images,
+        features=tiny_config.classifier,
     )
     assert main(argv) == 0
     out, err = capsys.readouterr()

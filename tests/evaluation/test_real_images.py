@@ -225,17 +225,7 @@ def test_wrong_measurements_are_found_before_any_work(
     shutil.copytree(real_images, tmp_path / "stray")
     (tmp_path / "stray" / "tigre cat").mkdir()
     places = {f"{{{name}}}": str(tmp_path / name) for name in ("empty", "real", "stray")}
-    argv = flags(
-        tiny_config,
-        "--class_index",
-        "3",
-        "--train",
-        "True",
-        "--evaluate",
-        "True",
-        "--test_size",
-        "6",
-    )
+    argv = flags(tiny_config, class_index=3, train=True, evaluate=True, test_size=6)
     assert reason in error_of(capsys, *argv, *(places.get(part, part) for part in more))
     assert not (tmp_path / "img").exists() and not (tmp_path / "pipeline_token").exists()
 
@@ -249,16 +239,11 @@ def test_too_few_readable_real_pictures_are_found_before_any_work(
         main(
             flags(
                 tiny_config,
-                "--class_index",
-                "3",
-                "--train",
-                "True",
-                "--evaluate",
-                "True",
-                "--test_size",
-                "6",
-                "--real_images",
-                str(real_images),
+                class_index=3,
+                train=True,
+                evaluate=True,
+                test_size=6,
+                real_images=real_images,
             )
         )
         == 2
@@ -274,17 +259,7 @@ def test_real_pictures_are_measured_where_the_summary_lacks_them(
 ):
     """Also where every class is finished: the command names other pictures than before, or none."""
     argv = flags(
-        tiny_config,
-        "--class_index",
-        "3",
-        "--train",
-        "True",
-        "--evaluate",
-        "True",
-        "--num_train_epochs",
-        "1",
-        "--test_size",
-        "6",
+        tiny_config, class_index=3, train=True, evaluate=True, num_train_epochs=1, test_size=6
     )
     measure = ["--real_images", str(real_images), "--features", tiny_config.classifier]
 
@@ -330,20 +305,13 @@ def test_file_names_that_are_not_utf_8(tiny_config, tmp_path, real_images, capsy
         file.write(b"broken")
     argv = flags(
         tiny_config,
-        "--num_train_epochs",
-        "1",
-        "--test_size",
-        "6",
-        "--evaluate",
-        "True",
-        "--train",
-        "True",
-        "--class_index",
-        "3",
-        "--real_images",
-        str(real_images),
-        "--features",
-        tiny_config.classifier,
+        num_train_epochs=1,
+        test_size=6,
+        evaluate=True,
+        train=True,
+        class_index=3,
+        real_images=real_images,
+        features=tiny_config.classifier,
     )
     for _ in range(2):
         assert main(argv) == 0

@@ -16,7 +16,7 @@ def test_reports_of_other_evaluations(capsys, tiny_config, tmp_path):
     """A token that came alone has a report too; classes that were evaluated differently have none
     together.
     """
-    argv = flags(tiny_config, "--train", "True", "--evaluate", "True", "--num_train_epochs", "1")
+    argv = flags(tiny_config, train=True, evaluate=True, num_train_epochs=1)
     assert main([*argv, "--class_index", "2"]) == 0
     assert main([*argv, "--class_index", "3", "--eval_prompts", "{} at night"]) == 0
     (warning,) = (
@@ -28,7 +28,7 @@ def test_reports_of_other_evaluations(capsys, tiny_config, tmp_path):
     alone = next((tmp_path / "pipeline_token").glob("*/0002*/demo"))
     for name in ("config.yml", "history.jsonl"):
         (alone / name).unlink()
-    assert main(flags(tiny_config, "--class_index", "2", "--evaluate", "True")) == 0
+    assert main(flags(tiny_config, class_index=2, evaluate=True)) == 0
     runs = [str(path) for path in sorted((tmp_path / "img").glob("*/*/demo"))]
     assert "<td>crane, machine</td>" in Path(runs[0], "report.html").read_text()
     assert (
@@ -42,7 +42,7 @@ def test_reports_of_other_evaluations(capsys, tiny_config, tmp_path):
 
 def test_classes_of_two_lists_do_not_stand_in_one_table(capsys, tiny_config, tmp_path):
     """Class 1 of one list of words is not class 1 of another."""
-    argv = flags(tiny_config, "--train", "True", "--evaluate", "True", "--num_train_epochs", "1")
+    argv = flags(tiny_config, train=True, evaluate=True, num_train_epochs=1)
     argv += ["--class_index", "2,3"]
     assert main(argv) == 0
     file = next((tmp_path / "img").glob("*/0002*/demo/eval/metrics.json"))
@@ -60,17 +60,7 @@ def test_pictures_behind_a_link_have_all_of_their_page(capsys, tiny_config, tmp_
     """img/ on another disk; the run's folder through a link from elsewhere; a run without its
     tokens says so.
     """
-    argv = flags(
-        tiny_config,
-        "--train",
-        "True",
-        "--evaluate",
-        "True",
-        "--num_train_epochs",
-        "1",
-        "--class_index",
-        "3",
-    )
+    argv = flags(tiny_config, train=True, evaluate=True, num_train_epochs=1, class_index=3)
     assert main(argv) == 0
     disk = tmp_path / "large/disk"
     disk.parent.mkdir()
@@ -111,7 +101,7 @@ def test_what_is_drawn_again_is_no_longer_told_of(tiny_config, tmp_path, real_im
     (real_images / "0001_crane").mkdir()
     for file in list((real_images / "tiger cat").glob("[0-8].jpg")):
         shutil.copy(file, real_images / "0001_crane")
-    argv = flags(tiny_config, "--num_train_epochs", "1", "--test_size", "3", "--evaluate", "True")
+    argv = flags(tiny_config, num_train_epochs=1, test_size=3, evaluate=True)
     measure = ["--real_images", str(real_images), "--features", tiny_config.classifier]
     assert main([*argv, *measure, "--class_index", "3,1", "--train", "True"]) == 0
     (page,) = (tmp_path / "img").rglob("report_demo.html")
@@ -133,17 +123,9 @@ def test_what_is_drawn_again_is_no_longer_told_of(tiny_config, tmp_path, real_im
 
 
 def test_another_classifier_s_token_is_refused(capsys, tiny_config, tmp_path):
-    assert (
-        main(flags(tiny_config, "--class_index", "3", "--train", "True", "--num_train_epochs", "1"))
-        == 0
-    )
+    assert main(flags(tiny_config, class_index=3, train=True, num_train_epochs=1)) == 0
     relative = os.path.relpath(tiny_config.classifier)
-    assert (
-        main(
-            flags(tiny_config, "--class_index", "3", "--evaluate", "True", "--classifier", relative)
-        )
-        == 0
-    )
+    assert main(flags(tiny_config, class_index=3, evaluate=True, classifier=relative)) == 0
     shutil.copytree(
         tiny_config.classifier, tmp_path / "other" / Path(*Path(tiny_config.classifier).parts[-2:])
     )
@@ -151,12 +133,9 @@ def test_another_classifier_s_token_is_refused(capsys, tiny_config, tmp_path):
         capsys,
         *flags(
             tiny_config,
-            "--class_index",
-            "3",
-            "--evaluate",
-            "True",
-            "--classifier",
-            str(tmp_path / "other" / Path(*Path(tiny_config.classifier).parts[-2:])),
+            class_index=3,
+            evaluate=True,
+            classifier=tmp_path / "other" / Path(*Path(tiny_config.classifier).parts[-2:]),
         ),
     )
     assert "was trained with the classifier" in line

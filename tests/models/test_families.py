@@ -159,24 +159,15 @@ def test_an_update_a_kill_an_evaluation(folders, tiny_config, tmp_path, monkeypa
     tiny_config.model = folders[name]
     argv = flags(
         tiny_config,
-        "--class_index",
-        "3",
-        "--train",
-        "True",
-        "--evaluate",
-        "True",
-        "--num_train_epochs",
-        "2",
-        "--target_accuracy",
-        "1",
-        "--num_inference_steps",
-        str(settings.num_inference_steps),
-        "--guidance_scale",
-        str(settings.guidance_scale),
-        "--guidance_rescale",
-        str(settings.guidance_rescale),
-        "--controls",
-        "True",
+        class_index=3,
+        train=True,
+        evaluate=True,
+        num_train_epochs=2,
+        target_accuracy=1,
+        num_inference_steps=settings.num_inference_steps,
+        guidance_scale=settings.guidance_scale,
+        guidance_rescale=settings.guidance_rescale,
+        controls=True,
     )
     monkeypatch.setattr(ClassTraining, "save_state", save_and_die)
     with pytest.raises(KeyboardInterrupt):

@@ -275,7 +275,7 @@ def test_features_of_pictures(checkpoints, names):
 @pytest.fixture
 def zero_shot_flags(tiny_config, checkpoints, names):
     tiny_config.classifier = f"zero-shot:{checkpoints['clip']}"
-    return flags(tiny_config, "--labels", str(names))
+    return flags(tiny_config, labels=names)
 
 
 def test_a_run_of_the_command(capsys, zero_shot_flags, checkpoints, names, tmp_path):

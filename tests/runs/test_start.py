@@ -118,17 +118,7 @@ def test_a_platform_without_unix_modules(tiny_config, tmp_path):
     """Windows has neither fcntl nor resource: our own code imports neither at its top, and a class
     is learned.
     """
-    argv = flags(
-        tiny_config,
-        "--class_index",
-        "3",
-        "--train",
-        "True",
-        "--evaluate",
-        "True",
-        "--num_train_epochs",
-        "1",
-    )
+    argv = flags(tiny_config, class_index=3, train=True, evaluate=True, num_train_epochs=1)
     code = WITHOUT_UNIX.replace("OURS", repr(str(ROOT)))
     done = subprocess.run(
         [sys.executable, "-c", code, "run.py", *argv], cwd=ROOT, capture_output=True, text=True
@@ -208,9 +198,7 @@ def test_a_hub_that_says_nothing_is_asked_once(silent_server, tmp_path):
 def test_timm_does_not_ask_a_silent_hub_again(silent_server, tiny_config, tmp_path):
     environment = {**os.environ, "HF_ENDPOINT": silent_server, "HF_HOME": str(tmp_path)}
     environment.pop(OFFLINE)
-    argv = flags(
-        tiny_config, "--classifier", "timm:resnet18", "--class_index", "283", "--train", "True"
-    )
+    argv = flags(tiny_config, classifier="timm:resnet18", class_index=283, train=True)
     before = time.monotonic()
     done = subprocess.run(
         [sys.executable, "run.py", *argv], cwd=ROOT, env=environment, capture_output=True, text=True
@@ -241,19 +229,13 @@ def offline_run(silent_server, tiny_config, tmp_path):
     def run_command(*more, program=("run.py",)):
         argv = flags(
             tiny_config,
-            "--model",
-            "some/generator",
-            "--classifier",
-            "some/classifier",
-            "--train",
-            "True",
-            "--evaluate",
-            "True",
-            "--num_train_epochs",
-            "1",
-            "--output_path",
-            str(tmp_path / "out"),
             *more,
+            model="some/generator",
+            classifier="some/classifier",
+            train=True,
+            evaluate=True,
+            num_train_epochs=1,
+            output_path=tmp_path / "out",
         )
         return subprocess.run(
             [sys.executable, *program, *argv],
@@ -484,15 +466,7 @@ def test_a_config_that_tells_no_labels_is_left_to_the_loader(
     (tmp_path / "vit/config.json").write_text(content)
     line = error_of(
         capsys,
-        *flags(
-            tiny_config,
-            "--classifier",
-            str(tmp_path / "vit"),
-            "--class_index",
-            "no such",
-            "--train",
-            "True",
-        ),
+        *flags(tiny_config, classifier=tmp_path / "vit", class_index="no such", train=True),
     )
     # transformers makes up two labels for "{}"
     assert str(tmp_path / "vit") in line or "class_index" in line

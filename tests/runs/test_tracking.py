@@ -222,7 +222,7 @@ def test_a_missing_package_is_one_line(capsys, tiny_config, monkeypatch, tmp_pat
     for name, needed in (("wandb", "wandb"), ("all", "tensorboard or wandb or trackio")):
         message = error_of(
             capsys,
-            *flags(tiny_config, "--class_index", "3", "--train", "True", "--report_to", name),
+            *flags(tiny_config, class_index=3, train=True, report_to=name),
         )
         assert f"report_to '{name}' needs {needed}, which is not installed" in message
     assert not list(tmp_path.glob("pipeline_token/*"))

@@ -507,19 +507,7 @@ def test_is_hub_id(name, known):
 
 def test_a_real_run(tiny_config, tmp_path):
     assert (
-        run(
-            flags(
-                tiny_config,
-                "--class_index",
-                "3,5",
-                "--train",
-                "True",
-                "--evaluate",
-                "True",
-                "--num_train_epochs",
-                "1",
-            )
-        )
+        run(flags(tiny_config, class_index="3,5", train=True, evaluate=True, num_train_epochs=1))
         == 0
     )
     folders = [str(path) for path in (tmp_path / "img").glob("*/*/demo")]
