@@ -47,11 +47,8 @@ class LinesOutput(io.TextIOWrapper):
 
 
 def choose_progress(quiet: bool):
-    """Bars on a terminal, a line per minute in a log, nothing where quiet.
-
-    Call before tqdm is imported.
-
-    Of a launcher's processes one shows progress.
+    """Bars on a terminal, a line per minute in a log, nothing where quiet; call it before tqdm is
+    imported. Of a launcher's processes one shows progress.
     """
     if quiet or os.environ.get("LOCAL_RANK", "0") != "0":
         os.environ["TQDM_DISABLE"] = "1"

@@ -56,6 +56,12 @@ def test_links_lead_somewhere(name):
 
 
 @pytest.mark.parametrize("name", PAGES)
+def test_python_files_named_are_there(name):
+    for path in re.findall(r"`((?:\w+/)*\w+\.py)\b", read_page(name)):
+        assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_commands_can_be_given(name):
     """Every run.py command has settings that exist; every module and target is there."""
     targets = re.findall(r"(?m)^([a-z]+):", read_page("Makefile"))
