@@ -377,6 +377,10 @@ class RunConfig:
             self.estimate or self.memory_gb is None,
             f"memory_gb {self.memory_gb} is for --estimate True",
         )
+        require(
+            self.estimate or self.device != "cpu" or self.mixed_precision != "fp16",
+            "a CPU has no fast fp16: use --mixed_precision no",
+        )
         if self.train:
             self.check_seeds()
         if self.token:

@@ -5,17 +5,16 @@ import torch
 from utils import WITHOUT_GPU_OR_NETWORK, require
 
 
-def choose_device(device: str, mixed_precision: str, local_rank: int) -> str:
+def choose_device(device: str, local_rank: int) -> str:
     """The device to compute on, as `device` asks for it.
 
     `local_rank` is this process's number among a launcher's on this machine, or -1.
 
     Raises:
-        UserError: a device that is not there, or a precision that it does not have.
+        UserError: a device that is not there.
     """
     kind, _, number = device.partition(":")
     if kind == "cpu":
-        require(mixed_precision != "fp16", "a CPU has no fast fp16: use --mixed_precision no")
         return device
     if kind == "mps":
         is_there = torch.backends.mps.is_available()

@@ -44,7 +44,7 @@ class Session:
         self.config = config
         self.shared: dict[tuple, Any] = {} if shared is None else shared
         local_rank = int(os.environ.get("LOCAL_RANK", "-1"))
-        self.device = choose_device(config.device, config.mixed_precision, local_rank)
+        self.device = choose_device(config.device, local_rank)
         self.labels: list[str] = self.call_once(load_labels, config.classifier, config.labels)
         self.names = class_names(self.labels, config.class_names)
         self.targets = select_classes(config.class_index, self.labels, self.names)

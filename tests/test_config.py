@@ -146,6 +146,7 @@ FLAGS = [  # a flag, its value, and what the line must say besides both
     ("device", "tpu", "cuda, cuda:1, mps or cpu"),
     ("device", "cuda:x", "cuda, cuda:1, mps or cpu"),
     ("mixed_precision", "fp8", "no, fp16 or bf16"),
+    ("mixed_precision", "fp16", "--mixed_precision no"),  # on a CPU
     ("clas_index", "3", "did you mean '--class_index'?"),
 ]
 LISTS = ("betas", "train_timesteps")

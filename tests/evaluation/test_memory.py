@@ -22,7 +22,7 @@ extractor, target = load_extractor(features, "cpu", fid_mode), target_class(0, "
 extractor.extract_features(torch.stack([extractor.prepare(torch.zeros(3, 512, 512).byte())] * 32))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 source, cache = str(folder / "real"), folder / "cache"
-        real = find_real_images(source, [target], {target: folder}, 1, cache)[target]
+real = find_real_images(source, [target], {target: folder}, 1, cache)[target]
 measure_fidelity(extractor, {"with": real[:8]}, [real], folder / "cache")
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e6)
 """

@@ -454,7 +454,7 @@ def test_compiled_networks_learn_the_same_tokens(tiny_config, tmp_path, alone, m
     ],
 )
 def test_every_process_of_a_launcher_takes_its_own_gpu(two_gpus, device, local_rank, expected):
-    assert choose_device(device, "no", local_rank) == expected
+    assert choose_device(device, local_rank) == expected
 
 
 @pytest.mark.parametrize(
@@ -467,7 +467,7 @@ def test_every_process_of_a_launcher_takes_its_own_gpu(two_gpus, device, local_r
 )
 def test_gpus_that_are_not_there(two_gpus, device, local_rank, reason):
     with pytest.raises(UserError, match=reason):
-        choose_device(device, "no", local_rank)
+        choose_device(device, local_rank)
 
 
 @pytest.fixture
