@@ -30,7 +30,7 @@ from experiments.study import (
     parse_options,
     publish_result,
 )
-from experiments.trainings import describe_tests
+from experiments.trainings import describe_clear
 from prompt_datasets import TEMPLATES, TargetClass
 from system.terminal import run_script
 
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None):
         by_place[place] = [shares[place] for shares in right.values()]
     tests = {}
     for ours, theirs in CONTRASTS:
-        tests[f"{ours}, beside {theirs}"] = compare_classes(by_place[ours], by_place[theirs])
+        tests[f"{ours} vs. {theirs}"] = compare_classes(by_place[ours], by_place[theirs])
     tests = correct_pvalues(tests)
     rows = [[place, interval_over_classes(shares)] for place, shares in by_place.items()]
     publish_result(
@@ -154,13 +154,14 @@ def main(argv: list[str] | None = None):
             "attention",
             EXPLORATORY,
             "What the token looks at",
-            f"Right when {HIDDEN:.0%} of a picture is painted over: {describe_tests(tests)}",
-            Table(["painted over", "right class"], rows),
+            f"Accuracy with {HIDDEN:.0%} of a picture painted over. {describe_clear(tests)}",
+            Table(["painted over", "accuracy"], rows),
             f"One training, {options.images} held-out pictures per class. Maps: cross-attention "
             "averaged over heads, layers and steps. The share painted over, and the least "
             "attended places, were set after a first run, in which 10% of most attention made no "
             "difference; the picture of another class after a second one.",
-            {"right": right, "tests": tests},
+            {"right": right},
+            tests,
         ),
     )
 

@@ -45,37 +45,37 @@ from experiments.study import (
     publish_result,
 )
 from experiments.textual_inversion import invert_pictures
-from experiments.trainings import describe_tests, judge_sets, list_seeds
+from experiments.trainings import judge_sets, list_seeds
 from system.terminal import run_script
 
 BATCH = 32
 REAL = "real alone"
 PLAIN = "+ plain prompt"
 TOKEN = "+ class token"
-GUIDED = "+ class token, guide of the k pictures"
+FEW_SHOT = "+ class token of a classifier of the k pictures"
 INVERTED = "+ textual inversion"
-CONDITIONS = (REAL, PLAIN, TOKEN, GUIDED, INVERTED)
+CONDITIONS = (REAL, PLAIN, TOKEN, FEW_SHOT, INVERTED)
 CHEAP = (REAL, PLAIN, TOKEN)  # these run for every k
-CONTRASTS = ((TOKEN, REAL), (TOKEN, PLAIN), (TOKEN, INVERTED), (GUIDED, REAL), (GUIDED, PLAIN))
+CONTRASTS = ((TOKEN, REAL), (TOKEN, PLAIN), (TOKEN, INVERTED), (FEW_SHOT, REAL), (FEW_SHOT, PLAIN))
 Results = dict[str, dict[int, list[float]]]  # accuracy by class of every condition and k
 
 
 def draw_condition(
-    study: Study, condition: str, seed: int, few: Sets | None = None, guide: str = ""
+    study: Study, condition: str, seed: int, few: Sets | None = None, classifier: str = ""
 ) -> Sets:
     """What a condition adds to the `few` real pictures, by a training of its own for each seed.
 
-    Seeds count from 0; `guide` is the classifier that saw those pictures alone.
+    Seeds count from 0; `classifier` is the folder of one that was trained on `few` alone.
     """
     options = study.options
     first = list_seeds(study)[seed]
     vectors, phrase = dict.fromkeys(study.targets), None
     if condition == TOKEN:
         vectors = load_vectors(learn_tokens(study, seed=first))
-    elif condition == GUIDED:
+    elif condition == FEW_SHOT:
         folders = learn_tokens(
             study,
-            classifier=guide,
+            classifier=classifier,
             labels=None,
             evaluator=None,
             epoch_size=options.epoch_size,
@@ -105,24 +105,24 @@ def measure_condition(
         "batch": BATCH,
         "pictures": stamp_sets(few),
     }
-    guide = study.work / "guides" / digest_training(study.config, **training)
+    classifier = study.work / "classifiers" / digest_training(study.config, **training)
 
     def train_and_measure() -> list[float]:
         parts = [load_sets(few)]
         if condition != REAL:
-            drawn = draw_condition(study, condition, seed, few, str(guide))
+            drawn = draw_condition(study, condition, seed, few, str(classifier))
             parts.append(load_sets(drawn))
         title = f"k = {k}, seed {seed}, {condition}"
         labels = study.session.labels
         model = train_classifier(labels, parts, options.steps, BATCH, seed, title)
         if condition == REAL:
-            save_classifier(model, guide)
+            save_classifier(model, classifier)
         return measure_classifier(model, *test)
 
     return cached_result(
         study,
         train_and_measure,
-        arm=condition,
+        condition=condition,
         **training,
         first_seed=list_seeds(study)[seed],
         test=options.test,
@@ -154,12 +154,12 @@ def compare_conditions(results: Results) -> dict[str, Comparison]:
         for k, accuracies in results[ours].items():
             if k in results[theirs]:
                 test = compare_classes(accuracies, results[theirs][k])
-                tests[f"k = {k}, '{ours}' beside '{theirs}'"] = test
+                tests[f"k = {k}, '{ours}' vs. '{theirs}'"] = test
     return correct_pvalues(tests)
 
 
 def measure_right(study: Study, condition: str, seeds: int) -> Interval:
-    """How many of the drawn pictures show their class."""
+    """The share of drawn pictures that show their class."""
     sets = [draw_condition(study, condition, seed) for seed in range(seeds)]
     return interval_over_classes([mean(shares) for shares in judge_sets(study, sets).values()])
 
@@ -197,6 +197,7 @@ def main(argv: list[str] | None = None):
         curves,
     )
     tests = compare_conditions(results)
+    k = str(options.k[0])
     right = {
         PLAIN: measure_right(study, PLAIN, 1),
         TOKEN: measure_right(study, TOKEN, options.seeds),
@@ -205,21 +206,20 @@ def main(argv: list[str] | None = None):
     for condition, by_k in curves.items():
         rows.append([condition, *(by_k.get(str(k), "") for k in options.k)])
     note = (
-        f"Accuracy by class on {options.test} real pictures each, over {options.seeds} seeds with "
-        f"real pictures of their own. Of the drawn pictures {right[PLAIN]} show their class "
-        f"('{PLAIN}'), and {right[TOKEN]} ('{TOKEN}'). The guide of '{TOKEN}' was trained on far "
-        f"more than k pictures; that of '{GUIDED}' is '{REAL}', and its tokens had "
-        f"{options.updates} updates of {options.epoch_size} pictures at most; textual inversion "
-        f"had {options.inversion_steps} steps. Empty cells were not run (`--trained`). All classes "
-        "of a cell share its classifiers, one for each seed, so their accuracies are not "
-        "independent and the p-values are a guide."
+        f"Accuracy by class on {options.test} real pictures each, over {options.seeds} seeds, each "
+        f"with its own real pictures. {right[PLAIN]} of the pictures of '{PLAIN}' and "
+        f"{right[TOKEN]} of those of '{TOKEN}' show their class. The classifier behind '{TOKEN}' "
+        f"was trained on far more than k pictures; the one behind '{FEW_SHOT}' is that of "
+        f"'{REAL}', and its tokens had at most {options.updates} updates of {options.epoch_size} "
+        f"pictures; textual inversion had {options.inversion_steps} steps. Empty cells were not "
+        "run (`--trained`). All classes of a cell share one classifier per seed, so their "
+        "accuracies are not independent and the p-values are only indicative."
     )
     data = {
         "accuracies": results,
         "steps": options.steps,
         "drawn": options.images,
         "right": right,
-        "tests": tests,
     }
     publish_result(
         study,
@@ -227,10 +227,12 @@ def main(argv: list[str] | None = None):
             "augmentation",
             EXPLORATORY,
             "Pictures drawn with class tokens help to train a classifier from few real ones",
-            f"Accuracy: {describe_tests(tests)}",
+            f"Accuracy at k = {k}: {curves[REAL][k]} from real pictures alone, {curves[TOKEN][k]} "
+            "with class tokens' pictures added.",
             Table(["trained on", *(f"k = {k}" for k in options.k)], rows),
             note,
             data,
+            tests,
         ),
     )
 

@@ -34,8 +34,7 @@ from experiments.study import (
 from experiments.trainings import (
     Trainings,
     compare_trainings,
-    describe_test,
-    describe_tests,
+    describe_clear,
     is_clear,
     judge_sets,
     list_seeds,
@@ -301,10 +300,10 @@ def main(
     starts = measure_starts(study, loops | more_loops)
     tests = {}
     for ours, theirs in contrasts:
-        tests[f"{ours}, beside {theirs}"] = compare_trainings(found[ours], found[theirs])
+        tests[f"{ours} vs. {theirs}"] = compare_trainings(found[ours], found[theirs])
     tests = correct_pvalues(tests)
 
-    clear = [f"{name}:\n{describe_test(test)}" for name, test in tests.items() if is_clear(test)]
+    clear = [f"{name}:\n{test}" for name, test in tests.items() if is_clear(test)]
     plain_sets = draw_sets(study, dict.fromkeys(study.targets), options.images)
     plain = [mean(shares) for shares in judge_sets(study, [plain_sets]).values()]
     plot_tradeoff(
@@ -344,8 +343,8 @@ def write_result(
     header = [
         "variant of the loop",
         "kind",
-        "right class",
-        "least",
+        "accuracy",
+        "lowest class accuracy",
         "cosine",
         "spread",
         "UNet calls per class",
@@ -364,10 +363,11 @@ def write_result(
         "gradient_step",
         TESTED,
         "Where the gradient enters, and how many steps need one",
-        f"After {options.updates} updates: {describe_tests(tests)}",
+        f"Accuracy after {options.updates} updates. {describe_clear(tests)}",
         Table(header, rows),
         note,
-        {"tests": tests, "updates": options.updates, "starts": starts, "loops": measured},
+        {"updates": options.updates, "starts": starts, "loops": measured},
+        tests,
     )
 
 

@@ -102,6 +102,7 @@ def main(argv: list[str] | None = None):
             f"Means over {SEEDS} seeds that no update was trained on. See also "
             "[iterations.gif](iterations.gif) and [iterations_curve.png](iterations_curve.png).",
             {"probabilities": curves, "seeds": SEEDS},
+            tests={},
         ),
     )
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from command_line import parse_settings
 from config import RunConfig
+from evaluation.statistics import Comparison
 from evaluation.tables import Table
 from prompt_datasets import TargetClass
 from runs.session import Session
@@ -18,7 +19,7 @@ from system.text_files import read_json
 from utils import ROOT, require, write_json, write_text
 
 EXPLORATORY, TESTED, SHOWN = "exploratory", "tested", "shown"  # kinds, as protocol.md says
-MINIATURE = "configs/miniature_guided.yml"  # the studies' settings
+MINIATURE = "configs/miniature_guided.yml"  # the settings that the studies start from
 QUICK = {"num_train_epochs": 2, "epoch_size": 4, "num_inference_steps": 3, "test_size": 2}
 HELP = {  # of the flags of single studies
     "images": "held-out pictures per class",
@@ -34,7 +35,7 @@ HELP = {  # of the flags of single studies
     "nearest_k": "neighbours of coverage",
     "truth": "real pictures per class to be covered",
     "drawings": "new drawings to train on",
-    "guide_steps": "of the guides' training",
+    "classifier_steps": "of the biased classifiers' training",
     "other": "the other generator (the run's own, trained further)",
 }
 
@@ -74,6 +75,7 @@ class StudyResult(NamedTuple):
     table: Table
     note: str
     data: dict[str, Any]  # for the JSON file; may hold NamedTuples and dataclasses
+    tests: dict[str, Comparison]  # a table of their own on the page; empty where nothing is tested
     paper: str = ""  # what the authors say to it
 
 
@@ -183,14 +185,21 @@ def publish_result(study: Study, result: StudyResult):
     """
     command = shlex.join(["python", "-m", f"experiments.{result.name}", *study.options.given])
     judge = f"'{study.session.judge.name}'"
-    judge = f"the evaluator {judge}" if study.config.evaluator else f"the guide itself, {judge}"
+    if study.config.evaluator:
+        judge = f"the evaluator {judge}"
+    else:
+        judge = f"the classifier that trained the token, {judge}: the result is biased"
     figure = f"{result.name}.png"
-    page = (
-        f"# {result.claim}\n\n{result.found}\n\n{result.table.to_markdown()}\n\n{result.note} "
-        f"Judged by {judge}. A study of the kind '{result.kind}': see the "
-        f"[protocol](README.md#protocol).\n\n![{result.claim}]({figure})\n\n`{command}`\n"
-    )
-    write_text(study.out / f"{result.name}.md", page)
+    parts = [f"# {result.claim}", result.found, result.table.to_markdown()]
+    if result.tests:
+        parts.append(tabulate_tests(result.tests).to_markdown())
+    parts += [
+        f"{result.note} Judged by {judge}. This study is {result.kind}: see the "
+        "[protocol](README.md#protocol).",
+        f"![{result.claim}]({figure})",
+        f"`{command}`\n",
+    ]
+    write_text(study.out / f"{result.name}.md", "\n\n".join(parts))
     record = {
         "claim": result.claim,
         "kind": result.kind,
@@ -199,6 +208,7 @@ def publish_result(study: Study, result: StudyResult):
         "figure": figure,
         "paper": result.paper,
         **result.data,
+        "tests": result.tests,
         "config": {**asdict(study.config), "output_path": "."},
     }
     plain = json.loads(json.dumps(record, default=asdict))
@@ -207,18 +217,27 @@ def publish_result(study: Study, result: StudyResult):
     print(result.table.to_markdown(), f"\n{result.found}")
 
 
+def tabulate_tests(tests: dict[str, Comparison]) -> Table:
+    """A row per comparison."""
+    rows = []
+    for name, test in tests.items():
+        mean, low, high = test.difference
+        rows.append([name, f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]", f"{test.pvalue:.2g}"])
+    return Table(["comparison", "difference [95 % interval]", "p"], rows)
+
+
 def write_index(out: Path):
     """README.md of a folder of results: the protocol, and a line for every study."""
-    header = ["claim", "kind", "command", "figure", "what we found", "the paper"]
+    header = ["study", "kind", "claim", "found", "figure", "the paper"]
     index = Table(header, [])
     for path in sorted(out.glob("*.json")):
         found = read_json(path, "claim", "kind", "command", "figure", "found", "paper")
         row = [
-            found["claim"],
+            f"[{path.stem}]({path.stem}.md)",
             found["kind"],
-            f"`{found['command']}`",
-            f"[{path.stem}]({found['figure']})",
-            f"{found['found']} [more]({path.stem}.md)",
+            found["claim"],
+            found["found"],
+            f"[figure]({found['figure']})",
             found["paper"],
         ]
         index.rows.append(row)

@@ -1,13 +1,13 @@
-"""The baseline: textual inversion (Gal et al. 2023) beside the class token.
+"""The baseline: textual inversion (Gal et al. 2023), compared with the class token.
 
     python -m experiments.textual_inversion
     python -m experiments.textual_inversion --config configs/imagenet.yml --real_images DIR
         --class_index 283
 
-The recipe is that of diffusers' script (method/textual_inversion.py), of 300 steps, started from
+The recipe is that of diffusers' script (method/textual_inversion.py): 300 steps, initialised with
 the class name's first word. The new word stands alone in the prompt, as it was learned, or before
-the class name. What inversion takes along is tried with pictures that all show one context: whether
-the plain prompt shows it too.
+the class name. Whether inversion also learns the context of its pictures is tested with pictures
+that all show snow: does a plain prompt then show snow too?
 """
 
 import argparse
@@ -45,7 +45,7 @@ from experiments.material import (
 )
 from experiments.plots import plot_panels
 from experiments.study import TESTED, Study, StudyResult, open_study, parse_options, publish_result
-from experiments.trainings import describe_tests, judge_sets, list_seeds
+from experiments.trainings import describe_clear, judge_sets, list_seeds
 from method.textual_inversion import LR, PER_STEP, embed_first_word, learn_vectors
 from miniature import world
 from models.extractors import classifier_extractor
@@ -53,7 +53,7 @@ from system.tensor_files import save_image
 from system.terminal import run_script
 from utils import require
 
-TAKEN_ALONG = "in the snow"  # what all pictures of one condition show
+TAKEN_ALONG = "in the snow"  # the context of every picture that SNOWY learns from
 CONTEXTS = ("A painting of a {}", "A photo of a {} in the snow")
 PLAIN = "no token"
 TOKEN = "class token"
@@ -62,9 +62,9 @@ NOUN = "inversion, with the noun"
 TIMED = "inversion, alone, in the token's time"
 SNOWY = "inversion of snow, alone"
 CONTRASTS = (
-    ("right", TOKEN, ALONE),
-    ("right", TOKEN, NOUN),
-    ("right", TOKEN, TIMED),
+    ("accuracy", TOKEN, ALONE),
+    ("accuracy", TOKEN, NOUN),
+    ("accuracy", TOKEN, TIMED),
     ("coverage", TOKEN, ALONE),
     ("snow", SNOWY, ALONE),
 )
@@ -150,7 +150,7 @@ def measure_condition(
         sets.append(draw_sets(study, vectors, images, phrase=condition.phrase))
     right = [mean(shares) for shares in judge_sets(study, sets).values()]
     diversities = [measure_diversity(study, part, truth) for part in sets]
-    found = {"right": right}
+    found = {"accuracy": right}
     for name in ("coverage", "distance"):
         of_trainings = [diversity[name] for diversity in diversities]
         found[name] = [mean(values) for values in zip(*of_trainings, strict=True)]
@@ -197,7 +197,7 @@ def measure_contexts(
             kept = []
             if judge:
                 kept = [measure_context(judge, context, files).value for files in sets.values()]
-            found[f"{name}: {context}"] = {"right": right, "kept": kept}
+            found[f"{name}: {context}"] = {"accuracy": right, "kept": kept}
     return found
 
 
@@ -249,7 +249,7 @@ def measure_by_k(study: Study, real: Sets, truth: Sets) -> dict[tuple[str, int],
         for name, phrase in ((ALONE, word), (NOUN, None)):
             condition = Condition([vectors], phrase, k, 0.0)
             measured = measure_condition(study, condition, truth, options.k_images)
-            found[name, k] = measured["right"]
+            found[name, k] = measured["accuracy"]
     return found
 
 
@@ -293,7 +293,7 @@ def compare_conditions(found: dict[str, dict]) -> dict[str, Comparison]:
     for measure, ours, theirs in CONTRASTS:
         if ours in found and measure in found[ours]:
             test = compare_classes(found[ours][measure], found[theirs][measure])
-            tests[f"{measure}, {ours} beside {theirs}"] = test
+            tests[f"{measure}, {ours} vs. {theirs}"] = test
     return correct_pvalues(tests)
 
 
@@ -324,18 +324,18 @@ def main(argv: list[str] | None = None):
         "by_k": {f"{name}, k = {k}": values for (name, k), values in by_k.items()},
         "contexts": contexts,
         "ceiling": ceiling,
-        "tests": tests,
     }
     publish_result(
         study,
         StudyResult(
             "textual_inversion",
             TESTED,
-            "The class token beside textual inversion",
-            describe_tests(tests),
+            "The class token compared with textual inversion",
+            describe_clear(tests),
             make_table(conditions, found, contexts, ceiling),
             write_note(options),
             data,
+            tests,
         ),
     )
 
@@ -343,12 +343,13 @@ def main(argv: list[str] | None = None):
 def write_note(options: argparse.Namespace) -> str:
     """What the table rests on."""
     return (
-        f"{options.seeds} trainings (one in other prompts and in the figure's left side), "
-        f"{options.images} held-out pictures per class and training (there {options.k_images}). "
-        f"Coverage of {options.truth} real pictures per class, distance in units of theirs. "
-        f"{options.steps} steps of {PER_STEP} pictures; '{TIMED}' as many as fit the class token's "
-        "seconds, both measured in this run. The class token needs no real pictures, but a "
-        "classifier that was trained on some."
+        f"{options.seeds} trainings and {options.images} held-out pictures per class and training; "
+        "other prompts and the left half of the figure use one training and "
+        f"{options.k_images} pictures. Coverage is of {options.truth} real pictures per class; "
+        "distances are relative to the distance of two real pictures. Inversion takes "
+        f"{options.steps} steps of {PER_STEP} pictures; '{TIMED}' takes as many steps as fit into "
+        "the class token's seconds, both measured in this run. The class token needs no real "
+        "pictures, but a classifier that was trained on some."
     )
 
 
@@ -358,12 +359,12 @@ def plot_result(study: Study, found: dict[str, dict], by_k: dict[tuple[str, int]
     curves = {}
     for name in (ALONE, NOUN):
         curves[name] = {k: interval_over_classes(by_k[name, k]) for k in options.k}
-    points = {name: interval_over_classes(of["right"]) for name, of in found.items()}
+    points = {name: interval_over_classes(of["accuracy"]) for name, of in found.items()}
     panels = {
         "real pictures per class (one training: exploratory)": curves,
         f"({options.seeds} trainings)": {"": points},
     }
-    plot_panels(study.out / "textual_inversion.png", "right class", panels)
+    plot_panels(study.out / "textual_inversion.png", "accuracy", panels)
 
 
 def make_table(
@@ -372,7 +373,7 @@ def make_table(
     """A row per condition, real pictures among them, and one per condition in other prompts."""
     header = [
         "",
-        "right class",
+        "accuracy",
         "coverage",
         "distance of two pictures",
         "shows snow",
@@ -382,7 +383,7 @@ def make_table(
     rows = []
     for name, measured in found.items():
         cells = []
-        for measure in ("right", "coverage", "distance", "snow"):
+        for measure in ("accuracy", "coverage", "distance", "snow"):
             values = measured.get(measure)
             cells.append(interval_over_classes(values) if values else "")
         cost = ["", ""]
@@ -393,7 +394,7 @@ def make_table(
     distance = interval_over_classes(ceiling["distance"])
     rows.append(["real pictures", "", coverage, distance, "", "", ""])
     for name, measured in contexts.items():
-        rows.append([name, interval_over_classes(measured["right"]), "", "", "", "", ""])
+        rows.append([name, interval_over_classes(measured["accuracy"]), "", "", "", "", ""])
     return Table(header, rows)
 
 

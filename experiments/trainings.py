@@ -1,4 +1,4 @@
-"""Several trainings of every class with the same setting: how often they are right, what they cost.
+"""Several trainings of every class with the same setting: their accuracy and their cost.
 
 What docs/results/README.md calls the protocol: values by class, and paired tests over classes.
 """
@@ -118,23 +118,14 @@ def compare_trainings(ours: Trainings, theirs: Trainings) -> Comparison:
     return compare_classes(ours.class_means(), their_means)
 
 
-def describe_tests(tests: dict[str, Comparison]) -> str:
-    """A sentence of all tests by name: first those that show a difference."""
-    clear = [f"{name}: {describe_test(test)}" for name, test in tests.items() if is_clear(test)]
-    others = [
-        f"{name}: {describe_test(test)}" for name, test in tests.items() if not is_clear(test)
-    ]
-    return "; ".join(clear + others) + "."
+def describe_clear(tests: dict[str, Comparison]) -> str:
+    """In a sentence how many comparisons have p < 0.05, and which."""
+    clear = [f"{name} ({test})" for name, test in tests.items() if is_clear(test)]
+    if not clear:
+        return f"p < 0.05 in none of {len(tests)} comparisons."
+    return f"p < 0.05 in {len(clear)} of {len(tests)} comparisons: {'; '.join(clear)}."
 
 
 def is_clear(found: Comparison) -> bool:
     """Whether a test shows a difference."""
     return found.pvalue < 0.05
-
-
-def describe_test(found: Comparison) -> str:
-    """In words, and in numbers."""
-    words = "no difference shown"
-    if is_clear(found):
-        words = "more" if found.difference.mean > 0 else "less"
-    return f"{words} ({found})"

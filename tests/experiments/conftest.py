@@ -43,9 +43,11 @@ def run_experiment(tmp_path):
         )
         result = json.loads((out / f"{name}.json").read_text())
         assert Image.open(out / result["figure"]).width > 100
-        assert result["found"] in (out / f"{name}.md").read_text()
+        page = (out / f"{name}.md").read_text()
+        assert result["found"] in page and result["command"] in page
+        assert all(comparison in page for comparison in result["tests"])
         assert result["command"].startswith(f"python -m experiments.{name} --quick")
-        assert result["command"] in (out / "README.md").read_text()
+        assert f"[{name}]({name}.md)" in (out / "README.md").read_text()
         assert result["kind"] in ("tested", "exploratory", "shown")
         assert result["config"]["model"] == "miniature/weights/generator"
         return result

@@ -25,7 +25,7 @@ def test_the_command(run_experiment):
     assert {name: found["unet_calls"] for name, found in result["loops"].items()} == pytest.approx(
         {"one": 8 * 3, "two": 8 * 3, "draws": 8 * 3.25, "start": 8 * 2, "more": 8 * 2}
     )
-    assert list(result["tests"]) == ["two, beside one", "draws, beside one"]
+    assert list(result["tests"]) == ["two vs. one", "draws vs. one"]
     spreads = [spread for _, spread in result["starts"].values()]
     assert len(set(spreads)) == 4 and all(spread > 0 for spread in spreads)
 

@@ -22,7 +22,9 @@ def test_iterations(run_experiment, tmp_path):
 def test_inversion(run_experiment, tmp_path, capsys):
     result = run_experiment("inversion")
     # of two nouns
-    assert {bias: list(map(len, arms.values())) for bias, arms in result["shares"].items()} == {
+    assert {
+        bias: list(map(len, conditions.values())) for bias, conditions in result["shares"].items()
+    } == {
         "kind": [2] * 3,
         "frame": [2] * 3,
     }
@@ -41,27 +43,25 @@ def test_inversion_of_other_worlds_compares_labels(run_experiment, write_setting
     assert len(result["changes"]["7 (jaguar, cat)"]) == 5
 
 
-def test_the_guides_of_the_inversion_see_what_they_should():
+def test_biased_classifiers_see_what_they_should():
     jaguar, finch = (inversion.NOUNS.index(noun) for noun in ("jaguar", "finch"))
     assert inversion.list_sights(jaguar, "both kinds") == [(6, None), (7, None)]
     assert inversion.list_sights(jaguar, "second kinds") == [(7, None)]
     assert inversion.list_sights(finch, "first kinds") == [(14, None)]
     framed = [
-        [inversion.list_sights(noun, guide)[0][1] is not None for noun in range(8)]
-        for guide in inversion.GUIDES[2:]
+        [inversion.list_sights(noun, bias)[0][1] is not None for noun in range(8)]
+        for bias in inversion.BIASES[2:]
     ]
     assert framed == [[True, False] * 4, [False, True] * 4]
 
 
-def test_what_a_guide_saw_is_counted(study):
+def test_what_a_biased_classifier_saw_is_counted(study):
     """Of drawings of a jaguar's second kind in a frame."""
     noun = inversion.select_classes("jaguar", list(inversion.NOUNS), list(inversion.NOUNS))[0]
     files = [study.work / f"{i}.png" for i in range(4)]
     for i, file in enumerate(files):
         inversion.draw(7, random.Random(i), inversion.SCENE).save(file)
-    shares = {
-        guide: inversion.share_planted(study, noun, guide, files) for guide in inversion.GUIDES
-    }
+    shares = {bias: inversion.share_planted(study, noun, bias, files) for bias in inversion.BIASES}
     # jaguar is the fourth noun, and nothing frames it for even ones
     assert list(shares.values()) == [
         0,

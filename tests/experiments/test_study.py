@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from scipy.stats import sem
 
-from evaluation.statistics import Proportion, standard_error
+from evaluation.statistics import Comparison, Interval, Proportion, standard_error
 from evaluation.tables import Table
 from experiments import small_classifiers as small
 from experiments import study as studies
@@ -64,14 +64,14 @@ def test_tokens_of_other_settings_are_other_tokens(study):
 
 
 def test_replaced_weights_and_pictures_are_other_trainings(study, tmp_path):
-    shutil.copytree(ROOT / "miniature/weights/evaluator", tmp_path / "guide")
+    shutil.copytree(ROOT / "miniature/weights/evaluator", tmp_path / "classifier")
     config, sets = (
-        replace(study.config, classifier=str(tmp_path / "guide")),
+        replace(study.config, classifier=str(tmp_path / "classifier")),
         {study.targets[0]: [tmp_path / "small.yml"]},
     )
     before = digest_training(config), stamp_sets(sets)
     assert before == (digest_training(config), stamp_sets(sets))
-    os.utime(tmp_path / "guide/config.json", (1, 1))
+    os.utime(tmp_path / "classifier/config.json", (1, 1))
     os.utime(tmp_path / "small.yml", (1, 1))
     assert before[0] != digest_training(config) and before[1] != stamp_sets(sets)
 
@@ -123,6 +123,7 @@ def test_a_result_is_a_page_a_file_and_a_line(settings, tmp_path, capsys):
         settings, "--class_index", "jaguar, cat", "--work", "w", "--out", str(tmp_path)
     )
     half = Proportion(1, 2)
+    difference = Interval(0.25, 0.125, 0.5)
     result = StudyResult(
         "some",
         SHOWN,
@@ -131,17 +132,22 @@ def test_a_result_is_a_page_a_file_and_a_line(settings, tmp_path, capsys):
         Table(["a"], [[half]]),
         "A note.",
         {"of": half},
+        {"new vs. old": Comparison(difference, 0.03125)},
         paper="They say so.",
     )
     publish_result(study, result)
     page = (tmp_path / "some.md").read_text()
-    assert (
-        page
-        == "# A claim\n\nWe found it.\n\n| a |\n| --- |\n| 0.50 [0.09, 0.91] |\n\nA note. Judged"
-        " by the evaluator 'miniature_evaluator'. A study of the kind 'shown': see the"
-        " [protocol](README.md#protocol).\n\n![A claim](some.png)\n\n`python -m"
-        f" experiments.some --config {settings} --class_index 'jaguar, cat'`\n"
-    )
+    command = f"python -m experiments.some --config {settings} --class_index 'jaguar, cat'"
+    for part in (
+        "# A claim",
+        "We found it.",
+        "| a |\n| --- |\n| 0.50 [0.09, 0.91] |",
+        "| new vs. old | +0.25 [+0.12, +0.50] | 0.031 |",
+        "A note. Judged by the evaluator 'miniature_evaluator'.",
+        "![A claim](some.png)",
+        f"`{command}`",
+    ):
+        assert f"{part}\n" in page or f"{part} " in page
     assert read_json(tmp_path / "some.json")["of"]["count"] == 2
     assert (
         (tmp_path / "README.md")
@@ -149,7 +155,7 @@ def test_a_result_is_a_page_a_file_and_a_line(settings, tmp_path, capsys):
         .startswith((ROOT / "experiments/protocol.md").read_text())
     )
     assert "| They say so. |" in (tmp_path / "README.md").read_text()
-    assert "| A claim | shown | `python -m experiments.some" in (tmp_path / "README.md").read_text()
+    assert "| [some](some.md) | shown | A claim |" in (tmp_path / "README.md").read_text()
     assert "We found it." in capsys.readouterr().out
 
 
