@@ -110,10 +110,8 @@ def build_parser(description: str | None) -> OneLineParser:
         action="store_true",
         help="Print the classes of --classifier and stop.",
     )
-    parser.add_argument("--quiet", action="store_true", help="Print warnings and errors alone.")
-    parser.add_argument(
-        "--debug", action="store_true", help="Show where in the code an error came from."
-    )
+    parser.add_argument("--quiet", action="store_true", help="Print only warnings and errors.")
+    parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
     defaults = RunConfig()
     topic = parser
     for name, entry in SETTINGS.items():

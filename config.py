@@ -67,16 +67,16 @@ class RunConfig:
     )
     train: bool = setting(False, "Learn a token for each class.")
     evaluate: bool = setting(
-        False, "Draw the same seeds without and with the token, and judge them."
+        False, "Draw pictures from the same seeds without and with the token, and judge them."
     )
     estimate: bool = setting(
         False,
-        "Only print what training would take: parameters, memory by batch_size, FLOPs, disk. Reads "
-        "configs, no weights, writes nothing, needs no class and no GPU.",
+        "Print what training would take (parameters, memory by batch_size, FLOPs, disk) and stop. "
+        "It reads only configs, so it needs no weights, no class and no GPU.",
     )
     memory_gb: float | None = setting(
         None,
-        "With estimate: a card's memory in GB, to be told which batch_size fits.",
+        "With estimate: the memory of a GPU in GB; names the batch_size that fits.",
         greater_than(0, 10_000),
     )
     exp_id: str = setting(
@@ -97,8 +97,8 @@ class RunConfig:
     )
     initializer_token: str = setting(
         "a",
-        "What the token's vectors start from: a word, a phrase (its tokens in turn), or a token "
-        "file to continue.",
+        "What the token is initialised with: a word, a phrase (one vector per token of it), or a "
+        "token file to continue training from.",
         (
             lambda text: text.strip() and ("/" not in text or text.endswith(TOKEN_SUFFIXES)),
             f"a word, a phrase or a token file ({', '.join(TOKEN_SUFFIXES)})",
@@ -108,7 +108,7 @@ class RunConfig:
     )
     num_vectors: int | None = setting(
         None,
-        "The vectors of the token; the phrase repeats to fill them. 'none': as many as the "
+        "Number of vectors of the token; a shorter initialiser is repeated. 'none': as many as the "
         "initialiser has.",
         from_to(1, 64),
         "token",
@@ -132,8 +132,8 @@ class RunConfig:
     )
     guidance_rescale: float = setting(
         0.0,
-        "How far guided noise is scaled back to unguided noise's variance, for zero-terminal-SNR "
-        "models (0.7).",
+        "How far to rescale guided noise towards the variance of the conditional prediction, for "
+        "zero-terminal-SNR models (0.7).",
         from_to(0, 1),
         "token pictures",
     )
@@ -146,9 +146,9 @@ class RunConfig:
     )
     classifier: str = setting(
         "inet",
-        "The guiding classifier: inet, inat, cub, miniature, miniature_evaluator, a transformers "
-        "image classifier (hub id or folder), timm:<name>, or zero-shot:<hub id or folder of CLIP "
-        "or SigLIP>.",
+        "The classifier that trains the token: inet, inat, cub, miniature, miniature_evaluator, a "
+        "transformers image classifier (hub id or folder), timm:<name>, or zero-shot:<hub id or "
+        "folder of CLIP or SigLIP>.",
         GIVEN,
         "token",
         path=True,
@@ -163,9 +163,9 @@ class RunConfig:
     )
     loss: str = setting(
         "cross_entropy",
-        "What images are scored by: cross_entropy, norm_penalty (which also keeps the vectors' norm"
-        " near the vocabulary's), or module:function of images [B, 3, H, W] in [0, 1] and targets "
-        "[B] -> losses [B].",
+        "The training loss: cross_entropy, norm_penalty (which also keeps the vectors' norm near "
+        "the vocabulary's), or module:function, a function of images [B, 3, H, W] in [0, 1] and "
+        "target classes [B] that returns losses [B].",
         (
             lambda name: re.fullmatch(rf"\w+|{FUNCTION}", name) is not None,
             "a loss's name or module:function",
@@ -174,17 +174,17 @@ class RunConfig:
     )
     evaluator: str | None = setting(
         None,
-        "A second classifier that judges and never guides (the same choices). 'none': only the "
-        "guiding one judges.",
+        "A second classifier of the same classes, used only for evaluation (the same choices). "
+        "'none': evaluate with the classifier that trained the token.",
         GIVEN,
         path=True,
     )
     num_train_epochs: int = setting(
-        50, "Updates at most.", from_to(1, 100_000), "token", topic="Training loop"
+        50, "Maximum number of updates.", from_to(1, 100_000), "token", topic="Training loop"
     )
     epoch_size: int = setting(5, "Images per update.", from_to(1, 10_000), "token")
     number_of_prompts: int = setting(
-        3, "How many of the paper's prompt templates take turns.", from_to(1, 3), "token"
+        3, "How many of the paper's prompt templates to use, in turn.", from_to(1, 3), "token"
     )
     lr: float = setting(
         1.25e-3, "AdamW's learning rate (0.00025 x 5 images).", greater_than(0, 1000), "token"
@@ -196,45 +196,51 @@ class RunConfig:
         "token",
     )
     weight_decay: float = setting(
-        1e-2, "AdamW's weight decay, on the trained vector.", from_to(0, 1000), "token"
+        1e-2, "AdamW's weight decay, of the token's vectors only.", from_to(0, 1000), "token"
     )
     eps: float = setting(1e-8, "AdamW's epsilon.", greater_than(0, 1), "token")
     max_grad_norm: float = setting(
-        1.0, "The gradient's norm is clipped to this.", greater_than(0, 10**9), "token"
+        1.0,
+        "Maximum gradient norm; larger gradients are clipped to it.",
+        greater_than(0, 10**9),
+        "token",
     )
     seed: int = setting(
         35,
-        "Seed of the first training image; the next ones count up. Evaluation uses 0 to test_size -"
-        " 1, so this must not be below test_size.",
+        "Seed of the first training image; the others follow. Evaluation uses seeds 0 to test_size "
+        "- 1, so this must be at least test_size.",
         from_to(0, SEEDS - 1),
         "token",
     )
     fresh_noise: bool = setting(
-        False, "New noise in every update instead of the paper's same seeds.", None, "token"
+        False,
+        "Draw new noise in every update, instead of repeating the same seeds as in the paper.",
+        None,
+        "token",
     )
     train_timesteps: list[int] | None = setting(
         None,
-        "Timesteps of the training trajectory, such as 999 800 600; it jumps from the last one to "
-        "z_0. 'none': the checkpoint's own scheduler, as in the paper.",
+        "Timesteps of the training trajectory, such as 999 800 600; z_0 is predicted from the last "
+        "one. 'none': all steps of the checkpoint's scheduler, as in the paper.",
         TRAJECTORY,
         "token",
     )
     train_guidance_scale: float | None = setting(
         None,
-        "Guidance in training: 1 learns without, at half the UNet's work. 'none': as "
-        "guidance_scale.",
+        "Guidance scale in training; 1 disables guidance and halves the UNet's work. 'none': the "
+        "value of guidance_scale.",
         from_to(0, 100),
         "token",
     )
     target_accuracy: float = setting(
         0.7,
-        "Stop when more than this share of an update's images is classified right; with fresh "
-        "noise, of the last three updates' images.",
+        "Stop when the accuracy on an update's images exceeds this; with fresh noise, on those of "
+        "the last three updates.",
         from_to(0, 1),
         "token",
     )
     early_stopping: int = setting(
-        15, "Updates without a better loss until it stops.", from_to(1, 100_000), "token"
+        15, "Stop after this many updates without a lower loss.", from_to(1, 100_000), "token"
     )
     test_size: int = setting(
         10,
@@ -244,105 +250,105 @@ class RunConfig:
     )
     token: str | None = setting(
         None,
-        "Evaluate this token file, of any tool, instead of a trained one; it is copied into the "
-        "run.",
+        "Evaluate this token file, written by any tool, instead of training one; it is copied into "
+        "the run.",
         GIVEN,
         path=True,
     )
     eval_prompts: list[str] = setting(
         [],
-        'More prompts to evaluate in, with {} for the class, such as "A painting of {}" "A photo of'
-        ' a {} in the snow"; or a text file with one per line.',
+        'Additional evaluation prompts, with {} for the class, such as "A painting of {}" "A photo '
+        'of a {} in the snow"; or a text file with one prompt per line.',
         path=lambda text: "{}" not in text,
     )
     context_judge: str | None = setting(
         None,
-        "module:function that says which words of a prompt a picture (PIL) shows, or None: "
-        "eval_prompts are then judged by it too.",
+        "module:function that returns which words of a prompt a PIL image shows, or None; "
+        "eval_prompts are then judged by it as well.",
         (lambda value: re.fullmatch(FUNCTION, value), "module:function"),
     )
     controls: bool = setting(
         False,
-        "Evaluate an untrained and a random token of the same norm too: what they gain is not the "
-        "training's.",
+        "Also evaluate an untrained token and a random token of the same norm, to show that the "
+        "gain comes from training.",
     )
     oracle_names: str | None = setting(
         None,
-        "A YAML file {number: words} such as {135: wading bird}, which ask for each class without a"
-        " token: drawn and judged as an arm of its own, what the generator can do if asked right.",
+        "A YAML file {number: words}, such as {135: wading bird}, of better words for each class. "
+        "They are evaluated without a token, as a condition of their own.",
         GIVEN,
         path=True,
     )
     attention_maps: bool = setting(
         False,
-        "Show where the token and the class name look in the first pictures (cross-attention), and "
-        "which words of the vocabulary the token is nearest to, before and after.",
+        "Show the cross-attention of the token and the class name in the first pictures, and the "
+        "nearest words of the vocabulary before and after training.",
     )
     real_images: str | None = setting(
         None,
-        "Real pictures, shown beside the generated ones and compared with them: a folder with one "
-        "folder per class (0283_tiger_cat, 283, tiger cat or the label), or module:function of a "
-        "label and a random.Random that draws one.",
+        "Real pictures to show and to compare with: a folder with one folder per class "
+        "(0283_tiger_cat, 283, tiger cat or the label), or module:function, a function of a label "
+        "and a random.Random that returns a picture.",
         GIVEN,
         path=True,
     )
     features: str = setting(
         "inception",
-        "What FID, KID and coverage compare, where real_images are given: inception, "
-        "inception:<file of weights>, or a classifier's last features (the same choices as "
+        "The features for FID, KID and coverage, where real_images are given: inception, "
+        "inception:<file of weights>, or the last features of a classifier (choices as for "
         "classifier).",
         GIVEN,
         path=True,
     )
     fid_mode: str = setting(
         "clean",
-        "How InceptionV3's pictures are resized: as by torch-fidelity (legacy) or clean-fid "
-        "(clean).",
+        "How to resize pictures for InceptionV3: as torch-fidelity (legacy) or clean-fid (clean) "
+        "does.",
         one_of("legacy", "clean"),
     )
     device: str = setting(
         "cuda",
-        "cuda, cuda:1, mps or cpu.",
+        "The device to compute on: cuda, cuda:1, mps or cpu.",
         (lambda value: re.fullmatch(r"cuda(:\d{1,3})?|mps|cpu", value), "cuda, cuda:1, mps or cpu"),
         topic="Machine and output",
     )
     batch_size: int | None = setting(
         None,
-        "Images held in memory with a graph at once; changes speed and memory, not results. 'none':"
-        " as many as fit.",
+        "Images per batch in training; affects speed and memory, not results. 'none': as many as "
+        "fit into memory.",
         from_to(1, 10_000),
     )
     classes_at_once: int = setting(
         1,
-        "Classes that learn together in the same batches; changes speed and memory, not results.",
+        "Classes trained together in the same batches; affects speed and memory, not results.",
         from_to(1, 1000),
     )
     gradient_checkpointing: bool = setting(
-        False, "Recompute activations in the last step: slower, less memory."
+        False, "Recompute activations in the last step: slower, but takes less memory."
     )
     torch_compile: bool = setting(
         False,
-        "Compile the generator's networks: minutes at the start, and again for batches of other "
-        "sizes, then faster; for long sweeps.",
+        "Compile the generator's networks: takes minutes for every new batch size, then runs "
+        "faster; for long sweeps.",
     )
     output_path: str = setting(
         ".", "The folder that holds pipeline_token/ and img/.", GIVEN, path=True
     )
     report_to: str | None = setting(
         None,
-        "Send curves and pictures of training to tensorboard (the folder tensorboard/), wandb, "
+        "Log training curves and pictures to tensorboard (in the folder tensorboard/), wandb, "
         "trackio, or all that are installed.",
         one_of("tensorboard", "wandb", "trackio", "all"),
     )
     train_images: str = setting(
         "all",
-        "The training pictures that stay once a class is trained, 0.4 MB each at 512 x 512: all (of"
-        " 50 updates 100 MB per class), film (of the ten updates at most that the report's film "
-        "shows: 20 MB), or none.",
+        "Which training pictures to keep once a class is trained, 0.4 MB each at 512 x 512: all "
+        "(100 MB per class for 50 updates), film (those of the at most ten updates that the report "
+        "animates: 20 MB), or none.",
         one_of("all", "film", "none"),
     )
     skip_exists: bool = setting(
-        True, "Skip what is finished and resume what is half done. False starts over."
+        True, "Skip finished classes and resume unfinished ones. False starts over."
     )
 
     def pick_settings(self, names: Iterable[str]) -> dict[str, Any]:

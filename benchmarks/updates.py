@@ -87,11 +87,13 @@ def measure_share(
 ) -> float:
     """The share of held-out pictures by these vectors that the judge takes for the class."""
     prompt = TEMPLATES[0].format(phrase)
-    arm = Condition("", prompt, vectors, HELD_OUT)
-    arm = arm._replace(folder=digest_json(session.drawer.describe_conditions([arm]))[:12])
+    condition = Condition("", prompt, vectors, HELD_OUT)
+    condition = condition._replace(
+        folder=digest_json(session.drawer.describe_conditions([condition]))[:12]
+    )
     folder = Path(session.config.output_path, "pictures", target.folder)
-    session.drawer.draw_conditions([arm], folder, target.title)
-    files = [folder / arm.folder / f"{seed}.png" for seed in range(HELD_OUT)]
+    session.drawer.draw_conditions([condition], folder, target.title)
+    files = [folder / condition.folder / f"{seed}.png" for seed in range(HELD_OUT)]
     return judge_images(session.judge, files, target.index).accuracy.value
 
 

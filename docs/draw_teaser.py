@@ -32,9 +32,9 @@ def main():
         axes.text(
             x + 0.48, 3.06, f"“{noun}”\n{sense}", ha="center", va="bottom", fontsize=9.5, color=INK
         )
-        for y, (_, arm) in zip((2, 1, 0), ROWS, strict=True):
+        for y, (_, condition) in zip((2, 1, 0), ROWS, strict=True):
             axes.imshow(
-                read_image(folder / arm / "0.png"),
+                read_image(folder / condition / "0.png"),
                 extent=(x, x + 0.96, y, y + 0.96),
                 interpolation="lanczos",
             )

@@ -60,10 +60,10 @@ def map_class(study: Study, target: TargetClass, vectors: torch.Tensor) -> list:
     """Attention maps [N][2][h][w] of the first `--images` seeds to the token and to the noun."""
     session = study.session
     prompt = TEMPLATES[0].format(f"{study.config.placeholder_token} {target.name}")
-    arm = Condition("", prompt, vectors, study.options.images)
+    condition = Condition("", prompt, vectors, study.options.images)
     maps = []
-    for seed in range(arm.images):
-        found = map_attention(session.generator, arm, target.name, seed, session.sampling)
+    for seed in range(condition.images):
+        found = map_attention(session.generator, condition, target.name, seed, session.sampling)
         maps.append(found.tolist())
     return maps
 

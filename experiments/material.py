@@ -122,11 +122,13 @@ def draw_sets(
         words = target.name
         if of_class is not None:
             words = phrase or f"{study.config.placeholder_token} {target.name}"
-        arm = Condition("", template.format(words), of_class, images)
-        arm = arm._replace(folder=digest_json(drawer.describe_conditions([arm]))[:12])
+        condition = Condition("", template.format(words), of_class, images)
+        condition = condition._replace(
+            folder=digest_json(drawer.describe_conditions([condition]))[:12]
+        )
         folder = study.work / "pictures" / target.folder
-        drawer.draw_conditions([arm], folder, target.title)
-        sets[target] = [folder / arm.folder / f"{seed}.png" for seed in range(images)]
+        drawer.draw_conditions([condition], folder, target.title)
+        sets[target] = [folder / condition.folder / f"{seed}.png" for seed in range(images)]
     return sets
 
 

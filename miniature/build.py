@@ -48,8 +48,8 @@ CACHE, WEIGHTS = ROOT / "miniature/cache", ROOT / "miniature/weights"
 ARCHITECTURE = yaml.safe_load((ROOT / "miniature/architecture.yml").read_text(encoding="utf-8"))
 PROMPT_LENGTH = 32
 DRAWINGS = 24_000  # to train on
-# The evaluator learns from other drawings than all that guides.
-GUIDING_SEED, EVALUATOR_SEED, FRESH_SEED = 0, 1, 2
+# The evaluator is trained on drawings that nothing else has seen.
+TRAINING_SEED, EVALUATOR_SEED, FRESH_SEED = 0, 1, 2
 LABEL_MAPS = {
     "id2label": dict(enumerate(world.LABELS)),
     "label2id": {label: i for i, label in enumerate(world.LABELS)},
@@ -210,7 +210,7 @@ def build_classifier(name: str, seed: int, drawings_seed: int, steps: int, model
 
 def build_vae():
     torch.manual_seed(3)
-    pictures, _, _ = make_drawings(GUIDING_SEED)
+    pictures, _, _ = make_drawings(TRAINING_SEED)
     vae = AutoencoderKL(**ARCHITECTURE["vae"])
 
     def compute_loss(chosen, generator):
@@ -291,7 +291,7 @@ def build_tokenizer(captions: list[str]) -> transformers.CLIPTokenizer:
 
 def build_generator():
     torch.manual_seed(4)
-    pictures, _, captions = make_drawings(GUIDING_SEED)
+    pictures, _, captions = make_drawings(TRAINING_SEED)
     tokenizer, folder = build_tokenizer(captions), WEIGHTS / "generator"
     vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).eval()
     means, stds = (vae.config.scaling_factor * part for part in encode_drawings(vae, pictures))
@@ -371,7 +371,7 @@ def build_clip():
     All captions of a picture's class are right for it, as in UniCL (2022).
     """
     torch.manual_seed(5)
-    pictures, labels, _ = make_drawings(GUIDING_SEED)
+    pictures, labels, _ = make_drawings(TRAINING_SEED)
     tokenizer = transformers.CLIPTokenizer.from_pretrained(WEIGHTS / "generator/tokenizer")
     folder = WEIGHTS / "clip"
     captions = tokenizer(
@@ -449,7 +449,7 @@ STAGES = {
             build_classifier,
             "classifier",
             1,
-            GUIDING_SEED,
+            TRAINING_SEED,
             1400,
             transformers.ViTForImageClassification,
         ),

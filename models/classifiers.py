@@ -134,11 +134,11 @@ def check_classifier(classifier: Classifier, name: str, height: int, width: int)
         f"'{name}' gives {list(logits.shape)} logits for a picture and names "
         f"{count} classes: its labels are another model's",
     )
-    require(count > 1, f"'{name}' has one class: its loss is always 0, so it cannot guide")
+    require(count > 1, f"'{name}' has one class: its loss is always 0, so it cannot train a token")
     require(logits.isfinite().all(), f"'{name}' gives non-finite logits")
     require(
         gradient is not None and gradient.isfinite().all() and gradient.any(),
-        f"'{name}' lets no gradient through to the picture, so it cannot guide",
+        f"'{name}' lets no gradient through to the picture, so it cannot train a token",
     )
 
 

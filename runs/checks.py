@@ -71,10 +71,7 @@ def load_models(session: Session, is_training: bool):
     config = session.config
     classifier = session.classifier
     if config.evaluate and session.evaluator and session.evaluator.name == classifier.name:
-        print_warning(
-            "the evaluator is the guiding classifier itself: the result is biased, since the "
-            "judge also guided"
-        )
+        print_warning("the result is biased: the evaluator is the classifier that trains the token")
     if is_training:
         session.load_now("loss")
     if config.evaluate and any(session.evaluation.real.values()):

@@ -198,11 +198,11 @@ class Evaluation:
         changed = folder.changed_settings(asdict(config), warned)
         if changed:
             print_warning(to_printable(f"the token was trained with {'; '.join(changed)}"))
-        guide = load_token(folder.token_file).header.get("guided_by")
-        if config.evaluator and guide:
+        trained_by = load_token(folder.token_file).header.get("guided_by")
+        if config.evaluator and trained_by:
             evaluator, _ = split_revision(config.evaluator)
-            if is_same_source(guide, evaluator):
-                print_warning("the evaluator guided this token, so the result is biased")
+            if is_same_source(trained_by, evaluator):
+                print_warning("the result is biased: the evaluator also trained this token")
 
     def summarise_classes(self, done: list[RunFolder]) -> bool:
         """Print and write the summary of these classes, unless another process is writing it.

@@ -170,13 +170,13 @@ class RunFolder(RunFiles):
             header = load_token(self.token_file).header
         except UserError as error:
             raise UserError(f"{error}; remove it and train again") from error
-        guide = header.get("classifier", classifier)
+        trained_by = header.get("classifier", classifier)
         # of another revision: a warning, once it is evaluated
         place, _ = split_revision(classifier)
         require(
-            is_same_source(guide, place),
-            f"'{self.token_file}' was trained with the classifier '{guide}', not '{classifier}': "
-            "give that one, or another --exp_id",
+            is_same_source(trained_by, place),
+            f"'{self.token_file}' was trained with the classifier '{trained_by}', not "
+            f"'{classifier}': give that one, or another --exp_id",
         )
         check_held_out(self.token_file, header, test_size)
 
@@ -185,8 +185,8 @@ class RunFolder(RunFiles):
     ) -> list[str]:
         """Keep a token of any origin as this class's, and say so.
 
-        Nothing to say where it is there already. Any classifier may judge it; the one that guided
-        it, if its file says so, stays in the header as guided_by.
+        Nothing to say where it is there already. Any classifier may judge it; the one that
+        trained it, if its file names one, stays in the header as guided_by.
 
         Raises:
             UserError: the run has another token, or a training of its own.
@@ -203,9 +203,9 @@ class RunFolder(RunFiles):
             )
             return []
         header = dict(token.header)
-        guide = header.pop("classifier", None)
-        if guide is not None:
-            header["guided_by"] = guide
+        trained_by = header.pop("classifier", None)
+        if trained_by is not None:
+            header["guided_by"] = trained_by
         header |= {**self.describe_class(), "imported_from": source}
         save_token(self.token_file, placeholder, token.vectors, token.widths, header)
         return [f"a token of {len(token.vectors)} vectors, taken from '{source}'"]

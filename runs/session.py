@@ -141,14 +141,14 @@ class Session:
 
     @cached_property
     def classifier(self) -> Classifier:
-        """The classifier that guides."""
+        """The classifier that trains the token."""
         config = self.config
         size = config.height, config.width
         return self.call_once(load_classifier, config.classifier, self.device, *size, config.labels)
 
     @cached_property
     def evaluator(self) -> Classifier | None:
-        """The classifier that judges and never guides, of the same classes; None without one."""
+        """The classifier of the same classes that only judges; None without one."""
         config = self.config
         if not config.evaluator:
             return None
@@ -164,12 +164,12 @@ class Session:
 
     @property
     def judge(self) -> Classifier:
-        """The evaluator, or the guiding classifier where there is none."""
+        """The evaluator, or the classifier where there is none."""
         return self.evaluator or self.classifier
 
     @property
     def judges(self) -> dict[str, Classifier]:
-        """By role: the guiding classifier, and the evaluator where there is one."""
+        """By role: the classifier, and the evaluator where there is one."""
         judges = {"classifier": self.classifier}
         if self.evaluator:
             judges["evaluator"] = self.evaluator

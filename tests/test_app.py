@@ -241,7 +241,7 @@ def test_a_visitor_s_folder_has_a_lifetime_of_its_own(session):
 
 
 def test_a_judge_of_other_classes_is_refused(tmp_path):
-    """A class is its index to guide and judge alike."""
+    """Classifier and evaluator tell classes by their index."""
     (tmp_path / "names.txt").write_text("bat, club\ncrane, bird\n")
     config = parse_settings(
         ["--config", "configs/miniature_zero_shot.yml", "--labels", str(tmp_path / "names.txt")]

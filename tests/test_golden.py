@@ -131,25 +131,25 @@ def test_token_and_metrics(tmp_path):
     ]
     assert_equal(torch.tensor([line["loss"] for line in history]), "losses")
     metrics = json.loads(next(tmp_path.rglob("metrics.json")).read_text())
-    for arm in ("without", "with", "untrained", "random"):
-        for role, before in RECORD["metrics"][arm].items():
-            assert metrics["conditions"][arm][role]["right"] == before["right"]
-            assert metrics["conditions"][arm][role]["accuracy"]["low"] == pytest.approx(
+    for condition in ("without", "with", "untrained", "random"):
+        for role, before in RECORD["metrics"][condition].items():
+            assert metrics["conditions"][condition][role]["right"] == before["right"]
+            assert metrics["conditions"][condition][role]["accuracy"]["low"] == pytest.approx(
                 before["accuracy"]["low"]
             )
-            assert metrics["conditions"][arm][role]["mean_target_probability"] == pytest.approx(
-                before["mean_target_probability"], rel=1e-4, abs=1e-4
-            )
+            assert metrics["conditions"][condition][role][
+                "mean_target_probability"
+            ] == pytest.approx(before["mean_target_probability"], rel=1e-4, abs=1e-4)
     assert metrics["mcnemar_p"] == pytest.approx(RECORD["metrics"]["mcnemar_p"])
     kept = metrics["contexts"]["A painting of a {}"]["context_kept"]["with"]["value"]
     assert (
         kept == RECORD["metrics"]["contexts"]["A painting of a {}"]["context_kept"]["with"]["value"]
     )
     distances = json.loads(next(tmp_path.rglob("summary_demo.json")).read_text())["distribution"]
-    for arm in ("without", "with", "real"):
+    for condition in ("without", "with", "real"):
         for measure in ("fid", "kid", "precision", "recall", "density", "coverage"):
-            assert distances[arm][measure] == pytest.approx(
-                RECORD["distribution"][arm][measure], rel=max(1e-4, TOLERANCE), abs=1e-4
+            assert distances[condition][measure] == pytest.approx(
+                RECORD["distribution"][condition][measure], rel=max(1e-4, TOLERANCE), abs=1e-4
             )
 
 

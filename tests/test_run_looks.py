@@ -1,4 +1,4 @@
-"""What an evaluation adds on request: an arm of other words, and what the token looks at."""
+"""What an evaluation adds on request: a condition of other words, and what the token looks at."""
 
 import json
 from pathlib import Path

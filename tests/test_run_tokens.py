@@ -122,18 +122,18 @@ def test_a_loss_that_cannot_teach_starts_no_training(tiny_config, tmp_path, caps
 
 
 def test_our_own_token_may_be_judged_by_another_classifier(tiny_config, tmp_path, capsys):
-    """Which stands for another class there; the guide is remembered, and no independent judge."""
+    """Which stands for another class there; its classifier is remembered, and is no independent judge."""
     train(tiny_config)
-    file, guide = next(tmp_path.rglob("learned_embeds.safetensors")), tiny_config.classifier
+    file, classifier = next(tmp_path.rglob("learned_embeds.safetensors")), tiny_config.classifier
     tiny_config.classifier = save_classifier(tmp_path / "other", LABELS)
     argv = evaluate(tiny_config, file, "--class_index", "1", "--exp_id", "copied")
     assert main(argv) == 0 and "flatters" not in capsys.readouterr().err
     token = token_of(tmp_path, "copied")
     assert torch.equal(token.vectors, token_of(tmp_path).vectors)
-    assert (token.header["guided_by"], token.header["class_name"]) == (guide, "crane")
+    assert (token.header["guided_by"], token.header["class_name"]) == (classifier, "crane")
     assert (
-        main([*argv, "--evaluator", guide]) == 0
-        and "the evaluator guided this token" in capsys.readouterr().err
+        main([*argv, "--evaluator", classifier]) == 0
+        and "the evaluator also trained this token" in capsys.readouterr().err
     )
 
 

@@ -116,7 +116,7 @@ def describe_judges(entry: CardEntry) -> list[tuple]:
     for role, name in metrics.judges.items():
         title = role
         if role == "classifier" and guided:
-            title = "guiding classifier"
+            title = "classifier that trained the token"
         source = describe_source(metrics.settings.get(role) or name)
         shares = [pool_accuracy([metrics.conditions], condition, role) for condition in PAIR]
         judged.append((title, source, *shares))

@@ -28,7 +28,7 @@ def make_condition(generator, count: int = 1) -> Condition:
 
 def test_maps_are_the_softmax_of_queries_and_keys(generator, monkeypatch):
     """Against maps computed from hooked inputs of every cross-attention layer."""
-    arm, maps, inputs = make_condition(generator), [], []
+    condition, maps, inputs = make_condition(generator), [], []
     hooks = [
         module.register_forward_pre_hook(
             lambda module, given, named: inputs.append(
@@ -39,10 +39,10 @@ def test_maps_are_the_softmax_of_queries_and_keys(generator, monkeypatch):
         for name, module in generator.unet.named_modules()
         if name.endswith("attn2")
     ]
-    found = map_attention(generator, arm, "jaguar", 0, SAMPLING)
+    found = map_attention(generator, condition, "jaguar", 0, SAMPLING)
     for hook in hooks:
         hook.remove()
-    places = place_words(generator, arm, "jaguar")
+    places = place_words(generator, condition, "jaguar")
     for module, hidden, context in inputs:
         # [heads, positions, width]
         query, key = (
@@ -64,11 +64,11 @@ def test_maps_are_the_softmax_of_queries_and_keys(generator, monkeypatch):
 
 
 def test_looking_changes_no_picture(generator):
-    arm, before = make_condition(generator), generator.unet.attn_processors
+    condition, before = make_condition(generator), generator.unet.attn_processors
     with torch.no_grad():
-        latents = [generator.sample(encode_condition(generator, arm), [0], SAMPLING)]
-        map_attention(generator, arm, "jaguar", 0, SAMPLING)
-        latents.append(generator.sample(encode_condition(generator, arm), [0], SAMPLING))
+        latents = [generator.sample(encode_condition(generator, condition), [0], SAMPLING)]
+        map_attention(generator, condition, "jaguar", 0, SAMPLING)
+        latents.append(generator.sample(encode_condition(generator, condition), [0], SAMPLING))
     assert torch.equal(*latents) and generator.unet.attn_processors == before
 
 

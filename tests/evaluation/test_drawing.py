@@ -72,16 +72,16 @@ def test_evaluating_again_draws_only_what_is_missing(capsys, tiny_config, tmp_pa
 
 
 def test_the_generator_is_loaded_only_where_a_picture_is_missing(generator, tmp_path):
-    arms, loads = [Condition("without", "A photo of a crane", None, 2)], []
+    conditions, loads = [Condition("without", "A photo of a crane", None, 2)], []
     drawer = Drawer(lambda: loads.append(1) or generator, SAMPLING, {"model": "tiny"}, "cpu")
     assert (
-        drawer.draw_conditions(arms, tmp_path, "crane") == 2
-        and drawer.draw_conditions(arms, tmp_path, "crane") == 0
+        drawer.draw_conditions(conditions, tmp_path, "crane") == 2
+        and drawer.draw_conditions(conditions, tmp_path, "crane") == 0
     )
     assert len(loads) == 1
     assert (
         Drawer(lambda: generator, SAMPLING, {"model": "other"}, "cpu").draw_conditions(
-            arms, tmp_path, "crane"
+            conditions, tmp_path, "crane"
         )
         == 2
     )
@@ -89,7 +89,7 @@ def test_the_generator_is_loaded_only_where_a_picture_is_missing(generator, tmp_
 
 def test_pictures_do_not_depend_on_their_batches(generator, tmp_path):
     """Neither do those of a killed run that a second one completes, bit for bit."""
-    arms = [
+    conditions = [
         Condition("without", "A photo of a crane", None, 5),
         Condition("with", "A photo of a tiger cat", None, 5),
     ]
@@ -97,12 +97,14 @@ def test_pictures_do_not_depend_on_their_batches(generator, tmp_path):
     # four at once, without a graph
     for folder, batch_size in zip(folders, (1, 1, None), strict=True):
         Drawer(lambda: generator, SAMPLING, {}, "cpu", batch_size).draw_conditions(
-            arms, folder, "crane"
+            conditions, folder, "crane"
         )
     for path in ("without/2.png", "without/4.png", "with/3.png"):
         (folders[1] / path).unlink()
     assert (
-        Drawer(lambda: generator, SAMPLING, {}, "cpu", 1).draw_conditions(arms, folders[1], "crane")
+        Drawer(lambda: generator, SAMPLING, {}, "cpu", 1).draw_conditions(
+            conditions, folders[1], "crane"
+        )
         == 3
     )
     for path in sorted(folders[0].rglob("*.png")):
@@ -130,14 +132,14 @@ def test_classes_of_one_name_share_the_pictures_without_a_token(generator, tmp_p
     )
     drawer = Drawer(lambda: watched, SAMPLING, {}, "cpu")
     for name, value in (("bird", 5.0), ("machine", -5.0)):
-        arms = [
+        conditions = [
             Condition("without", "A photo of a crane", None, 3),
             Condition("with", "A photo of a newclas crane", value * directions, 2),
         ]
-        assert drawer.draw_conditions(arms, tmp_path / name, name) == 5
+        assert drawer.draw_conditions(conditions, tmp_path / name, name) == 5
     assert drawn == [0, 1, 2, 0, 1, 0, 1]
     Drawer(lambda: generator, SAMPLING, {}, "cpu").draw_conditions(
-        arms, tmp_path / "alone", "machine"
+        conditions, tmp_path / "alone", "machine"
     )
     for file in sorted((tmp_path / "alone").rglob("*.png")):
         name = file.relative_to(tmp_path / "alone")
@@ -180,7 +182,7 @@ def test_a_token_of_another_width_is_refused(generator, tmp_path):
 
 
 def test_contexts_and_controls(tiny_config, tmp_path, generator):
-    """Every arm has its own pictures; the untrained control is the initialiser's word in the
+    """Every condition has its own pictures; the untrained control is the initialiser's word in the
     token's place.
     """
     argv = flags(
@@ -199,8 +201,8 @@ def test_contexts_and_controls(tiny_config, tmp_path, generator):
     )
     assert main([*argv, "--train", "True", "--num_train_epochs", "1"]) == 0
     folder = next((tmp_path / "img").rglob("eval"))
-    arms = {path.parent.relative_to(folder).as_posix() for path in folder.rglob("*/0.png")}
-    assert arms == {
+    conditions = {path.parent.relative_to(folder).as_posix() for path in folder.rglob("*/0.png")}
+    assert conditions == {
         "without",
         "with",
         "untrained",
@@ -283,9 +285,12 @@ def test_the_film_shows_some_updates_evenly():
     frames = choose_frames(every_update)
     assert len(frames) == 10 and list(frames)[0] == "000" and list(frames)[-1] == "030"
     assert all(frames[name][0, 0] == int(name) for name in frames)
-    arms = list_film(TIGER_CAT, "newclas", frames)
-    assert [arm.folder for arm in arms] == [f"updates/{name}" for name in frames]
-    assert all(arm.prompt == "A photo of a newclas tiger cat" and arm.images == 1 for arm in arms)
+    conditions = list_film(TIGER_CAT, "newclas", frames)
+    assert [condition.folder for condition in conditions] == [f"updates/{name}" for name in frames]
+    assert all(
+        condition.prompt == "A photo of a newclas tiger cat" and condition.images == 1
+        for condition in conditions
+    )
 
 
 def test_the_names_of_a_film_are_numbers():

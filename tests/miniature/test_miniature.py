@@ -353,8 +353,8 @@ def test_every_class_reaches_the_bar(tmp_path):
         "classes"
     ]
     before, after = (
-        [metrics["conditions"][arm]["evaluator"]["accuracy"]["value"] for metrics in summary]
-        for arm in ("without", "with")
+        [metrics["conditions"][condition]["evaluator"]["accuracy"]["value"] for metrics in summary]
+        for condition in ("without", "with")
     )
     assert len(summary) == len(world.LABELS)
     assert np.mean(before) <= 0.60 and np.mean(after) >= 0.90 and min(after) >= 0.70

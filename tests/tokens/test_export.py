@@ -48,8 +48,8 @@ def make_run(
     evaluated: bool = True,
     **header,
 ) -> RunFiles:
-    """A finished run's folders with a random token, two pictures per arm and what judges see in
-    them.
+    """A finished run's folders with a random token, two pictures per condition
+    and what judges see in them.
     """
     files = RunFiles(root / "img" / path)
     header = HEADER | header
@@ -57,18 +57,18 @@ def make_run(
     save_token(files.token_file, placeholder, vectors, widths, header)
     files.images.mkdir(parents=True)
     if evaluated:
-        arms = {}
-        for arm, right in (("without", [False, False]), ("with", [True, False])):
+        conditions = {}
+        for condition, right in (("without", [False, False]), ("with", [True, False])):
             seen = asdict(
                 Judgement(
                     count_right(right), count_right(right), 0.5, {"281 (tabby | cat)": 2}, right
                 )
             )
-            arms[arm] = {"classifier": seen, "evaluator": seen}
+            conditions[condition] = {"classifier": seen, "evaluator": seen}
             for seed in range(2):
                 save_image(
                     Image.new("RGB", (64, 64), (200, 90 * seed, 0)),
-                    files.eval_images / arm / f"{seed}.png",
+                    files.eval_images / condition / f"{seed}.png",
                 )
         write_json(
             files.metrics_file,
@@ -84,7 +84,7 @@ def make_run(
                 "film": [],
                 "held_out": True,
                 "settings": {"classifier": "inet", "evaluator": "timm:local-dir:/home/me/mine"},
-                **arms,
+                **conditions,
             },
         )
         write_yaml(
@@ -352,8 +352,8 @@ def test_gallery(tmp_path):
         ),
         "](newclas-0283_tiger_cat/pictures.png)",
         (
-            "the guiding classifier, `google/vit-large-patch16-224` | `0.00 [0.00, 0.66]` | `0.50"
-            " [0.09, 0.91]` |"
+            "the classifier that trained the token, `google/vit-large-patch16-224` | "
+            "`0.00 [0.00, 0.66]` | `0.50 [0.09, 0.91]` |"
         ),
         "| the evaluator, `timm:local-dir:mine` |",
         "License:** none is chosen",
