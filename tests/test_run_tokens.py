@@ -122,7 +122,7 @@ def test_a_loss_that_cannot_teach_starts_no_training(tiny_config, tmp_path, caps
 
 
 def test_our_own_token_may_be_judged_by_another_classifier(tiny_config, tmp_path, capsys):
-    """Which stands for another class there; its classifier is remembered, and is no independent judge."""
+    """The classifier that trained it is remembered: as evaluator it is not independent."""
     train(tiny_config)
     file, classifier = next(tmp_path.rglob("learned_embeds.safetensors")), tiny_config.classifier
     tiny_config.classifier = save_classifier(tmp_path / "other", LABELS)

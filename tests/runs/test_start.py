@@ -343,7 +343,7 @@ model = timm.create_model("resnet18")
 save_file(model.state_dict(), SNAPSHOT)
 name = pin_checkpoint("timm:resnet18")
 loaded = load_classifier(name, "cpu").model
-    weights = [network.state_dict()["conv1.weight"] for network in (model, loaded)]
+weights = [network.state_dict()["conv1.weight"] for network in (model, loaded)]
 print(name, torch.equal(*weights))
 """
 
