@@ -44,33 +44,34 @@ COLUMNS = [
 ]
 TEXT = """# What a setting costs on Stable Diffusion 1.4
 
-FLOPs of training, counted at the published sizes of every network. Guidance's two halves are two
-calls of the UNet. All rows are of {images} images per update from three prompts at the config's
-resolution, with ViT-L/16 as classifier.
+FLOPs of training, counted at the published sizes of every network. With guidance the UNet is
+called twice per step. All rows are for {images} images per update from three prompts, at the
+config's resolution, with ViT-L/16 as classifier.
 
 {table}
 
-What these settings do to the quality of Stable Diffusion's pictures is a hypothesis: only the
-miniature has measured it ([README](../README.md), [fidelity](fidelity.md)). A token's cost is
-that of an update times the updates it needs, which a setting changes too.
+How these settings affect the quality of Stable Diffusion's pictures is a hypothesis: it was
+measured on the miniature only ([README](../README.md), [fidelity](fidelity.md)). The cost of a
+token is that of an update times the number of updates, which also depends on the setting.
 
-- 'Recomputed': where `--batch_size` has no room for two graphs of every image, the last step's is
-  computed a second time on the way back, so that decoder, classifier and UNet never hold theirs
-  together (`token_gradient`). All columns but 'without recomputing' count it. SDXL's config also
-  recomputes the activations inside UNet and VAE (`gradient_checkpointing`).
-- A part's column holds its calls forward, its calls again and its way back; weights are frozen,
-  so none has a gradient.
-- A multiplication and an addition are two FLOPs. Attention counts as its two matrix products, and
-  four on the way back: a fused kernel, which computes one of them again there, is not counted so.
-  Norms, activations and resizing are left out.
+- 'Recomputed': where `--batch_size` is too small to hold two graphs of every image, the graph of
+  the last step is recomputed in the backward pass, so that decoder, classifier and UNet never hold
+  theirs at the same time (`token_gradient`). All columns but 'without recomputing' include it.
+  SDXL's config also recomputes activations inside the UNet and the VAE
+  (`gradient_checkpointing`).
+- The columns of the networks include forward, recomputation and backward; weights are frozen, so
+  none has a gradient.
+- A multiplication and an addition are two FLOPs. Attention counts as two matrix products forward
+  and four backward; the one that a fused kernel recomputes is not counted. Norms, activations and
+  resizing are not counted.
 - FLOPs are not seconds.
-- Where a setting leaves one call of the UNet, most of what remains is the decoder's: both ways at
-  full resolution.
-- SD-Turbo's sizes are those of Stable Diffusion 2.1 base; SDXL's row is of four times as many
-  pixels.
-- Drawing and judging with a finished token are not in here.
+- Where a single UNet call is left, the decoder takes most of the rest: forward and backward at full
+  resolution.
+- SD-Turbo has the sizes of Stable Diffusion 2.1 base; SDXL's row has four times as many pixels.
+- Drawing and judging with a finished token are not included.
 
-`python -m benchmarks.flops` (minutes on a CPU, most of them for SDXL; neither weights nor a GPU)
+`python -m benchmarks.flops` (takes minutes on a CPU, most of them for SDXL; needs no weights and no
+GPU)
 """
 
 

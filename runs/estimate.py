@@ -334,12 +334,12 @@ def describe_calls(
     tera = sum_parts(flops) / 1e12
     return [
         (
-            f"UNet calls per update: {calls}, {recorded} of them with a graph; {again['images']} "
-            f"more recompute it where batch_size is below {without_recomputing}"
+            f"UNet calls per update: {calls}, {recorded} of them with a graph; with batch_size "
+            f"below {without_recomputing}, {again['images']} more to recompute it"
         ),
         (
-            f"per class of {updates} updates at most: {calls * updates // classes} UNet calls, "
-            f"{tera * updates / classes:.5g} TFLOP or more"
+            f"per class, for at most {updates} updates: {calls * updates // classes} UNet calls, "
+            f"at least {tera * updates / classes:.5g} TFLOP"
         ),
     ]
 

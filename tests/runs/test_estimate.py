@@ -77,10 +77,8 @@ def test_command_line(configs, capsys, tmp_path):
     assert list(read_table(captured.out)) == ["1", "2"]
     assert all(len(row) == 6 for row in read_table(captured.out).values())
     for words in (
-        (
-            "UNet calls per update: 8, 1 of them with a graph; 1 more recompute it where batch_size"
-            " is below 2"
-        ),
+        "UNet calls per update: 8, 1 of them with a graph",
+        "below 2, 1 more",
         "of 50 training pictures",
         "evaluator 0.0 M",
         "of 4 evaluation pictures",
