@@ -4,6 +4,7 @@ user errors.
 
 import math
 import os
+import re
 import shutil
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from evaluation.statistics import Comparison, Interval, Proportion, standard_err
 from evaluation.tables import Table
 from experiments import small_classifiers as small
 from experiments import study as studies
+from experiments import trainings
 from experiments.material import (
     cached_result,
     digest_training,
@@ -233,3 +235,12 @@ def test_standard_errors():
     assert standard_error(values) == pytest.approx(sem(values)) and math.isnan(
         standard_error([0.5])
     )
+
+
+def test_the_recipe_of_the_docs_works(tmp_path):
+    page = (ROOT / "docs/architecture.md").read_text()
+    (recipe,) = re.findall(r"### An experiment.*?```python\n(.*?)```", page, re.DOTALL)
+    names = {**vars(studies), **vars(trainings), "plot_curves": plot_curves}
+    argv = ["--quick", "--work", str(tmp_path / "work"), "--out", str(tmp_path)]
+    exec(recipe, {**names, "argv": argv})
+    assert list(read_json(tmp_path / "mine.json")["tests"]) == ["fast vs. slow"]
