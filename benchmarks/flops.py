@@ -129,9 +129,9 @@ def count_images(
     return count_update(generator, classifier, batch, vectors, sampling, batch_size)
 
 
-def count_setting(family: str, config: RunConfig, narrowed: int = 1) -> tuple[Counter, Counter]:
+def count_setting(family: str, config: RunConfig) -> tuple[Counter, Counter]:
     """What one update takes, and what it would take where nothing is computed twice."""
-    generator, model = build_generator(family, narrowed=narrowed)
+    generator, model = build_generator(family)
     generator.set_placeholder(config.placeholder_token)
     classifier, sampling = wrap_classifier(model), find_training_sampling(config)
     least = count_images(generator, classifier, sampling, is_recomputed=False)

@@ -196,7 +196,7 @@ def print_plan(out: Path, device: str):
     print(f"about {sum(stage.expected for stage in STAGES.values()) / 60:.0f} minutes in all")
 
 
-def main():
+def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -209,7 +209,7 @@ def main():
     )
     parser.add_argument("--plan", action="store_true", help="only print the stages")
     parser.add_argument("--tiny", action="store_true", help="tiny networks, on a CPU")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     device = "cpu" if options.tiny else options.device
     if options.plan:
         print_plan(options.out, device)

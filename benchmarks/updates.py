@@ -14,7 +14,9 @@ import argparse
 import json
 import math
 import statistics
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -98,11 +100,11 @@ def measure_share(
 
 
 def count_updates(
-    session: Session, target: TargetClass, learned: dict[int, torch.Tensor], phrase: str
+    learned: dict[int, torch.Tensor], measure: Callable[[torch.Tensor], float]
 ) -> int | None:
-    """The first of the updates {update: vectors} whose pictures are right; None without one."""
+    """The first of the updates {update: vectors} that reaches ENOUGH; None without one."""
     for update, vectors in learned.items():
-        if measure_share(session, target, vectors, phrase) >= ENOUGH:
+        if measure(vectors) >= ENOUGH:
             return update
     return None
 
@@ -130,7 +132,8 @@ def count_steps(session: Session) -> list[int | None]:
     reached = []
     for i, target in enumerate(session.targets):
         of_class = {step: learned[str(step)][i] for step in STEPS}
-        reached.append(count_updates(session, target, of_class, config.placeholder_token))
+        measure = partial(measure_share, session, target, phrase=config.placeholder_token)
+        reached.append(count_updates(of_class, measure))
     return reached
 
 
@@ -162,7 +165,8 @@ def measure_setting(session: Session) -> dict:
     for target, vectors in train_classes(session).items():
         judged = {update: vectors[update] for update in range(0, len(vectors), EVERY)}
         phrase = f"{config.placeholder_token} {target.name}"
-        reached.append(count_updates(session, target, judged, phrase))
+        measure = partial(measure_share, session, target, phrase=phrase)
+        reached.append(count_updates(judged, measure))
         updates.append(len(vectors))
     return {**summarise_classes(reached), "updates": updates}
 

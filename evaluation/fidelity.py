@@ -138,16 +138,22 @@ def measure_fidelity(
         generated["real"] = pool_real(slice(aside))
     counts = [len(files) - aside for files in real]
     fewest = min(pooled.count, len(conditions["with"]))
-    is_comparable = extractor.name == INCEPTION and fewest >= COMPARABLE_FID
     found = {
         "features": extractor.name,
         "fid_mode": extractor.fid_mode,
         "real_images_a_class": [min(counts), max(counts)],
-        "comparable_with": MODES.get(extractor.fid_mode) if is_comparable else None,
+        "comparable_with": find_comparable(extractor, fewest),
     }
     for condition, features in generated.items():
         found[condition] = measure_distances(pooled, features)
     return found
+
+
+def find_comparable(extractor: Extractor, fewest: int) -> str | None:
+    """The library whose FIDs are comparable, where one side has `fewest` pictures."""
+    if extractor.name != INCEPTION or fewest < COMPARABLE_FID:
+        return None
+    return MODES.get(extractor.fid_mode)
 
 
 def read_classes(

@@ -98,11 +98,10 @@ def run_updates(tiny_config, tmp_path):
     return run_main
 
 
-def test_updates_to_accuracy(run_updates, monkeypatch, tmp_path):
-    monkeypatch.setattr(updates, "AT_MOST", 4)
+def test_updates_to_accuracy(run_updates, tmp_path):
     found = run_updates()
     assert set(found["settings"]) == {"[999, 600] 3", "paper 5"}
-    assert found["settings"]["paper 5"]["updates"] == [4, 4]
+    assert found["settings"]["paper 5"]["updates"] == [updates.AT_MOST] * 2
     written = {
         file: file.stat().st_mtime_ns for file in (tmp_path / "work").rglob("*.*") if file.is_file()
     }
@@ -115,12 +114,9 @@ def test_the_median_is_in_words_where_most_classes_fail():
     assert updates.summarise_classes([None, 2, None])["median"] == "not reached"
 
 
-def test_nine_of_ten_are_nine_tenths(monkeypatch):
-    monkeypatch.setattr(
-        updates, "measure_share", lambda session, target, vectors, phrase: vectors / 10
-    )
-    assert updates.count_updates(None, "crane", {0: 8, 3: 9}, "crane") == 3
-    assert updates.count_updates(None, "crane", {0: 8, 3: 8}, "crane") is None
+def test_nine_of_ten_are_nine_tenths():
+    assert updates.count_updates({0: 8, 3: 9}, lambda vectors: vectors / 10) == 3
+    assert updates.count_updates({0: 8, 3: 8}, lambda vectors: vectors / 10) is None
 
 
 def test_stages_are_all_of_an_update(tiny_config, tmp_path, capsys):

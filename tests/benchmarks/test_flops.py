@@ -2,8 +2,6 @@
 that makes them.
 """
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -13,7 +11,6 @@ from transformers import ViTForImageClassification
 from benchmarks import flops
 from method.losses import cross_entropy
 from method.update import token_gradient
-from models.generator import load_generator
 from models.stable_diffusion import StableDiffusion
 from prompt_datasets import TEMPLATES
 from runs.estimate import make_batch
@@ -88,34 +85,14 @@ def test_meta_device_counts_what_training_takes(generator, classifier, sampling)
     )
 
 
-def test_page(tiny_config, classifier, monkeypatch, tmp_path):
-    monkeypatch.setattr(
-        flops,
-        "build_generator",
-        lambda family, narrowed: (
-            load_generator(tiny_config.model, "cpu", torch.float32),
-            classifier.model,
-        ),
-    )
-    monkeypatch.setattr(
-        flops,
-        "list_settings",
-        lambda: {
-            "paper": ("tiny", tiny_config),
-            "recomputed": ("tiny", replace(tiny_config, gradient_checkpointing=True)),
-        },
-    )
-    flops.main(["--out", str(tmp_path / "flops.md")])
-    lines = [
-        line for line in (tmp_path / "flops.md").read_text().splitlines() if line.startswith("| ")
-    ]
-    _, _, paper, recomputed = [line.strip("| ").split(" | ") for line in lines]
-    assert (
-        len(paper) == len(flops.COLUMNS)
-        and paper[:4] == ["paper", "8", "1", "1"]
-        and paper[-1] == "1.000"
-    )
-    assert recomputed[:4] == ["recomputed", "8", "1", "1"] and float(recomputed[-1]) > 1
+def test_rows_are_relative_to_the_paper(generator, classifier):
+    least = flops.count_images(generator, classifier, PAPER, is_recomputed=False)
+    counts = flops.count_images(generator, classifier, PAPER)
+    row, total = flops.make_row("paper", counts, least, None)
+    assert len(row) == len(flops.COLUMNS)
+    assert row[:4] == ["paper", "8", "1", "1"] and row[-1] == "1.000"
+    twice, _ = flops.make_row("twice", counts, least, total / 2)
+    assert twice[-1] == "2.000"
 
 
 @pytest.mark.slow

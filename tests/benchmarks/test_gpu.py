@@ -64,10 +64,9 @@ def test_the_plan_names_every_row():
 
 
 def test_no_gpu_is_one_line(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(sys, "argv", ["gpu", "--out", str(tmp_path / "new")])
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SystemExit, match="2"):
-        gpu.run_script(gpu.main)
+        gpu.run_script(lambda: gpu.main(["--out", str(tmp_path / "new")]))
     assert (
         "error: no GPU of NVIDIA is here" in capsys.readouterr().err
         and not (tmp_path / "new").exists()

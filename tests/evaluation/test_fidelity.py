@@ -3,6 +3,7 @@ the notes say.
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,13 @@ from torch_fidelity.datasets import ImagesPathDataset
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from evaluation.fidelity import extract_files, fidelity_table, measure_distances, measure_fidelity
+from evaluation.fidelity import (
+    extract_files,
+    fidelity_table,
+    find_comparable,
+    measure_distances,
+    measure_fidelity,
+)
 from evaluation.read_image import load_images, read_image
 from evaluation.statistics import frechet_distance, measure_prdc, pool_features
 from models.classifiers import load_classifier
@@ -241,63 +248,51 @@ def test_distances_name_their_counts(pixel_extractor, noise_files):
 
 
 def test_fids_of_few_pictures_or_other_features_are_not_comparable(
-    pixel_extractor, noise_files, tmp_path, monkeypatch
+    pixel_extractor, noise_files, tmp_path
 ):
-    monkeypatch.setattr("evaluation.fidelity.COMPARABLE_FID", 16)
     inception = pixel_extractor._replace(name="InceptionV3", fid_mode="legacy")
-
-    def find_comparable(extractor: Extractor, real: int, generated: int) -> str | None:
-        arms = {"with": noise_files[:generated]}
-        found = measure_fidelity(extractor, arms, [noise_files[16 : 16 + real]], tmp_path / "cache")
-        assert (
-            f": comparable with FIDs by {found['comparable_with']}" in fidelity_table(found).note
-        ) == bool(found["comparable_with"])
-        return found["comparable_with"]
-
-    assert find_comparable(inception, 16, 16) == "torch-fidelity"
-    assert find_comparable(inception._replace(fid_mode="clean"), 16, 16) == "clean-fid"
-    assert find_comparable(inception, 15, 16) is None and find_comparable(inception, 16, 15) is None
-    assert find_comparable(pixel_extractor, 16, 16) is None
+    assert find_comparable(inception, 2048) == "torch-fidelity"
+    assert find_comparable(inception._replace(fid_mode="clean"), 2048) == "clean-fid"
+    assert find_comparable(inception, 2047) is None
+    assert find_comparable(pixel_extractor, 2048) is None
+    found = measure_fidelity(inception, {"with": noise_files[:16]}, [noise_files[16:]], tmp_path)
+    assert "not comparable with published FIDs" in fidelity_table(found).note
+    found["comparable_with"] = "clean-fid"
+    assert "comparable with FIDs by clean-fid" in fidelity_table(found).note
 
 
-def test_features_of_real_pictures_are_extracted_once(
-    pixel_extractor, noise_files, tmp_path, monkeypatch
-):
-    """Until one is replaced, or other features are asked for."""
-    monkeypatch.setattr("evaluation.fidelity.CHUNK", 10)
-    prepared = []
+def test_features_of_real_pictures_are_extracted_once(pixel_extractor, noise_files, tmp_path):
+    """Until one of their class is replaced, or other features are asked for."""
+    generated, classes = noise_files[:6], []
+    for name, files in (("few", noise_files[6:16]), ("many", noise_files[16:])):
+        (tmp_path / name).mkdir()
+        classes.append([Path(shutil.copy(file, tmp_path / name)) for file in files])
+    prepared, found = [], []
 
-    def count_prepared(extractor: Extractor, files: list[Path]) -> int:
+    def count_prepared(extractor: Extractor) -> int:
         prepared.clear()
         counting = extractor._replace(
             prepare=lambda image: prepared.append(image) or extractor.prepare(image)
         )
-        found.append(
-            measure_fidelity(counting, {"with": noise_files[:6]}, [files], tmp_path / "cache")[
-                "with"
-            ]
-        )
-        return len(prepared) - 6  # generated ones
+        distances = measure_fidelity(counting, {"with": generated}, classes, tmp_path / "cache")
+        found.append(distances["with"])
+        return len(prepared) - len(generated)
 
-    found, real = [], noise_files[6:]
-    assert (
-        count_prepared(pixel_extractor, real) == 34 and count_prepared(pixel_extractor, real) == 0
-    )
+    assert count_prepared(pixel_extractor) == 34
+    assert count_prepared(pixel_extractor) == 0
     assert found[0] == found[1]
-    real[12].touch()
-    assert count_prepared(pixel_extractor, real) == 10  # its chunk
-    assert count_prepared(pixel_extractor._replace(identity=["others"]), real) == 34
+    classes[0][3].touch()
+    assert count_prepared(pixel_extractor) == 10
+    assert count_prepared(pixel_extractor._replace(identity=["others"])) == 34
 
 
-def test_a_sample_is_noted(pixel_extractor, noise_files, tmp_path, monkeypatch):
-    monkeypatch.setattr("evaluation.statistics.SAMPLED", 12)
-    found = measure_fidelity(
-        pixel_extractor, {"with": noise_files[:16]}, [noise_files[16:]], tmp_path / "cache"
-    )
-    assert (
-        found["with"]["sampled_for_kid_and_prdc"] == [12, 12] and found["with"]["real_images"] == 24
-    )
-    assert "random samples: 12 generated, 12 real" in fidelity_table(found).note
+def test_a_sample_is_noted(pixel_extractor, noise_files, tmp_path):
+    conditions = {"with": noise_files[:16]}
+    found = measure_fidelity(pixel_extractor, conditions, [noise_files[16:]], tmp_path / "cache")
+    assert found["with"]["sampled_for_kid_and_prdc"] == [24, 16]
+    assert "random samples" not in fidelity_table(found).note
+    found["with"]["sampled_for_kid_and_prdc"] = [12, 11]
+    assert "random samples: 11 generated, 12 real" in fidelity_table(found).note
     for key in ("sampled_for_kid_and_prdc", "fid_mode"):  # a summary of earlier code has none
         found.pop(key, found["with"].pop(key, None))
     assert "random samples" not in fidelity_table(found).note

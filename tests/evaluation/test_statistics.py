@@ -9,6 +9,7 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_kid import kid_features_to_metric
 
 from evaluation.statistics import (
+    SAMPLED,
     Proportion,
     count_right,
     frechet_distance,
@@ -112,19 +113,15 @@ def test_fid_keeps_its_digits_where_float32_would_not(features):
     )
 
 
-def test_of_many_features_a_sample_is_held(features, monkeypatch):
+def test_of_many_features_a_sample_is_held():
     """Moments are of all of them; the sample is the same however they come."""
-    monkeypatch.setattr("evaluation.statistics.SAMPLED", 100)
-    whole = pool_features([features[0]], 400)
-    assert (
-        whole.sample.shape == (100, 12)
-        and len(whole.sample.unique(dim=0)) == 100
-        and whole.count == 400
-    )
-    assert all((features[0] == row).all(1).any() for row in whole.sample)
-    assert torch.allclose(whole.mean, features[0].double().mean(0))
-    assert torch.allclose(whole.covariance, features[0].double().T.cov())
-    parts = pool_features(features[0].split(33), 400)
-    assert torch.equal(parts.sample, whole.sample) and torch.allclose(
-        parts.covariance, whole.covariance
-    )
+    features = torch.randn(SAMPLED + 100, 12, generator=torch.Generator().manual_seed(0))
+    whole = pool_features([features], len(features))
+    assert whole.sample.shape == (SAMPLED, 12) and whole.count == len(features)
+    assert len(whole.sample.unique(dim=0)) == SAMPLED
+    assert len(torch.cat([whole.sample, features]).unique(dim=0)) == len(features)
+    assert torch.allclose(whole.mean, features.double().mean(0))
+    assert torch.allclose(whole.covariance, features.double().T.cov())
+    parts = pool_features(features.split(333), len(features))
+    assert torch.equal(parts.sample, whole.sample)
+    assert torch.allclose(parts.covariance, whole.covariance)

@@ -2,8 +2,8 @@
 
 import yaml
 
-from experiments import ablations
-from experiments.trainings import Trainings
+from evaluation.statistics import compare_classes, correct_pvalues
+from experiments.trainings import describe_clear
 
 
 def test_the_command(run_experiment, tmp_path):
@@ -21,28 +21,15 @@ def test_the_command(run_experiment, tmp_path):
     ] == [2, 2, 6]
 
 
-def test_only_what_the_test_supports_is_named(run_experiment, monkeypatch):
+def test_only_what_the_test_supports_is_named():
     """Of three changes to eight classes one is worse in all, one in some, and one in none."""
+    start = [0.9] * 8
     shares = {
-        "start": [0.9] * 8,
-        "0.5": [0.1, 0.2, 0.3, 0.2, 0.1, 0.2, 0.1, 0.1],
-        "0.6": [0.9] * 6 + [0.4, 0.5],
-        "0.8": [0.9] * 8,
+        "worse": [0.1, 0.2, 0.3, 0.2, 0.1, 0.2, 0.1, 0.1],
+        "worse in some": [0.9] * 6 + [0.4, 0.5],
+        "equal": start,
     }
-    monkeypatch.setattr(
-        ablations,
-        "measure_variant",
-        lambda study, changes: Trainings(
-            {
-                str(i): [share]
-                for i, share in enumerate(shares[str(changes.get("target_accuracy", "start"))])
-            },
-            1,
-            1,
-            1,
-        ),
-    )
-    found = run_experiment("ablations", factors={"target_accuracy": (0.5, 0.6, 0.8)})["found"]
-    assert (
-        "0.5" in found and "target_accuracy 0.6" not in found and "target_accuracy 0.8" not in found
-    )
+    tests = {name: compare_classes(values, start) for name, values in shares.items()}
+    found = describe_clear(correct_pvalues(tests))
+    assert "1 of 3" in found and "worse (-0.7" in found
+    assert "worse in some" not in found and "equal" not in found

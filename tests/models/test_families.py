@@ -11,12 +11,14 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 import run
-import runs.session
-from method.class_training import ClassTraining
+from command_line import parse_settings
 from method.update import Batch, token_gradient
 from models.generator import load_generator
 from models.sampling import seeded_generators
+from runs.session import Session
+from runs.sweep import run_sweep
 from tests.conftest import flags
+from tests.models import interrupted
 from tests.models.families import FAMILIES, INDEXES, save_family
 from tests.models.pipelines import PROMPTS, SEEDS, draw_by_ours, draw_by_pipeline
 from tokens.class_token import load_token, save_token
@@ -141,61 +143,49 @@ def test_gradient_equals_the_pipelines_own(folders, tmp_path, name, count):
 
 
 @pytest.mark.parametrize("name", WHOLE_RUNS)
-def test_an_update_a_kill_an_evaluation(folders, tiny_config, tmp_path, monkeypatch, name):
-    """By the command line; the resumed token is that of an undisturbed run, and no frozen weight
-    has changed.
-    """
-    settings, loaded, save_state = FAMILIES[name][2], [], ClassTraining.save_state
-
-    def load_and_keep(*args, **options):
-        loaded.append(load_generator(*args, **options))
-        return loaded[-1]
-
-    def save_and_die(trainer):
-        save_state(trainer)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(runs.session, "load_generator", load_and_keep)
+def test_an_update_a_kill_an_evaluation(folders, tiny_config, tmp_path, name):
+    """The resumed token is that of an undisturbed run, and no frozen weight has changed."""
+    sampling = FAMILIES[name][2]
     tiny_config.model = folders[name]
-    argv = flags(
-        tiny_config,
-        class_index=3,
-        train=True,
-        evaluate=True,
-        num_train_epochs=2,
-        target_accuracy=1,
-        num_inference_steps=settings.num_inference_steps,
-        guidance_scale=settings.guidance_scale,
-        guidance_rescale=settings.guidance_rescale,
-        controls=True,
-    )
-    monkeypatch.setattr(ClassTraining, "save_state", save_and_die)
+    settings = {
+        "class_index": 3,
+        "train": True,
+        "evaluate": True,
+        "controls": True,
+        "loss": "tests.models.interrupted:brightness",
+        "num_train_epochs": 2,
+        "target_accuracy": 1,
+        "num_inference_steps": sampling.num_inference_steps,
+        "guidance_scale": sampling.guidance_scale,
+        "guidance_rescale": sampling.guidance_rescale,
+    }
+    argv = flags(tiny_config, **settings)
+    interrupted.CALLS.clear()
     with pytest.raises(KeyboardInterrupt):
         run.main(argv)
-    monkeypatch.setattr(ClassTraining, "save_state", save_state)
-    assert run.main(argv) == 0 and run.main([*argv, "--exp_id", "undisturbed"]) == 0
+    assert len(next(tmp_path.rglob("demo/history.jsonl")).read_text().splitlines()) == 1
+    assert run.main(argv) == 0
+
+    config, _ = parse_settings([*argv, "--exp_id", "undisturbed", "--evaluate", "False"])
+    session = Session(config)
+    run_sweep(session)
     resumed, undisturbed = (
         load_token(next(tmp_path.rglob(f"{run_id}/learned_embeds.safetensors")))
         for run_id in ("demo", "undisturbed")
     )
-    assert (
-        torch.equal(resumed.vectors, undisturbed.vectors)
-        and resumed.widths == loaded[0].token_widths
-    )
+    assert torch.equal(resumed.vectors, undisturbed.vectors)
+    assert resumed.widths == session.generator.token_widths
     history = [
         json.loads(line)
         for line in next(tmp_path.rglob("demo/history.jsonl")).read_text().splitlines()
     ]
     assert history[0]["vector_norm"] != history[1]["vector_norm"]
-    arms = {path.parent.name for path in tmp_path.rglob("demo/eval/*/*.png")}
-    assert arms == {"without", "with", "untrained", "random"}
+    conditions = {path.parent.name for path in tmp_path.rglob("demo/eval/*/*.png")}
+    assert conditions == {"without", "with", "untrained", "random"}
     fresh = load_generator(folders[name], "cpu", torch.float32)
-    for generator in loaded:
-        for network, before in zip(generator.networks, fresh.networks, strict=True):
-            assert all(
-                torch.equal(value, before.state_dict()[key])
-                for key, value in network.state_dict().items()
-            )
+    for network, before in zip(session.generator.networks, fresh.networks, strict=True):
+        for key, value in network.state_dict().items():
+            assert torch.equal(value, before.state_dict()[key])
 
 
 def test_sdxl_in_half_precision_decodes_in_float32(folders):

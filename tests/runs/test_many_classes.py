@@ -9,8 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch.nn.modules.module import register_module_forward_hook
+from transformers import CLIPTextModel
 
+from command_line import parse_settings
 from run import main
+from runs.session import Session
 from tests.conftest import flags, save_classifier
 from utils import ROOT
 
@@ -94,35 +98,20 @@ def test_a_page_of_many_classes_links_its_pictures(finished):
     assert html.count("<details>") == 1 and page.stat().st_size < 400_000
 
 
-def test_prompts_are_checked_without_the_text_encoder(finished, monkeypatch):
+def test_prompts_are_checked_without_the_text_encoder(finished):
     """It takes a second per class at SD 1.4's size on a CPU."""
-    from config import RunConfig
-    from models.stable_diffusion import StableDiffusion
-    from runs.session import Session
-
     argv, _ = finished
-    encoded = []
-    original = StableDiffusion.encode
-    monkeypatch.setattr(
-        StableDiffusion,
-        "encode",
-        lambda self, prompts, *more: (encoded.extend(prompts), original(self, prompts, *more))[1],
-    )
-    given = dict(zip(argv[::2], argv[1::2], strict=True))
-    session = Session(
-        RunConfig(
-            class_index="all",
-            train=True,
-            model=given["--model"],
-            device="cpu",
-            height=32,
-            width=32,
-            classifier=given["--classifier"],
-            mixed_precision="no",
-        )
-    )
-    session.load_now("generator")
-    assert not encoded
+    config, _ = parse_settings([*argv, "--class_index", "all"])
+    called = []
+    watch = register_module_forward_hook(lambda module, *_: called.append(type(module)))
+    try:
+        session = Session(config)
+        session.load_now("generator")
+        assert CLIPTextModel not in called
+        session.generator.encode(["a cat"])
+        assert CLIPTextModel in called
+    finally:
+        watch.remove()
 
 
 @pytest.mark.slow

@@ -287,9 +287,16 @@ def test_an_unforeseen_error_of_an_update_fails_the_classes_that_were_in_it(sess
     assert all(folder.try_lock() for folder in open_session(session.config).folders.values())
 
 
-def test_an_unforeseen_error_of_the_only_class_is_a_line(tiny_config, capsys, monkeypatch):
-    monkeypatch.setattr("runs.evaluation.judge_class", lambda *_, **__: 1 // 0)
-    argv = flags(tiny_config, class_index=3, train=True, evaluate=True, num_train_epochs=1)
+def test_an_unforeseen_error_of_the_only_class_is_a_line(tiny_config, capsys):
+    argv = flags(
+        tiny_config,
+        class_index=3,
+        train=True,
+        evaluate=True,
+        num_train_epochs=1,
+        eval_prompts="A painting of a {}",
+        context_judge="tests.drawings:fail_on_pictures",
+    )
     assert main([*argv]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("error: ZeroDivisionError: ") and "error.txt" in line
