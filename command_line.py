@@ -18,7 +18,7 @@ EMPTY = ("null", "~", "", [])  # values in a YAML file that leave the default
 
 
 def value_reader(entry: Field) -> Callable[[str], Any]:
-    """What turns a word of the command line or of a file into a value of the setting."""
+    """Return what turns a word of the command line or of a file into a value of the setting."""
     kind, _, is_optional = value_type(entry)
     is_path = entry.metadata["path"]
 
@@ -39,7 +39,7 @@ def value_reader(entry: Field) -> Callable[[str], Any]:
 
 
 def read_settings(path: str) -> dict[str, Any]:
-    """{setting: value} of a YAML file; one that is left empty keeps its default."""
+    """Read {setting: value} from a YAML file; a setting left empty keeps its default."""
     values = {}
     for key, words in read_yaml(path, "lr: 0.001").items():
         hint = suggest_word(key, SETTINGS) or "--help lists them"
@@ -62,7 +62,7 @@ def read_settings(path: str) -> dict[str, Any]:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line instead of printing forty flags first."""
+    """A parser that says what is wrong in one line, instead of printing forty flags first."""
 
     def __init__(self, flags: Iterable[str], **options):
         """`flags` are what a mistyped flag may have meant."""
@@ -72,7 +72,7 @@ class OneLineParser(argparse.ArgumentParser):
         self.flags = flags
 
     def error(self, message):
-        """Raise UserError with argparse's message, and what may have been meant."""
+        """Raise UserError with argparse's message and a suggestion."""
         _, _, unknown = message.partition("unrecognized arguments: ")
         word = unknown.split(" ")[0]
         if word and not word.startswith("-"):
@@ -83,7 +83,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def describe_setting(entry: Field, default) -> str:
-    """The help of a setting, with its default where it has one."""
+    """Return the help of a setting, with its default if it has one."""
     text = entry.metadata["help"]
     if isinstance(default, list):
         default = " ".join(map(str, default))
@@ -93,7 +93,7 @@ def describe_setting(entry: Field, default) -> str:
 
 
 def build_parser(description: str | None) -> OneLineParser:
-    """The parser of run.py; a setting that is not given is not in what it returns."""
+    """Build the parser of run.py; it returns only the settings that are given."""
     parser = OneLineParser(
         [f"--{name}" for name in SETTINGS],
         description=description,
@@ -135,10 +135,10 @@ def build_parser(description: str | None) -> OneLineParser:
 
 
 def read_command(argv: list[str], description: str | None = None) -> tuple[RunConfig, bool]:
-    """The settings, and whether to list the classes.
+    """Read the settings, and whether to list the classes.
 
-    Checked as far as they can be before models are loaded; imports nothing slow, so that a mistake
-    is answered at once. Raises UserError.
+    Checks them as far as possible before models are loaded, and imports nothing slow, so that a
+    mistake is answered at once. Raises UserError.
     """
     words = list(takewhile(lambda word: not word.startswith("-"), argv))
     if words:
@@ -161,24 +161,24 @@ def read_command(argv: list[str], description: str | None = None) -> tuple[RunCo
 
 
 def check_classes(config: RunConfig, labels: list[str]):
-    """Raise UserError for a class that is not among these labels, as far as they are known."""
+    """Raise UserError for a class that is not among these labels, if they are known."""
     if labels and config.class_index:
         select_classes(config.class_index, labels, class_names(labels, config.class_names))
 
 
 def complete_command(argv: list[str], learns: bool = True) -> str:
-    """The command of `argv`, asking for an evaluation, as a shell takes it.
+    """Return the command of `argv` with an evaluation, quoted for a shell.
 
-    And for training, where it `learns`.
+    With training too, if it `learns`.
     """
     training = ["--train", "True"] if learns else []
     return shlex.join(["python", "run.py", *argv, *training, "--evaluate", "True"])
 
 
 def parse_settings(argv: list[str], description: str | None = None) -> tuple[RunConfig, bool]:
-    """The settings of defaults, then the file of --config, then flags.
+    """Read settings: defaults, then the file of --config, then flags.
 
-    And whether to list the classes.
+    Also returns whether to list the classes.
     """
     given = vars(build_parser(description).parse_args([spell_flag(word) for word in argv]))
     values = read_settings(given["config"]) if given["config"] else {}
@@ -192,7 +192,7 @@ def parse_settings(argv: list[str], description: str | None = None) -> tuple[Run
 
 
 def spell_flag(word: str) -> str:
-    """--class-index=7 -> --class_index=7."""
+    """Normalise a flag: --class-index=7 -> --class_index=7."""
     if not word.startswith("--"):
         return word
     flag, equals, value = word.partition("=")

@@ -37,11 +37,11 @@ def setting(
     path: bool | Callable[[str], bool] = False,
     topic: str = "",
 ):
-    """A field of RunConfig.
+    """Declare a field of RunConfig.
 
     `decides`: 'token', 'pictures', both, or nothing but speed, memory and output. `path`: whether
-    it is a path, or what tells so of its words. `topic`: of this and the next settings, a heading
-    of --help.
+    it is a path, or a function of its words that tells. `topic`: the heading in --help of this
+    setting and the next ones.
     """
     metadata = {
         "help": text,
@@ -352,11 +352,11 @@ class RunConfig:
     )
 
     def pick_settings(self, names: Iterable[str]) -> dict[str, Any]:
-        """{setting: value} of some settings."""
+        """Return {setting: value} of some settings."""
         return {name: getattr(self, name) for name in names}
 
     def sampling_settings(self, training: bool = False) -> dict[str, Any]:
-        """What SamplingSettings take, of training or of drawing."""
+        """Return the fields of SamplingSettings, for training or for drawing."""
         settings = self.pick_settings(
             ("height", "width", "guidance_scale", "num_inference_steps", "guidance_rescale")
         )
@@ -370,7 +370,7 @@ class RunConfig:
     def validate_settings(self):
         """Raise UserError for the first setting that cannot work.
 
-        With its name, its value and what would be right.
+        The message has its name, its value and what would be right.
         """
         require(
             self.estimate or self.class_index,
@@ -385,7 +385,7 @@ class RunConfig:
         )
         require(
             self.estimate or self.device != "cpu" or self.mixed_precision != "fp16",
-            "a CPU has no fast fp16: use --mixed_precision no",
+            "mixed_precision fp16 is slow on device cpu: use --mixed_precision no",
         )
         if self.train:
             self.check_seeds()
@@ -429,10 +429,7 @@ class RunConfig:
         )
 
     def check_labels(self):
-        """Raise UserError unless `labels` is given where a zero-shot classifier needs it.
-
-        And only there.
-        """
+        """Raise UserError unless `labels` is given just where zero-shot classifiers need it."""
         asking = []
         for name in ("classifier", "evaluator", "features"):
             value = getattr(self, name)
@@ -453,12 +450,12 @@ SETTINGS = {entry.name: entry for entry in fields(RunConfig)}
 
 
 def names_deciding(what: str) -> list[str]:
-    """The settings that decide the 'token' or the 'pictures'."""
+    """List the settings that affect the 'token' or the 'pictures'."""
     return [name for name, entry in SETTINGS.items() if what in entry.metadata["decides"]]
 
 
 def value_type(entry: Field) -> tuple[type, bool, bool]:
-    """The type of one value of a setting; whether it is a list of them; whether it may be None."""
+    """Return the type of one value, whether it is a list of them, and whether it may be None."""
     kind = entry.type
     is_optional = NoneType in get_args(kind)
     if is_optional:
@@ -485,7 +482,7 @@ def check_value(entry: Field, value):
 
 
 def describe_values(entry: Field) -> str:
-    """What a setting may be, in words."""
+    """Describe in words which values a setting may have."""
     kind, _, is_optional = value_type(entry)
     check = entry.metadata["check"]
     if check:

@@ -70,7 +70,7 @@ def read_eval_prompts(given: list[str]) -> list[str]:
     folders = [prompt_folder(template) for template in given]
     require(
         len(set(folders)) == len(folders),  # their pictures would share one
-        "eval_prompts: two prompts differ in no letter or digit, so leave out one of them: "
+        "eval_prompts: two prompts have the same letters and digits, so leave one of them out: "
         f"{given}",
     )
     return [template for template in given if template != TEMPLATES[0]]

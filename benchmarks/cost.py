@@ -83,7 +83,7 @@ COLUMNS = [
 
 
 def name_setting(config: RunConfig) -> str:
-    """What decides how many updates a token takes, whoever makes them."""
+    """Name what decides the number of updates: trajectory and images per update."""
     return f"{config.train_timesteps or 'paper'} {config.epoch_size}"
 
 
@@ -111,7 +111,7 @@ def list_rows(config: RunConfig) -> dict[str, tuple[bool, RunConfig, int]]:
 def new_training(
     config: RunConfig, generator: Generator, target: TargetClass, folder: Path
 ) -> ClassTraining:
-    """The training of a class, its files in `folder`."""
+    """Begin the training of a class, with its files in `folder`."""
     return ClassTraining(
         target,
         start_vectors(generator, config.initializer_token, config.num_vectors),
@@ -124,7 +124,7 @@ def new_training(
 
 
 def measure_row(plain: bool, config: RunConfig, classes: int, updates: int) -> dict:
-    """One row, once, after as many updates to warm up; runs in a process of its own."""
+    """Measure one row once, after as many updates to warm up; runs in a process of its own."""
     session = open_session(config)
     models = open_pipeline(config) if plain else session.generator
     with tempfile.TemporaryDirectory() as path:
@@ -136,12 +136,12 @@ def measure_row(plain: bool, config: RunConfig, classes: int, updates: int) -> d
 
 
 def open_session(config: RunConfig) -> Session:
-    """The models of a setting; which class it is about does not matter."""
+    """Open the models of a setting; the class does not matter."""
     return Session(replace(config, class_index="1"))
 
 
 def open_pipeline(config: RunConfig) -> StableDiffusionPipeline:
-    """What the plain loop draws with."""
+    """Load the pipeline with which the plain loop draws."""
     pipeline = StableDiffusionPipeline.from_pretrained(
         find_path(config.model) or config.model,
         torch_dtype=PRECISIONS[config.mixed_precision],
@@ -160,9 +160,9 @@ def measure_updates(
     updates: int,
     work: Path,
 ) -> dict:
-    """`updates` of `classes` classes, by the plain loop on a pipeline or by ours.
+    """Time `updates` updates of `classes` classes, by the plain loop on a pipeline or by ours.
 
-    As many come before, to warm up.
+    As many updates come before, to warm up.
     """
     settings, sampling = find_training_settings(config), find_training_sampling(config)
     count, images, marks = updates * classes, [], []
@@ -208,7 +208,7 @@ def measure_updates(
 
 
 def measure_peer(config: RunConfig, updates: int) -> dict:
-    """A step of textual inversion on one class, after as many to warm up.
+    """Time a step of textual inversion on one class, after as many to warm up.
 
     Runs in a process of its own.
     """
@@ -239,7 +239,7 @@ def measure_peer(config: RunConfig, updates: int) -> dict:
 
 
 def count_bytes(plain: bool, config: RunConfig, models, path: Path) -> int:
-    """What a class leaves on disk without its images; the whole pipeline, where plain."""
+    """Count the bytes a class leaves on disk, without images; for the plain loop, its pipeline."""
     if plain:
         models.save_pretrained(path)
     else:
@@ -258,7 +258,7 @@ def count_bytes(plain: bool, config: RunConfig, models, path: Path) -> int:
 
 
 def count_flops(config: RunConfig) -> int:
-    """FLOPs that one update of one class cannot do without: nothing is computed twice."""
+    """Count the FLOPs that an update of one class cannot avoid; nothing is recomputed."""
     session = open_session(config)
     generator = session.generator
     with tempfile.TemporaryDirectory() as path:
@@ -276,7 +276,7 @@ def count_flops(config: RunConfig) -> int:
 
 
 def measure_rate(device: str, dtype: torch.dtype) -> float:
-    """FLOPs per second of a square matrix product: what the machine can do at best."""
+    """Measure the FLOPs per second of a square matrix product: the most the machine can do."""
     size = 1024 if device == "cpu" else 8192
     a, b = torch.randn(2, size, size, device=device, dtype=dtype)
     timer = Timer("a @ b", globals={"a": a, "b": b}, num_threads=torch.get_num_threads())
@@ -284,7 +284,7 @@ def measure_rate(device: str, dtype: torch.dtype) -> float:
 
 
 def run_apart(function, *arguments):
-    """`function(*arguments)` in a silent process of its own, whose peak of memory is its own."""
+    """Run `function(*arguments)` in a silent process of its own, which has its own memory peak."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("fork"), silence_process) as pool:
         return pool.submit(function, *arguments).result()
 

@@ -76,7 +76,7 @@ GPU)
 
 
 def list_settings() -> dict[str, tuple[str, RunConfig]]:
-    """By its name: the family of a setting, and the setting; the paper's loop is the first."""
+    """List {name: (family, setting)}, with the paper's loop first."""
     paper, short, family = RunConfig(), {"train_timesteps": [999, 800, 600]}, "sd14"
     changes = {
         "the paper's loop: 30 PNDM steps, guidance 7": {},
@@ -103,7 +103,7 @@ def list_settings() -> dict[str, tuple[str, RunConfig]]:
 
 
 def wrap_classifier(model: torch.nn.Module) -> Classifier:
-    """A ViT with any resizing that gives its input's size, which is not counted."""
+    """Wrap a ViT with a resizing to its input's size, which is not counted."""
     side = (model.config.image_size,) * 2
     return Classifier(
         "classifier",
@@ -121,7 +121,10 @@ def count_images(
     sampling: SamplingSettings,
     is_recomputed: bool = True,
 ) -> Counter:
-    """What one update of IMAGES images takes, by part; `is_recomputed`: the last step's graph."""
+    """Count what an update of IMAGES images takes, by part.
+
+    `is_recomputed`: whether the graph of the last step is recomputed.
+    """
     prompts = [template.format("newclas crane") for template in TEMPLATES]
     start = generator.initial_vectors("a")
     batch, vectors = make_batch(generator, start, prompts, IMAGES)
@@ -130,7 +133,7 @@ def count_images(
 
 
 def count_setting(family: str, config: RunConfig) -> tuple[Counter, Counter]:
-    """What one update takes, and what it would take where nothing is computed twice."""
+    """Count what one update takes, and what it would take if nothing were computed twice."""
     generator, model = build_generator(family)
     generator.set_placeholder(config.placeholder_token)
     classifier, sampling = wrap_classifier(model), find_training_sampling(config)
@@ -144,9 +147,9 @@ def count_setting(family: str, config: RunConfig) -> tuple[Counter, Counter]:
 def make_row(
     name: str, counts: Counter, least: Counter, paper: float | None
 ) -> tuple[list[str], float]:
-    """A row of the table, and its TFLOP per image.
+    """Make a row of the table, and its TFLOP per image.
 
-    `paper` is the figure of the paper's loop, where this row is another.
+    `paper` is the TFLOP per image of the paper's loop, or None for that row itself.
     """
     tera = 1e12 * IMAGES
     total = sum_parts(counts) / tera

@@ -59,7 +59,7 @@ TINY_SECONDS = (
 
 
 def describe_device(device: str) -> dict[str, str]:
-    """Names and versions; in a process that computes on the device."""
+    """Name device and versions; call it in a process that computes on the device."""
     about = {
         "device": device,
         "date": date.today().isoformat(),
@@ -82,9 +82,9 @@ def describe_device(device: str) -> dict[str, str]:
 
 
 def read_results(out: Path) -> dict:
-    """What DIR/gpu.json holds so far.
+    """Read what DIR/gpu.json holds so far.
 
-    About the device, {stage: {row: what it gave}}, and how stages ended.
+    It holds facts about the device, {stage: {row: result}}, and how stages ended.
     """
     file = out / "gpu.json"
     if file.exists():
@@ -93,7 +93,7 @@ def read_results(out: Path) -> dict:
 
 
 def write_results(out: Path, results: dict):
-    """gpu.json, and gpu.md with a table for every stage."""
+    """Write gpu.json, and gpu.md with a table for every stage."""
     write_json(out / "gpu.json", results)
     about = [f"{key} {value}" for key, value in results["about"].items()]
     parts = [f"# On a GPU\n\n{', '.join(about)}\n"]
@@ -107,7 +107,7 @@ def write_results(out: Path, results: dict):
 
 
 def make_table(rows: dict[str, dict]) -> Table:
-    """A row per measurement, and a column for whatever any of them has."""
+    """Make a table with a row per measurement and a column for every quantity measured."""
     header: dict[str, None] = {}
     for found in rows.values():
         header |= dict.fromkeys(found)
@@ -123,7 +123,7 @@ def show_value(value) -> str:
 
 
 def find_missing(name: str, out: Path, device: str, tiny: bool) -> dict[str, Callable[[], dict]]:
-    """The rows of a stage that are not there yet, or failed."""
+    """List the rows of a stage that are missing or failed."""
     done = read_results(out)["rows"].get(name, {})
     return {
         row: measure
@@ -133,7 +133,7 @@ def find_missing(name: str, out: Path, device: str, tiny: bool) -> dict[str, Cal
 
 
 def run_stage(name: str, out: Path, device: str, tiny: bool):
-    """Make the missing rows, and write each as it comes; what fails is a row too."""
+    """Measure the missing rows and write each one when it is done; a failure is a row too."""
     warnings.simplefilter("ignore", FutureWarning)
     diffusers.utils.logging.set_verbosity_error()
     shutil.rmtree(out / WORK, ignore_errors=True)  # of a run that was cut off
@@ -185,7 +185,7 @@ def run_stages(out: Path, device: str, tiny: bool, seconds: float):
 
 
 def print_plan(out: Path, device: str):
-    """What a run would do, in order."""
+    """Print what a run would do, in order."""
     for name, stage in STAGES.items():
         rows = stage.list_rows(out, device, False)
         print(
@@ -216,7 +216,7 @@ def main(argv: list[str] | None = None):
     else:
         require(
             options.tiny or shutil.which("nvidia-smi"),
-            "no GPU of NVIDIA is here (there is no nvidia-smi): --tiny "
+            "no NVIDIA GPU is here (no nvidia-smi was found): --tiny "
             "runs every stage on a CPU, --plan lists them",
         )
         run_stages(options.out, device, options.tiny, options.seconds)
@@ -224,7 +224,7 @@ def main(argv: list[str] | None = None):
 
 
 def report_results(out: Path):
-    """Say where the results are; UserError where something did not pass or is missing."""
+    """Print where the results are; raise UserError if something failed or is missing."""
     results = read_results(out)
     failed = []
     for stage, rows in results["rows"].items():
@@ -234,7 +234,7 @@ def report_results(out: Path):
     missing = [name for name in STAGES if results["ended"].get(name) != "complete"]
     print(f"results: {out / 'gpu.md'}")
     require(not failed, f"not passed: {'; '.join(failed)}")
-    require(not missing, f"not complete: {', '.join(missing)}; the same command goes on")
+    require(not missing, f"not complete: {', '.join(missing)}; the same command continues")
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def miniature_config(device: str, precision: str = "no", **changes) -> RunConfig
 
 
 def compare_drawing(device: str, precision: str) -> dict:
-    """Our sampler and decoder against diffusers' pipeline, from the same noise."""
+    """Compare our sampler and decoder with diffusers' pipeline, from the same noise."""
     config = miniature_config(device, precision)
     generator, dtype = open_session(config).generator, PRECISIONS[precision]
     pipeline = StableDiffusionPipeline.from_pretrained(
@@ -92,7 +92,7 @@ def digest_weights(networks: Iterable[torch.nn.Module]) -> str:
 
 
 def train_vectors(config: RunConfig, folder: Path) -> tuple[torch.Tensor, bool]:
-    """The vectors [updates, K, D] of a short training, and whether the weights stayed."""
+    """Train briefly; return the vectors [updates, K, D] and whether the weights are unchanged."""
     session = open_session(config)
     generator = session.generator
     networks = (*generator.networks, session.classifier.model)
@@ -114,7 +114,7 @@ def check_weights(out: Path, device: str) -> dict:
 def compare_trainings(
     out: Path, device: str, first: str, second: str, least: float, updates: int
 ) -> dict:
-    """The cosine between what two trainings learned in these precisions."""
+    """Compute the cosine between what two trainings learn in these precisions."""
     found = [
         train_vectors(
             miniature_config(device, precision, num_train_epochs=updates),
@@ -170,7 +170,7 @@ def resume_killed(out: Path, device: str, updates: int) -> dict:
 
 
 def survive_shortage(out: Path, device: str) -> dict:
-    """An update that does not fit into memory at once, against one that does."""
+    """Compare an update that does not fit into memory at once with one that does."""
     config, cuda = miniature_config(device, epoch_size=IMAGES), device.startswith("cuda")
     session = open_session(config)
     generator, loss_fn = session.generator, cross_entropy(session.classifier)
@@ -206,7 +206,7 @@ def survive_shortage(out: Path, device: str) -> dict:
 
 
 def shrink_card(device: torch.device, peak: int):
-    """Leave this process half of what it needed at its `peak`, in bytes, beyond what it holds."""
+    """Leave this process half of the memory, in bytes, that it needed at its `peak`."""
     torch.cuda.empty_cache()
     held = torch.cuda.memory_allocated(device)
     whole = torch.cuda.get_device_properties(device).total_memory
@@ -240,7 +240,7 @@ def survive_overflow(out: Path, device: str, updates: int, scale: float) -> dict
 
 
 def list_checks(out: Path, device: str, tiny: bool) -> dict[str, Callable[[], dict]]:
-    """The rows of the first stage."""
+    """List the rows of the first stage."""
     precisions = ("no", "bf16") if tiny else ("no", "fp16", "bf16")  # a CPU is slow in float16
     short, overflow = (2, (6, 2.0**17)) if tiny else (5, (12, 2.0**24))
     checks: dict[str, Callable[[], dict]] = {}
@@ -258,7 +258,7 @@ def list_checks(out: Path, device: str, tiny: bool) -> dict[str, Callable[[], di
 
 
 def run_miniature(out: Path, device: str, precision: str, *more: str) -> dict:
-    """The README's command: accuracy of the evaluator and seconds, as a user gets them."""
+    """Run the README's command; return the evaluator's accuracy and the seconds."""
     folder = out / f"miniature {precision}"
     settings = {
         "config": CONFIG,
@@ -297,7 +297,7 @@ def run_miniature(out: Path, device: str, precision: str, *more: str) -> dict:
 
 
 def list_miniature_rows(out: Path, device: str, tiny: bool) -> dict[str, Callable[[], dict]]:
-    """The rows of the second stage: all sixteen classes, or two updates of one."""
+    """List the rows of the second stage: all sixteen classes, or two updates of one."""
     if tiny:
         return {
             "class 7, two updates": partial(

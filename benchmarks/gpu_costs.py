@@ -80,9 +80,9 @@ ROWS = {
 
 
 def row_config(row: Row, device: str, tiny: bool) -> RunConfig:
-    """The paper's setting with a row's changes.
+    """Return the paper's setting with a row's changes.
 
-    Where it is tiny: two images of 64 x 64 and three steps at most.
+    A tiny row has two images of 64 x 64 and at most three steps.
     """
     config = replace(
         RunConfig(),
@@ -99,7 +99,7 @@ def row_config(row: Row, device: str, tiny: bool) -> RunConfig:
 
 @cache
 def count_flops(family: str, height: int, width: int, narrowed: int) -> tuple[float, float]:
-    """FLOPs of an update with one UNet call per image, and of one more call without a graph.
+    """Count the FLOPs of an update with one UNet call per image, and of one more without a graph.
 
     A long trajectory need not be run for it: its calls are all alike.
     """
@@ -119,7 +119,7 @@ def count_flops(family: str, height: int, width: int, narrowed: int) -> tuple[fl
 
 
 def count_calls(family: str, config: RunConfig) -> int:
-    """Calls of the UNet per image, nothing recomputed; guidance takes two."""
+    """Count the UNet calls per image, without recomputation; guidance takes two."""
     sampling = find_training_sampling(config)
     steps = len(new_scheduler(build_scheduler(family), sampling).timesteps)
     return steps * (2 if sampling.guidance_scale > 1 else 1)
@@ -135,7 +135,7 @@ def open_models(
     precision: str,
     narrowed: int,
 ) -> tuple:
-    """A generator, or the plain loop's pipeline, and a classifier.
+    """Load a generator, or the plain loop's pipeline, and a classifier.
 
     Both are kept until a row needs others.
     """
@@ -154,7 +154,7 @@ def open_models(
 
 
 def measure_cost(name: str, out: Path, device: str, tiny: bool) -> dict:
-    """Seconds, peak memory, and which share they are of what the card can do."""
+    """Measure seconds and peak memory, and their share of what the GPU can do."""
     row, measured = ROWS[name], read_rows(out)
     config, narrowed = row_config(row, device, tiny), TINY if tiny else 1
     models, classifier = open_models(
@@ -185,7 +185,7 @@ def measure_cost(name: str, out: Path, device: str, tiny: bool) -> dict:
 
 @torch.no_grad()
 def measure_drawing(device: str, tiny: bool) -> dict:
-    """Seconds per picture of an evaluation."""
+    """Measure the seconds per picture of an evaluation."""
     config = row_config(Row(), device, tiny)
     generator, _ = open_models(
         "sd14", False, False, False, device, config.mixed_precision, TINY if tiny else 1
@@ -204,7 +204,7 @@ def measure_drawing(device: str, tiny: bool) -> dict:
 
 
 def list_costs(out: Path, device: str, tiny: bool) -> dict[str, Callable[[], dict]]:
-    """The rows of the third stage."""
+    """List the rows of the third stage."""
     # which takes minutes on a CPU
     rows = {
         name: partial(measure_cost, name, out, device, tiny)
@@ -220,18 +220,18 @@ def list_costs(out: Path, device: str, tiny: bool) -> dict[str, Callable[[], dic
 
 
 def read_rows(out: Path) -> dict[str, dict]:
-    """What the third stage has measured so far."""
+    """Read what the third stage has measured so far."""
     file = out / "gpu.json"
     return read_json(file, "rows")["rows"].get("cost", {}) if file.exists() else {}
 
 
 def predict_sweep(out: Path, setting: str) -> dict:
-    """Hours of a thousand classes, trained and evaluated, and the disk that they fill."""
+    """Predict the hours and the disk that training and evaluating a thousand classes takes."""
     measured = read_rows(out)
     lacking = [
         name for name in (setting, DRAWING) if "failed" in measured.get(name, {"failed": ""})
     ]
-    require(not lacking, f"needs of the stage before: {'; '.join(lacking)}")
+    require(not lacking, f"needs results of the previous stage: {'; '.join(lacking)}")
     seconds = measured[setting][CLASS_SECONDS] + EVALUATED * measured[DRAWING]["s per picture"]
     kept = {"all": UPDATES * IMAGES, "film": 10 * IMAGES, "none": 0}
     predicted = {}
@@ -245,5 +245,8 @@ def predict_sweep(out: Path, setting: str) -> dict:
 
 
 def list_predictions(out: Path, device: str, tiny: bool) -> dict[str, Callable[[], dict]]:
-    """The rows of the last stage; 50 updates and 20 evaluation pictures a class, of 0.4 MB each."""
+    """List the rows of the last stage.
+
+    They assume 50 updates and 20 evaluation pictures per class, of 0.4 MB each.
+    """
     return {setting: partial(predict_sweep, out, setting) for setting in (ONE, EIGHT, SHORT_EIGHT)}

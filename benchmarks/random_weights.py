@@ -113,7 +113,7 @@ def build_networks(family: str = "sd14", narrowed: int = 1):
 
 
 def load_tokenizer():
-    """The miniature's, for 77 tokens too."""
+    """Load the miniature's tokenizer, for 77 tokens."""
     return transformers.CLIPTokenizer.from_pretrained(
         ROOT / "miniature/weights/generator/tokenizer", model_max_length=77
     )
@@ -130,9 +130,9 @@ def build_scheduler(family: str):
 def build_generator(
     family: str, device: str = "meta", dtype: torch.dtype = torch.float32, narrowed: int = 1
 ) -> tuple[StableDiffusion, torch.nn.Module]:
-    """A generator and its classifier, the latter in float32.
+    """Build a generator and its classifier, the latter in float32.
 
-    On the meta device without memory or values.
+    On the meta device they have neither memory nor values.
     """
     with torch.device(device):
         text_encoders, unet, vae, classifier = build_networks(family, narrowed)
@@ -150,7 +150,7 @@ def build_generator(
 def build_pipeline(
     device: str = "cpu", dtype: torch.dtype = torch.float32, narrowed: int = 1
 ) -> tuple[StableDiffusionPipeline, torch.nn.Module]:
-    """Stable Diffusion 1.4's sizes as a pipeline of diffusers, and a classifier in float32."""
+    """Build a diffusers pipeline of Stable Diffusion 1.4's sizes, and a classifier in float32."""
     with torch.device(device):
         (text_encoder,), unet, vae, classifier = build_networks("sd14", narrowed)
     pipeline = StableDiffusionPipeline(
@@ -167,7 +167,7 @@ def build_pipeline(
 
 
 def save_sd14(folder: Path) -> dict[str, str]:
-    """Write generator and classifier as checkpoints; the settings that name them."""
+    """Write generator and classifier as checkpoints; return the settings that name them."""
     pipeline, classifier = build_pipeline()
     pipeline.save_pretrained(folder / "generator")
     for part in (classifier, transformers.ViTImageProcessor()):

@@ -27,7 +27,7 @@ UPDATES = 4
 
 
 def time_stages(config: RunConfig) -> dict[str, float]:
-    """{stage: seconds of an update of one class}, the mean of UPDATES after one to warm up."""
+    """Time {stage: seconds} of an update of one class: mean of UPDATES, one to warm up."""
     session = open_session(config)
     generator, classifier = session.generator, session.classifier
     seconds, running = Counter(), ["", time.perf_counter()]

@@ -43,7 +43,7 @@ COUNTING = [sys.executable, "-c", "while True: pass"]
 
 
 def measure_update(side: int) -> float:
-    """Seconds of an update of the miniature with pictures of `side` x `side`."""
+    """Time an update of the miniature with pictures of `side` x `side`, in seconds."""
     config, _ = parse_settings(["--config", "configs/miniature.yml"])
     config = replace(config, **FOREVER, height=side, width=side, epoch_size=IMAGES[side])
     return sum(time_stages(config).values())
@@ -51,7 +51,7 @@ def measure_update(side: int) -> float:
 
 @torch.no_grad()
 def measure_large_unet() -> float:
-    """Seconds of one call of SD 1.4's UNet for one picture of 512 x 512, after one to warm up."""
+    """Time one call of SD 1.4's UNet for one 512 x 512 picture, after one to warm up."""
     generator, _ = build_generator("sd14", "cpu")
     unet = generator.denoiser
     inputs = torch.randn(1, 4, 64, 64), torch.tensor(500), torch.randn(1, 77, 768)
@@ -62,7 +62,7 @@ def measure_large_unet() -> float:
 
 
 def measure_apart(side: int, settings: dict[str, str]) -> float:
-    """The seconds of `side` in a new process with these variables of OpenMP alone."""
+    """Time `side` in a new process with only these OpenMP variables."""
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))
     }
@@ -77,7 +77,7 @@ def measure_apart(side: int, settings: dict[str, str]) -> float:
 
 
 def measure_row(side: int, is_busy: bool) -> list[float]:
-    """The median seconds of `side` in each of WAYS, taken in turns."""
+    """Measure the median seconds of `side` in each of WAYS, taken in turns."""
     others = [subprocess.Popen(COUNTING) for _ in range(os.cpu_count() if is_busy else 0)]
     try:
         rounds = []

@@ -44,13 +44,13 @@ AT_ONCE = 8  # classes that learn together
 
 
 def open_session(config: RunConfig, class_index: str, work: Path, **changes) -> Session:
-    """The session of a setting, whose classes are `class_index`."""
+    """Open the session of a setting, with the classes `class_index`."""
     settings = {"class_index": class_index, "train": True, "output_path": str(work)}
     return Session(replace(config, **settings, num_train_epochs=AT_MOST, **FOREVER, **changes))
 
 
 def train_classes(session: Session) -> dict[TargetClass, torch.Tensor]:
-    """The vectors [updates, K, D] that every class's images were drawn with.
+    """Train every class; return the vectors [updates, K, D] with which its images were drawn.
 
     Raises:
         UserError: a class that diverges.
@@ -87,7 +87,7 @@ def train_classes(session: Session) -> dict[TargetClass, torch.Tensor]:
 def measure_share(
     session: Session, target: TargetClass, vectors: torch.Tensor, phrase: str
 ) -> float:
-    """The share of held-out pictures by these vectors that the judge takes for the class."""
+    """Measure the accuracy of held-out pictures drawn with these vectors."""
     prompt = TEMPLATES[0].format(phrase)
     condition = Condition("", prompt, vectors, HELD_OUT)
     condition = condition._replace(
@@ -102,7 +102,7 @@ def measure_share(
 def count_updates(
     learned: dict[int, torch.Tensor], measure: Callable[[torch.Tensor], float]
 ) -> int | None:
-    """The first of the updates {update: vectors} that reaches ENOUGH; None without one."""
+    """Return the first of the updates {update: vectors} that reaches ENOUGH, or None."""
     for update, vectors in learned.items():
         if measure(vectors) >= ENOUGH:
             return update
@@ -110,7 +110,7 @@ def count_updates(
 
 
 def count_steps(session: Session) -> list[int | None]:
-    """Steps that textual inversion takes for every class."""
+    """Count the steps that textual inversion takes for every class."""
     config, generator = session.config, session.generator
     file = Path(config.output_path, "inversion.safetensors")
     if not file.exists():
@@ -138,7 +138,7 @@ def count_steps(session: Session) -> list[int | None]:
 
 
 def load_real_images(session: Session, target: TargetClass) -> torch.Tensor:
-    """PICTURES real pictures [N, 3, H, W] of a class."""
+    """Load PICTURES real pictures [N, 3, H, W] of a class."""
     config = session.config
     work = Path(config.output_path)
     folders = {target: work / "real" / target.folder}
@@ -149,9 +149,9 @@ def load_real_images(session: Session, target: TargetClass) -> torch.Tensor:
 
 
 def summarise_classes(reached: list[int | None]) -> dict:
-    """Updates to 0.9 of every class, None where they did not suffice.
+    """Return every class's updates to 0.9, None where it was not reached, and their median.
 
-    And their median, in words where there is none.
+    The median is in words where there is none.
     """
     counts = [math.inf if updates is None else updates for updates in reached]
     median = statistics.median(counts)
@@ -159,7 +159,7 @@ def summarise_classes(reached: list[int | None]) -> dict:
 
 
 def measure_setting(session: Session) -> dict:
-    """How many updates the classes of a session take."""
+    """Count how many updates the classes of a session take."""
     config = session.config
     reached, updates = [], []
     for target, vectors in train_classes(session).items():

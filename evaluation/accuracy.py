@@ -1,4 +1,4 @@
-"""What classifiers see in folders of PNG, of a class and over classes."""
+"""Accuracy: what classifiers see in folders of PNG, of one class and over classes."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -33,7 +33,7 @@ ALIKE = (
 
 
 def list_differences(found: ClassMetrics, other: ClassMetrics) -> list[str]:
-    """In what two classes' evaluations differ, where they must not to stand in one table."""
+    """List how two classes' evaluations differ where they must agree to share a table."""
     way, other_way = describe_way(found), describe_way(other)
     differences = [name for name in way if way[name] != other_way[name]]
     lists = {found.list_of_classes, other.list_of_classes} - {None}
@@ -43,7 +43,7 @@ def list_differences(found: ClassMetrics, other: ClassMetrics) -> list[str]:
 
 
 def describe_way(metrics: ClassMetrics) -> dict:
-    """How a class was evaluated, by the settings that decide it."""
+    """Describe how a class was evaluated, by the settings that affect it."""
     more = [condition for condition in MORE_CONDITIONS if condition in metrics.conditions]
     way = {
         "test_size": metrics.images,
@@ -59,7 +59,7 @@ def describe_way(metrics: ClassMetrics) -> dict:
 def predict_probabilities(
     classifier: Classifier, paths: list[Path], batch_size: int
 ) -> torch.Tensor:
-    """The classifier's probabilities [N, C] of PNG files, `batch_size` at a time."""
+    """Compute the classifier's probabilities [N, C] of PNG files, `batch_size` at a time."""
     parts = []
     for start in range(0, len(paths), batch_size):
         images = load_images(paths[start : start + batch_size]).to(classifier.device)
@@ -69,7 +69,7 @@ def predict_probabilities(
 
 @torch.no_grad()
 def judge_images(classifier: Classifier, paths: list[Path], index: int) -> Judgement:
-    """Which of these PNG files `classifier` takes for class `index` (from 0), and what instead."""
+    """Judge which PNG files `classifier` assigns to class `index` (from 0), and the others."""
     predict = fit_batch_size(predict_probabilities, None, JUDGED_AT_ONCE)
     probabilities = predict(classifier, paths)
     likeliest = probabilities.topk(min(TOP, probabilities.shape[1])).indices
@@ -87,9 +87,9 @@ def judge_images(classifier: Classifier, paths: list[Path], index: int) -> Judge
 
 
 def check_context_judge(context_judge: str):
-    """Raise UserError where `context_judge` (module:function) fails of a grey picture.
+    """Raise UserError where `context_judge` (module:function) fails on a grey picture.
 
-    Now, and not after the drawing.
+    This is found before drawing, not after.
     """
     judge = import_function(context_judge, "context_judge")
     try:
@@ -97,17 +97,17 @@ def check_context_judge(context_judge: str):
     except Exception as error:  # a user's function raises what it raises
         reason = f"{type(error).__name__} {join_lines(error)[:200]}"
         raise UserError(
-            f"context_judge '{context_judge}' fails of a grey picture: {reason}"
+            f"context_judge '{context_judge}' fails on a grey picture: {reason}"
         ) from error
     require(
         words is None or isinstance(words, str),
-        f"context_judge '{context_judge}' returns {type(words).__name__}, and must return words "
-        "or None",
+        f"context_judge '{context_judge}' returns {type(words).__name__}; it must return words or "
+        "None",
     )
 
 
 def measure_context(context_judge: str, template: str, files: list[Path]) -> Proportion:
-    """The share of pictures in which `context_judge` (module:function) sees what is asked for."""
+    """Measure the share of pictures in which `context_judge` (module:function) sees the context."""
     judge = import_function(context_judge, "context_judge")
     kept = []
     for file in files:
@@ -123,7 +123,7 @@ def judge_conditions(
     folder: Path,
     images: int,
 ) -> Conditions:
-    """What every judge sees in pictures <condition>/<seed>.png in `folder`."""
+    """Return what every judge sees in the pictures <condition>/<seed>.png in `folder`."""
     found: Conditions = {}
     for condition in conditions:
         files = list_files(folder / condition, images)
@@ -134,7 +134,7 @@ def judge_conditions(
 
 
 def list_files(folder: Path, images: int) -> list[Path]:
-    """The pictures of so many seeds."""
+    """List the pictures of the first `images` seeds."""
     return [folder / f"{seed}.png" for seed in range(images)]
 
 
@@ -146,7 +146,7 @@ def judge_prompt(
     folder: Path,
     images: int,
 ) -> PromptMetrics:
-    """What is seen without and with the token in another prompt."""
+    """Judge the pictures without and with the token in another prompt."""
     folder = folder / "prompts" / prompt_folder(prompt)
     conditions = judge_conditions(judges, target, PAIR, folder, images)
     kept = {}
@@ -167,7 +167,7 @@ def judge_class(
     images: int,
     **record,
 ) -> ClassMetrics:
-    """What metrics.json says of a class's pictures in `folder`; `record` holds its other fields."""
+    """Judge a class's pictures in `folder`; `record` holds the other fields of metrics.json."""
     contexts = {}
     for prompt in eval_prompts:
         contexts[prompt] = judge_prompt(judges, target, prompt, context_judge, folder, images)
@@ -190,26 +190,23 @@ def judge_class(
 def pool_accuracy(
     parts: Iterable[Conditions], condition: str, role: str, measure: str = "accuracy"
 ) -> Proportion:
-    """All classes' pictures of one condition together; `measure` is 'accuracy' or 'top5'."""
+    """Pool all classes' pictures of one condition; `measure` is 'accuracy' or 'top5'."""
     return pool_proportions(getattr(part[condition][role], measure) for part in parts)
 
 
 def before_and_after(parts: list[Conditions], role: str, measure: str = "accuracy") -> str:
-    """All classes' pictures without -> with the token."""
+    """Format the accuracy of all classes' pictures: without -> with the token."""
     return " -> ".join(str(pool_accuracy(parts, condition, role, measure)) for condition in PAIR)
 
 
 def describe_gain(metrics: ClassMetrics, role: str) -> str:
-    """One class's accuracy without -> with the token."""
+    """Format one class's accuracy: without -> with the token."""
     values = [metrics.conditions[condition][role].accuracy.value for condition in PAIR]
     return " -> ".join(f"{value:.2f}" for value in values)
 
 
 def describe_change(parts: list[Conditions], role: str) -> str:
-    """How many pictures of all classes the token put right and wrong, and McNemar's test.
-
-    The latter is whether that is chance.
-    """
+    """Describe how many pictures the token turned right and wrong, and McNemar's test."""
     right = {}
     for condition in PAIR:
         right[condition] = []
@@ -221,7 +218,7 @@ def describe_change(parts: list[Conditions], role: str) -> str:
 
 
 def accuracy_table(metrics: list[ClassMetrics]) -> Table:
-    """One row per class, accuracy without -> with by every judge, and all images together last."""
+    """Make a table of accuracies without -> with: a row per class, the pooled row last."""
     first = metrics[0]
     roles = list(first.judges)
     parts = [found.conditions for found in metrics]
@@ -250,7 +247,7 @@ def accuracy_table(metrics: list[ClassMetrics]) -> Table:
 
 
 def contexts_table(metrics: list[ClassMetrics]) -> Table:
-    """One row per prompt: accuracy of all classes together, and how often its context shows."""
+    """Make a table: a row per prompt, pooled accuracy, and how often its context shows."""
     roles = list(metrics[0].judges)
     by_roles = [f"by the {role}" for role in roles]
     table = Table(["prompt", *by_roles, "context kept"], [], "In other prompts")

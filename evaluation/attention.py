@@ -1,4 +1,4 @@
-"""What the token looks at: cross-attention maps (DAAM, Tang et al. 2023).
+"""Where the token attends: cross-attention maps (DAAM, Tang et al. 2023).
 
 Averaged over steps, heads and layers.
 """
@@ -26,7 +26,7 @@ OPACITY = 0.6  # of the brightest place of a map over its picture
 
 
 class AttentionRecorder:
-    """A processor of diffusers that also keeps the attention to some words."""
+    """An attention processor of diffusers that also keeps the attention to some words."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class AttentionRecorder:
         maps: list[torch.Tensor],
         size: tuple[int, int],
     ):
-        """Record beside another `processor`.
+        """Wrap a `processor`.
 
         `words` holds the places of every word in the prompt; `maps` gets [words, h, w] of every
         call.
@@ -48,7 +48,7 @@ class AttentionRecorder:
     def __call__(
         self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None
     ):
-        """As diffusers calls it; the last one of the batch has the prompt."""
+        """Called by diffusers; the prompt is the last of the batch."""
         query = attn.head_to_batch_dim(attn.to_q(hidden_states[-1:]))
         key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states[-1:]))
         scores = attn.get_attention_scores(query, key).float().mean(0)  # [positions, L], over heads
@@ -60,9 +60,9 @@ class AttentionRecorder:
 
 
 def find_grid(positions: int, size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of a layer with so many positions.
+    """Find height and width of a layer with so many positions.
 
-    Its UNet halves latents of `size`, rounding up.
+    The UNet halves latents of `size`, rounding up.
     """
     height, width = size
     while height * width > positions:
@@ -79,9 +79,9 @@ def find_grid(positions: int, size: tuple[int, int]) -> tuple[int, int]:
 def map_attention(
     generator: Generator, condition: Condition, name: str, seed: int, sampling: SamplingSettings
 ) -> torch.Tensor:
-    """The attention [2, h, w] of one picture's latents to the token and to the class name `name`.
+    """Map the attention [2, h, w] of one picture's latents to the token and to the class name.
 
-    The sum of each is 1. Draws the picture anew; networks and pictures stay what they are.
+    Each map sums to 1. The picture is drawn again; networks and files do not change.
     """
     denoiser = generator.denoiser
     words = place_words(generator, condition, name)
@@ -103,7 +103,7 @@ def map_attention(
 
 
 def place_words(generator: Generator, condition: Condition, name: str) -> list[list[int]]:
-    """Where the token's vectors stand in the prompt, and where the class name after them does."""
+    """Find the places of the token's vectors in the prompt, and of the class name after them."""
     encoder = generator.prompt_encoders[0]
     count = len(condition.vectors)
     token_id = encoder.placeholder_id
@@ -115,7 +115,7 @@ def place_words(generator: Generator, condition: Condition, name: str) -> list[l
 
 
 def overlay_map(picture: Image.Image, attention: torch.Tensor) -> Image.Image:
-    """A picture with a map [h, w] over it, dark where there is least and bright where most."""
+    """Overlay a picture with a map [h, w]: dark where it is lowest, bright where it is highest."""
     lowest, highest = attention.min(), attention.max()
     attention = (attention - lowest) / (highest - lowest).clamp_min(1e-12)
     large = F.interpolate(attention[None, None], picture.size[::-1], mode="bicubic")
@@ -134,7 +134,7 @@ def show_attention(
     sampling: SamplingSettings,
     folder: Path,
 ) -> dict[str, list[str]]:
-    """Write folder/attention/<word>/<seed>.png over the first pictures of `condition` there.
+    """Write folder/attention/<word>/<seed>.png of the first pictures of `condition` there.
 
     Returns the words of the vocabulary nearest to `start` [K, D], before training, and to the
     token.

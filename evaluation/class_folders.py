@@ -1,6 +1,6 @@
-"""Which folder of real pictures is which class.
+"""Which folder of real pictures belongs to which class.
 
-Named as ours, or as in ImageNet, CUB and iNaturalist.
+Folders are named as ours, or as in ImageNet, CUB and iNaturalist.
 """
 
 import difflib
@@ -18,12 +18,11 @@ NAMED = 5  # folders that an error names
 
 
 def name_folders(root: Path, classes: list[TargetClass]) -> list[list[str]]:
-    """What the folder of every class in `root` may be called.
+    """List the allowed names of every class's folder in `root`.
 
-    The names of published data sets that are there included.
+    Names of published data sets that are there are included.
 
-    Raises:
-        UserError: a folder that is no class.
+    Raises:     UserError: a folder that matches no class.
     """
     allowed = allowed_folder_names(classes)
     known = set()
@@ -46,12 +45,12 @@ def name_folders(root: Path, classes: list[TargetClass]) -> list[list[str]]:
                 "--list_classes"
             )
         shown = ", ".join(f"'{to_printable(name)}'" for name in unknown[:NAMED])
-        raise UserError(f"'{root}' has folders that are no class: {shown}; {hint}")
+        raise UserError(f"'{root}' has folders that match no class: {shown}; {hint}")
     return allowed
 
 
 def allowed_folder_names(classes: list[TargetClass]) -> list[list[str]]:
-    """What the folder of real pictures of every class may be called."""
+    """List what the folder of every class's real pictures may be called."""
     spellings = []
     owners = Counter()
     for target in classes:
@@ -66,11 +65,11 @@ def allowed_folder_names(classes: list[TargetClass]) -> list[list[str]]:
 
 
 def match_published_names(folders: list[str], classes: list[TargetClass]) -> dict[str, int]:
-    """{folder: class from 0} of the folders that are named as in a published data set.
+    """Match {folder: class from 0} for folders named as in a published data set.
 
-    ImageNet's n02123159, CUB's 001.Black_footed_Albatross, iNaturalist's
-    00001_Animalia_..._Sabella_pavonina: their numbers are other lists', so names decide, and just
-    one class must fit.
+    Such as ImageNet's n02123159, CUB's 001.Black_footed_Albatross, iNaturalist's
+    00001_Animalia_..._Sabella_pavonina. Their numbers belong to other lists, so names decide, and
+    exactly one class must match.
     """
     owners = find_owners(classes)
     synsets = number_synsets(classes)
@@ -85,7 +84,7 @@ def match_published_names(folders: list[str], classes: list[TargetClass]) -> dic
 
 
 def match_name(folder: str, owners: dict[str, set[int]]) -> int | None:
-    """The class whose name a numbered folder ends with."""
+    """Find the class whose name a numbered folder ends with."""
     numbered = re.fullmatch(r"\d+[._](.+)", folder)
     if not numbered:
         return None
@@ -99,7 +98,7 @@ def match_name(folder: str, owners: dict[str, set[int]]) -> int | None:
 
 
 def find_owners(classes: list[TargetClass]) -> dict[str, set[int]]:
-    """{name or label in plain words: the classes, from 0, that are called so}."""
+    """Map {name or label in plain words: the classes, from 0, with that name}."""
     owners = defaultdict(set)
     for target in classes:
         for name in (target.name, class_name(target.label), target.label):
@@ -108,7 +107,7 @@ def find_owners(classes: list[TargetClass]) -> dict[str, set[int]]:
 
 
 def number_synsets(classes: list[TargetClass]) -> dict[str, int]:
-    """{WordNet id: class from 0} where the classes are ImageNet's thousand, else nothing."""
+    """Map {WordNet id: class from 0} if the classes are ImageNet's thousand, else nothing."""
     info = ImageNetInfo("imagenet-1k")
     if len(classes) != info.num_classes():
         return {}

@@ -48,9 +48,9 @@ def list_conditions(
     eval_prompts: list[str],
     better_words: str | None = None,
 ) -> list[Condition]:
-    """Without and with the token's `vectors` [K, D], in every prompt.
+    """List the conditions without and with the token's `vectors` [K, D], in every prompt.
 
-    And with `better_words` in the place of the class name, where there are any.
+    Includes `better_words` in the place of the class name, if there are any.
     """
     with_token = f"{placeholder} {target.name}"
     found = []
@@ -74,9 +74,10 @@ def list_controls(
     images: int,
     start: torch.Tensor | str,
 ) -> list[Condition]:
-    """In the place of the token's `vectors` [K, D] its start, or random ones of the same norms.
+    """List the controls: the token's start, and random vectors of the norms of `vectors` [K, D].
 
-    What these gain is not the training's. `start` is vectors, or the words that say it exactly.
+    What these gain does not come from training. `start` is vectors, or the words that say it
+    exactly.
     """
     with_token = TEMPLATES[0].format(f"{placeholder} {target.name}")
     if isinstance(start, str):
@@ -95,13 +96,13 @@ def list_controls(
 
 
 def choose_evenly(count: int) -> list[int]:
-    """FRAMES of `count` indices at most, the first and the last among them."""
+    """Choose at most FRAMES of `count` indices, evenly, with the first and the last."""
     evenly = torch.linspace(0, count - 1, FRAMES).round().int().tolist()
     return list(dict.fromkeys(evenly))
 
 
 def choose_frames(every_update: torch.Tensor) -> dict[str, torch.Tensor]:
-    """{update: vectors} of some of a training's updates [updates, K, D], in half precision."""
+    """Choose {update: vectors} from a training's updates [updates, K, D], in half precision."""
     frames = {}
     for update in choose_evenly(len(every_update)):
         frames[f"{update:03d}"] = every_update[update].half().cpu()
@@ -111,7 +112,7 @@ def choose_frames(every_update: torch.Tensor) -> dict[str, torch.Tensor]:
 def list_film(
     target: TargetClass, placeholder: str, frames: dict[str, torch.Tensor], images: int = 1
 ) -> list[Condition]:
-    """The first seeds' pictures by the vectors that `choose_frames` chose, in their order."""
+    """List the first seeds' pictures for the vectors that `choose_frames` chose, in order."""
     foreign = [name for name in frames if not re.fullmatch("[0-9]{3,6}", name)]
     require(  # names become folders
         not foreign,
@@ -128,7 +129,7 @@ def list_film(
 class Drawer:
     """Draws conditions with one generator and one way of sampling.
 
-    The generator is loaded only where a picture is missing.
+    The generator is loaded only if a picture is missing.
     """
 
     def __init__(
@@ -139,7 +140,7 @@ class Drawer:
         device: str,
         batch_size: int | None = None,
     ):
-        """`drawn_by` holds all that decides the pictures besides prompt, token and seed."""
+        """Set up drawing; `drawn_by`: all that affects pictures but prompt, token and seed."""
         self.get_generator = get_generator
         self.sampling = sampling
         self.settings_digest = digest_json(drawn_by)
@@ -152,7 +153,7 @@ class Drawer:
         self.decode_batch = fit_batch_size(decode_parts, None, at_once)
 
     def describe_conditions(self, conditions: Iterable[Condition]) -> dict[str, dict]:
-        """What RECORD says of these conditions once they are drawn."""
+        """Describe these conditions as RECORD will hold them once they are drawn."""
         described = {}
         for condition in conditions:
             described[condition.folder] = {
@@ -163,7 +164,7 @@ class Drawer:
         return described
 
     def find_missing(self, conditions: list[Condition], folder: Path) -> tuple[set[str], set[Job]]:
-        """The conditions drawn otherwise than they would be now, and every picture to draw."""
+        """Find the conditions that were drawn otherwise, and every picture to draw."""
         before = read_record(folder)
         stale = set()
         for name, described in self.describe_conditions(conditions).items():
@@ -187,7 +188,7 @@ class Drawer:
     ) -> int:
         """Draw what is missing of folder/<condition>/<seed>.png, and count it.
 
-        First deletes `stale_results` of old ones.
+        Deletes `stale_results`, which were derived from earlier pictures, first.
         """
         stale, missing = self.find_missing(conditions, folder)
         if not missing:
@@ -221,7 +222,7 @@ class Drawer:
         return len(missing)
 
     def copy_plain(self, conditions: list[Condition], missing: set[Job], folder: Path) -> set[Job]:
-        """Copy what is missing and was drawn for another class of the same name; returns it."""
+        """Copy missing pictures that were drawn for another class of the same name; return them."""
         copied = set()
         for condition in conditions:
             source = self.plain.get(condition.prompt)
@@ -242,7 +243,7 @@ class Drawer:
         jobs: list[Job],
         missing: set[Job],
     ) -> Iterator[tuple[list[Job], torch.Tensor]]:
-        """Those of the `jobs` that are missing and their images [B, 3, H, W], batch by batch."""
+        """Yield the missing `jobs` and their images [B, 3, H, W], batch by batch."""
         while jobs:
             batch, latents = self.sample_batch(generator, conds, jobs, missing)
             lacking = [i for i, job in enumerate(batch) if job in missing]
@@ -259,9 +260,9 @@ class Drawer:
         missing: set[Job],
         batch_size: int,
     ) -> tuple[list[Job], torch.Tensor | None]:
-        """The first `batch_size` jobs and their latents z_0; None where none of them is missing.
+        """Sample the first `batch_size` jobs and their latents z_0; None if none is missing.
 
-        Whole batches alone: what a resumed command draws is then the same bit for bit.
+        Only whole batches are drawn, so that a resumed command draws the same, bit for bit.
         """
         batch = jobs[:batch_size]
         if missing.isdisjoint(batch):
@@ -272,7 +273,7 @@ class Drawer:
 
 
 def list_jobs(conditions: list[Condition]) -> list[Job]:
-    """Every picture of these conditions."""
+    """List every picture of these conditions."""
     jobs = []
     for condition in conditions:
         for seed in range(condition.images):
@@ -281,56 +282,56 @@ def list_jobs(conditions: list[Condition]) -> list[Job]:
 
 
 def find_picture(folder: Path, job: Job) -> Path:
-    """The file of a picture."""
+    """Return the file of a picture."""
     name, seed = job
     return folder / name / f"{seed}.png"
 
 
 def remove_pictures(folder: Path):
-    """Remove the pictures of a condition, if there are any; a UserError for a link."""
+    """Remove the pictures of a condition, if any; raise UserError for a link."""
     require(
         not folder.is_symlink(),
-        f"'{folder}' is a link, and its pictures are to be drawn anew: remove it",
+        f"'{folder}' is a link, but its pictures must be drawn again: remove it",
     )
     if folder.exists():
         shutil.rmtree(folder)
 
 
 def decode_parts(generator: Generator, latents: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """Images [B, 3, H, W], `batch_size` at a time.
+    """Decode images [B, 3, H, W], `batch_size` at a time.
 
-    A decoder takes more memory than the trajectory, which is kept.
+    The decoder takes more memory than the trajectory, which is kept.
     """
     return torch.cat([generator.decode(part) for part in latents.split(batch_size)])
 
 
 def read_record(folder: Path) -> dict:
-    """How the pictures in a folder were drawn."""
+    """Read how the pictures in a folder were drawn."""
     file = folder / RECORD
     return read_json(file) if file.exists() else {}
 
 
 def encode_condition(generator: Generator, condition: Condition) -> torch.Tensor:
-    """The condition's cond [1, ...]."""
+    """Encode the condition's prompt: cond [1, ...]."""
     if condition.vectors is None:
         return generator.encode([condition.prompt])
     found, width = condition.vectors.shape[1], sum(generator.token_widths)
     require(
         found == width,
-        f"the token's vectors have {found} numbers and this model's have {width}: it was trained "
-        "for another --model",
+        f"the token's vectors have {found} dimensions and this model's have {width}: it was "
+        "trained for another --model",
     )
     vectors = condition.vectors[None].to(generator.device)
     return generator.encode([condition.prompt], vectors)
 
 
 def digest_vectors(vectors: torch.Tensor | None) -> str | None:
-    """Of a token's vectors, exactly."""
+    """Compute a digest of a token's vectors."""
     if vectors is None:
         return None
     return sha256(vectors.float().cpu().numpy().tobytes()).hexdigest()
 
 
 def digest_json(value) -> str:
-    """Of anything that JSON holds."""
+    """Compute a digest of a value that JSON can hold."""
     return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

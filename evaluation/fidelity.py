@@ -1,4 +1,4 @@
-"""How near generated pictures lie to real ones: FID, KID, precision, recall, coverage."""
+"""Distances between generated and real pictures: FID, KID, precision, recall, coverage."""
 
 import random
 from collections.abc import Iterator
@@ -43,14 +43,14 @@ MEASURES = ("fid", "kid", "kid_std", "precision", "recall", "density", "coverage
 
 
 def extract_files(extractor: Extractor, files: list[Path]) -> torch.Tensor:
-    """Features [N, D] of picture files of any size, on the CPU."""
+    """Extract the features [N, D] of picture files of any size, on the CPU."""
     extract = fit_batch_size(extract_in_batches, None, EXTRACTED_AT_ONCE)
     return extract(extractor, files)
 
 
 @torch.no_grad()
 def extract_in_batches(extractor: Extractor, files: list[Path], batch_size: int) -> torch.Tensor:
-    """As `extract_files`, `batch_size` at a time."""
+    """Extract features as `extract_files`, `batch_size` at a time."""
     starts = range(0, len(files), batch_size)
     parts = []
     for start in tqdm(starts, desc=f"{extractor.name} features", unit="batch", leave=False):
@@ -64,7 +64,7 @@ def extract_in_batches(extractor: Extractor, files: list[Path], batch_size: int)
 def read_features(
     extractor: Extractor, files: list[Path], chosen: list[int], cache: Path
 ) -> Iterator[torch.Tensor]:
-    """Features [n, D] of the files that `chosen` counts, part by part.
+    """Yield the features [n, D] of the files with the indices `chosen`, part by part.
 
     Those of all files are kept in `cache`.
     """
@@ -75,7 +75,7 @@ def read_features(
 
 
 def load_chunk(extractor: Extractor, files: list[Path], start: int, cache: Path) -> torch.Tensor:
-    """Features [n, D] of these files, the first of which is number `start` of its class."""
+    """Load the features [n, D] of these files; the first is number `start` of its class."""
     place = digest_json([extractor.name, extractor.fid_mode, str(files[0].parent), start])
     stored = cache / f"features_{place[:16]}.safetensors"
     digest = digest_json([extractor.identity, CODE, [stamp_file(file) for file in files]])
@@ -89,13 +89,13 @@ def load_chunk(extractor: Extractor, files: list[Path], start: int, cache: Path)
 
 
 def extract_chunks(extractor: Extractor, files: list[Path]) -> Iterator[torch.Tensor]:
-    """Features [n, D] of files, CHUNK by CHUNK."""
+    """Yield the features [n, D] of files, CHUNK by CHUNK."""
     for start in range(0, len(files), CHUNK):
         yield extract_files(extractor, files[start : start + CHUNK])
 
 
 def measure_distances(real: FeatureSet, generated: FeatureSet) -> dict:
-    """FID, KID with its std over subsets, and PRDC."""
+    """Measure FID, KID with its standard deviation over subsets, and PRDC."""
     mean, std, size = kernel_distance(real.sample, generated.sample)
     return {
         "fid": frechet_distance(real, generated),
@@ -115,10 +115,10 @@ def measure_fidelity(
     real: list[list[Path]],
     cache: Path,
 ) -> dict:
-    """Every condition's pictures of all classes against the real ones [class][picture], pooled.
+    """Compare every condition's pictures with the real ones [class][picture], classes pooled.
 
-    `cache` keeps features. Where there are twice as many real pictures of every class as are
-    generated, some of them are a condition of their own: a perfect generator's ceiling.
+    `cache` keeps features. If there are twice as many real pictures of every class as generated
+    ones, some of them become a condition of their own: the ceiling of a perfect generator.
     """
     aside = len(conditions["with"]) // len(real)
     if min(len(files) for files in real) < 2 * aside:
@@ -150,7 +150,7 @@ def measure_fidelity(
 
 
 def find_comparable(extractor: Extractor, fewest: int) -> str | None:
-    """The library whose FIDs are comparable, where one side has `fewest` pictures."""
+    """Return the library whose FIDs are comparable, if one side has `fewest` pictures, or None."""
     if extractor.name != INCEPTION or fewest < COMPARABLE_FID:
         return None
     return MODES.get(extractor.fid_mode)
@@ -159,13 +159,13 @@ def find_comparable(extractor: Extractor, fewest: int) -> str | None:
 def read_classes(
     extractor: Extractor, real: list[list[Path]], chosen: list[list[int]], cache: Path
 ) -> Iterator[torch.Tensor]:
-    """Features [n, D] of the `chosen` real pictures [class][number], part by part."""
+    """Yield the features [n, D] of the `chosen` real pictures [class][number], part by part."""
     for files, rows in zip(real, chosen, strict=True):
         yield from read_features(extractor, files, rows, cache)
 
 
 def check_counts(generated: int, real: int):
-    """Raise UserError where there are too few pictures to measure a distance."""
+    """Raise UserError for too few pictures to measure a distance."""
     kinds = (
         (real, "real", "put more into --real_images"),
         (generated, "generated", "give a larger --test_size or more classes"),
@@ -179,7 +179,7 @@ def check_counts(generated: int, real: int):
 
 
 def fidelity_table(found: dict) -> Table:
-    """One row per measure and a column per condition, and a note on the pictures it rests on."""
+    """Make a table: a row per measure, a column per condition, and a note on the pictures."""
     known = ("without", "with", BETTER_WORDS, "real")
     conditions = [condition for condition in known if condition in found]
     titles = ["better words" if name == BETTER_WORDS else name for name in conditions]
@@ -195,7 +195,7 @@ def fidelity_table(found: dict) -> Table:
 
 
 def list_notes(found: dict, conditions: list[str]) -> list[str]:
-    """What a reader of the distances must know."""
+    """List what a reader of the distances must know."""
     with_token = found["with"]
     generated, real = with_token["generated_images"], with_token["real_images"]
     comparable = (

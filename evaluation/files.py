@@ -11,7 +11,7 @@ MANY = 50  # classes beyond which pages and terminals show less of each
 class RunFiles:
     """The files of a class under one exp_id.
 
-    Pictures lie in img/<classifier>/<class>/<exp_id>, tokens under pipeline_token/ likewise.
+    Pictures are in img/<classifier>/<class>/<exp_id>, tokens under pipeline_token/ likewise.
     """
 
     def __init__(self, images: Path):
@@ -40,7 +40,7 @@ class RunFiles:
 
 
 def find_run(path: Path) -> RunFiles:
-    """The files of a run, by its folder under img/ or under pipeline_token/."""
+    """Find the files of a run from its folder under img/ or under pipeline_token/."""
     parts = Path(os.path.abspath(path)).parts
     require(
         parts[-4:-3] in (("img",), ("pipeline_token",)),
@@ -51,10 +51,9 @@ def find_run(path: Path) -> RunFiles:
 
 
 def locate_run(path: Path) -> RunFiles:
-    """The files of a run by the folder of its pictures, which links may lead to or through.
+    """Find the files of a run from the folder of its pictures, which links may lead to or through.
 
-    Tokens lie beside the pictures, as the path is written or as it is on disk, whichever holds
-    them.
+    Tokens are beside the pictures, as the path is written or as it is on disk, whichever exists.
     """
     written = RunFiles(Path(os.path.abspath(path)))
     on_disk = RunFiles(path.resolve())
@@ -62,13 +61,12 @@ def locate_run(path: Path) -> RunFiles:
 
 
 def check_exported(paths: list[Path], out: Path, card: bool) -> list[RunFiles]:
-    """The files of every run folder, each once.
+    """Find the files of every run folder, each once.
 
     Imports nothing slow, so that a mistake is answered at once.
 
-    Raises:
-        UserError: a folder that is no run's, without a token or, for a card, without an evaluation;
-            `out` is a file.
+    Raises:     UserError: a folder that is no run's, has no token or, for a card, no evaluation;
+    `out` is a         file.
     """
     require(out.is_dir() or not out.exists(), f"'{out}' is a file: --to takes a folder")
     runs = {run.images: run for run in map(find_run, paths)}

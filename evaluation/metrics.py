@@ -1,4 +1,4 @@
-"""A class's metrics.json: what judges see in its pictures, read and written here alone."""
+"""A class's metrics.json: what judges see in its pictures; read and written only here."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -36,7 +36,7 @@ class PromptMetrics:
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """All that an evaluation says of a class."""
+    """The evaluation of one class."""
 
     class_index: int  # its number, from 1
     label: str
@@ -56,7 +56,7 @@ class ClassMetrics:
 
 
 def compare_pair(conditions: Conditions) -> dict[str, float]:
-    """By role McNemar's p-value that the token changed nothing."""
+    """Compute, by role, McNemar's p-value that the token changed nothing."""
     without, with_token = (conditions[condition] for condition in PAIR)
     found = {}
     for role in without:
@@ -70,7 +70,7 @@ def save_metrics(path: Path, metrics: ClassMetrics):
 
 
 def load_metrics(path: Path) -> ClassMetrics:
-    """A class's metrics.json, of this version or an earlier one.
+    """Load a class's metrics.json, of this version or an earlier one.
 
     Raises:
         UserError: a file that is truncated or not ours.
@@ -79,7 +79,7 @@ def load_metrics(path: Path) -> ClassMetrics:
 
 
 def parse_metrics(path: Path, found: dict) -> ClassMetrics:
-    """As `load_metrics`, of what the file `path` holds."""
+    """Parse what the file `path` holds; see `load_metrics`."""
     try:
         roles = list(found["judges"])
         first = parse_prompt(found, roles)
@@ -108,7 +108,7 @@ def parse_metrics(path: Path, found: dict) -> ClassMetrics:
 
 
 def parse_prompt(found: dict, roles: Iterable[str]) -> PromptMetrics:
-    """What is said of one prompt's pictures; older files have the conditions beside the rest."""
+    """Parse one prompt's pictures; older files have the conditions beside the other fields."""
     by_condition = found.get("conditions", found)
     conditions = {}
     for name in (*PAIR, *MORE_CONDITIONS):
@@ -123,7 +123,7 @@ def parse_prompt(found: dict, roles: Iterable[str]) -> PromptMetrics:
 
 
 def parse_judgement(found: dict) -> Judgement:
-    """A Judgement as JSON has it."""
+    """Parse a Judgement from JSON."""
     return Judgement(
         parse_proportion(found["accuracy"]),
         parse_proportion(found["top5"]),
@@ -134,5 +134,5 @@ def parse_judgement(found: dict) -> Judgement:
 
 
 def parse_proportion(found: dict) -> Proportion:
-    """A Proportion as JSON has it."""
+    """Parse a Proportion from JSON."""
     return Proportion(found["successes"], found["count"])

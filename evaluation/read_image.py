@@ -55,7 +55,7 @@ def read_image(path: Path, side: int | None = None) -> Image.Image:
 
 
 def convert_image(image: Image.Image) -> Image.Image:
-    """An opened picture as `read_image` gives it."""
+    """Convert an opened picture as `read_image` does."""
     image.load()
     with suppress(SyntaxError):  # EXIF that is none
         ImageOps.exif_transpose(image, in_place=True)
@@ -77,7 +77,7 @@ def convert_image(image: Image.Image) -> Image.Image:
 
 
 def scale_to_bytes(image: Image.Image) -> Image.Image:
-    """Grey of 9 to 16 bits or floating point as 8 bits (mode L).
+    """Scale grey of 9 to 16 bits or floating point to 8 bits (mode L).
 
     A PNG's transparent value becomes white.
     """
@@ -87,11 +87,9 @@ def scale_to_bytes(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     low, high = values.min(), values.max()
     if image.mode == "I" and 0 < high <= DARKEST_WHITE:
-        raise ValueError(
-            f"its whole numbers of 32 bits reach {high}, and whether that is white is not said"
-        )
+        raise ValueError(f"its 32-bit integers reach {high}, and nothing says which value is white")
     if not (low >= 0 and high <= white):
-        raise ValueError(f"its values are from {low:g} to {high:g}, and not between 0 and {white}")
+        raise ValueError(f"its values range from {low:g} to {high:g}, not from 0 to {white}")
     pixels = np.rint(values * np.float32(255 / white)).astype(np.uint8)
     if tags.get(ExifTags.Base.PhotometricInterpretation) == WHITE_IS_ZERO:
         pixels = 255 - pixels
@@ -101,7 +99,7 @@ def scale_to_bytes(image: Image.Image) -> Image.Image:
 
 
 def convert_profile(image: Image.Image, profile: bytes) -> Image.Image:
-    """`image` without its alpha, from its embedded ICC `profile` to sRGB."""
+    """Convert `image` without its alpha from its embedded ICC `profile` to sRGB."""
     plain = image.convert(PROFILED.get(image.mode, "RGB"))
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
@@ -113,7 +111,7 @@ def convert_profile(image: Image.Image, profile: bytes) -> Image.Image:
 
 
 def check_images(files: list[Path], record: Path) -> dict[Path, str]:
-    """{file: why it cannot be read}; the file `record` remembers those that can."""
+    """Return {file: why it cannot be read}; the file `record` remembers the readable ones."""
     known = read_json(record) if record.exists() else {}
     readable: dict[str, list] = {}
     faults: dict[Path, str] = {}
@@ -130,7 +128,7 @@ def check_images(files: list[Path], record: Path) -> dict[Path, str]:
 
 
 def find_fault(file: Path) -> str | None:
-    """Why a picture cannot be read."""
+    """Return why a picture cannot be read."""
     try:
         read_image(file, side=1)
     except UserError as error:
@@ -139,10 +137,9 @@ def find_fault(file: Path) -> str | None:
 
 
 def load_images(paths: list[Path]) -> torch.Tensor:
-    """Image files of one size as float [B, 3, H, W] in [0, 1].
+    """Load image files of one size as float [B, 3, H, W] in [0, 1].
 
-    Raises:
-        UserError: a broken one, or one of another size than the first.
+    Raises:     UserError: a broken file, or one of another size than the first.
     """
     arrays = [np.asarray(read_image(path)) for path in paths]
     for path, array in zip(paths, arrays, strict=True):
@@ -152,9 +149,9 @@ def load_images(paths: list[Path]) -> torch.Tensor:
 
 
 def load_squares(files: list[Path], height: int, width: int) -> torch.Tensor:
-    """Image files of any sizes as float [B, 3, height, width] in [0, 1].
+    """Load image files of any size as float [B, 3, height, width] in [0, 1].
 
-    Resized by the short side, and cropped in the middle.
+    They are resized by the short side and cropped in the middle.
     """
     cropped = []
     for file in files:

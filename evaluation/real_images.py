@@ -46,23 +46,24 @@ def find_real_images(
 
 
 def is_function(source: str) -> bool:
-    """Whether `source` is no folder, but names a function."""
+    """Return whether `source` names a function, not a folder."""
     return ":" in source and find_path(source) is None
 
 
 def plan_drawings(
     source: str, runs: dict[TargetClass, Path], count: int
 ) -> dict[TargetClass, list[Path]]:
-    """`count` files under each run's folder, which `draw_missing_images` fills later.
+    """Name `count` files under each run's folder, which `draw_missing_images` draws later.
 
-    `source` is the module:function of a class's label and a random.Random that draws a picture.
+    `source` is module:function, a function of a class's label and a random.Random that draws a
+    picture.
     """
     module = inspect.getmodule(import_function(source, "real_images"))
     try:
         code = inspect.getsource(module)
     except (OSError, TypeError) as error:
         raise UserError(
-            f"real_images '{source}' has no source code to tell its pictures by"
+            f"real_images '{source}' has no source code by which to recognise its pictures"
         ) from error
     digest = hashlib.sha256(code.encode()).hexdigest()[:8]  # other code, other pictures
     name = f"{source.replace(':', '.')}_{digest}"
@@ -78,7 +79,7 @@ def plan_drawings(
 def find_in_folder(
     source: str, classes: list[TargetClass], targets: list[TargetClass], cache: Path
 ) -> dict[TargetClass, list[Path]]:
-    """The readable files, sorted, of these `targets` in a folder with one folder per class."""
+    """Find the readable files, sorted, of these `targets` in a folder with one folder per class."""
     root = find_path(source)
     require(root and root.is_dir(), f"no real_images folder '{source}'")
     allowed = name_folders(root, classes)
@@ -110,7 +111,7 @@ def find_in_folder(
 
 
 def find_class_folder(root: Path, target: TargetClass, allowed: list[str]) -> Path | None:
-    """The one folder of `root` that bears an allowed name, if any."""
+    """Find the one folder of `root` with an allowed name, if any."""
     folders = []
     for name in allowed:
         is_plain_name = "/" not in name and name not in ("", ".", "..")
@@ -122,7 +123,7 @@ def find_class_folder(root: Path, target: TargetClass, allowed: list[str]) -> Pa
 
 
 def list_pictures(folder: Path | None) -> tuple[list[Path], list[Path]]:
-    """The pictures of a folder by their suffix, sorted, and what else is there but hidden."""
+    """List the pictures of a folder by suffix, sorted, and its other files except hidden ones."""
     if folder is None:
         return [], []
     pictures, others = [], []
@@ -137,7 +138,7 @@ def list_pictures(folder: Path | None) -> tuple[list[Path], list[Path]]:
 
 
 def warn_of_skipped(faults: dict[Path, str], others: list[Path], pictures: int):
-    """Name and count in one line the pictures that cannot be read, and the files that are none."""
+    """Name and count, in one line, pictures that cannot be read and files that are no pictures."""
     parts = []
     if faults:
         named = [f"{quote_path(file)} ({fault})" for file, fault in list(faults.items())[:NAMED]]
@@ -152,12 +153,12 @@ def warn_of_skipped(faults: dict[Path, str], others: list[Path], pictures: int):
 
 
 def quote_path(path: Path) -> str:
-    """A path as a message shows it."""
+    """Quote a path for a message."""
     return f"'{to_printable(str(path))}'"
 
 
 def draw_missing_images(source: str | None, target: TargetClass, files: list[Path]) -> list[Path]:
-    """`files`; those that are missing are drawn by the function `source` where it is one."""
+    """Return `files`; missing ones are drawn if `source` is a function."""
     missing = [file for file in files if not file.exists()]
     for file in tqdm(missing, desc="drawing real pictures", unit="image", disable=not missing):
         save_image(draw_real_image(source, target, file), file)
@@ -165,12 +166,11 @@ def draw_missing_images(source: str | None, target: TargetClass, files: list[Pat
 
 
 def draw_real_image(source: str, target: TargetClass, file: Path) -> Image.Image:
-    """What the function `source` draws of a class, which it knows by its label.
+    """Draw a class with the function `source`, which gets its label.
 
-    Its number may be another list's.
+    Its number may belong to another list.
 
-    Raises:
-        UserError: whatever the function raises, such as a LookupError for an unknown label.
+    Raises:     UserError: whatever the function raises, such as a LookupError for an unknown label.
     """
     draw_image = import_function(source, "real_images")
     try:

@@ -55,7 +55,7 @@ ROW_TITLES = {"without": "without", "with": "with token", BETTER_WORDS: "better 
 
 
 def list_shown(files: RunFiles, found: ClassMetrics) -> dict[str, list[Path]]:
-    """By the title of their row: a class's first pictures, and real ones if any."""
+    """List, by the title of their row, a class's first pictures, and real ones if any."""
     seeds = range(min(SHOWN, found.images))
     rows = {}
     for condition, title in ROW_TITLES.items():
@@ -73,9 +73,9 @@ def list_shown(files: RunFiles, found: ClassMetrics) -> dict[str, list[Path]]:
 
 
 def show_side_by_side(files: RunFiles, title: str, found: ClassMetrics, real: list[Path]):
-    """Write grid.png: a class's first pictures, and real ones where given.
+    """Write grid.png: a class's first pictures, and real ones if given.
 
-    Real ones are copied, small, so that a page reads nothing outside the folder of its run.
+    Real ones are copied, reduced, so that a page reads nothing outside its run's folder.
     """
     copies = files.eval_images / "real"
     if copies.exists():
@@ -86,9 +86,9 @@ def show_side_by_side(files: RunFiles, title: str, found: ClassMetrics, real: li
 
 
 def plot_curves(file: Path) -> str | None:
-    """Loss and accuracy over the updates of history.jsonl, as SVG that goes into the page.
+    """Plot loss and accuracy over the updates of history.jsonl, as SVG for the page.
 
-    None without the file.
+    Returns None without the file.
     """
     if not file.exists():
         return None
@@ -111,7 +111,7 @@ def plot_curves(file: Path) -> str | None:
 
 
 def draw_svg(figure: Figure) -> str:
-    """A figure as an <svg> element, the same text for the same figure."""
+    """Return a figure as an <svg> element; the same figure gives the same text."""
     drawing = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "class tokens"}):
         figure.savefig(
@@ -122,9 +122,9 @@ def draw_svg(figure: Figure) -> str:
 
 
 def animate_updates(files: RunFiles, film: list[str]) -> str | None:
-    """A GIF of one seed's picture over the updates; None without two pictures.
+    """Make a GIF of one seed's picture over the updates; None with fewer than two pictures.
 
-    Of the folders `film`, else of the most frequent seed in training.
+    Uses the folders `film`, or else the most frequent seed in training.
     """
     drawn = []
     for folder in film:
@@ -148,7 +148,7 @@ def animate_updates(files: RunFiles, film: list[str]) -> str | None:
 
 
 def describe_settings(files: RunFiles, metrics: ClassMetrics) -> str:
-    """What the evaluation ran with, what the training did, and the token's own header; as YAML."""
+    """Return as YAML the settings of the evaluation and of the training, and the token's header."""
     settings = {"evaluation": metrics.settings}
     if metrics.nearest_words:
         settings["nearest words of the vocabulary, and their cosine"] = metrics.nearest_words
@@ -161,16 +161,16 @@ def describe_settings(files: RunFiles, metrics: ClassMetrics) -> str:
 
 
 def link_image(path: Path, page: Path) -> str:
-    """The address of a picture as seen from a page.
+    """Return the address of a picture relative to a page.
 
-    Of thousands each is loaded when it comes into sight.
+    Images load when they come into sight, since there may be thousands.
     """
     seen_from_page = Path(os.path.relpath(path, page.parent))
     return quote(os.fsencode(seen_from_page.as_posix()))  # a name need not be UTF-8
 
 
 def list_missing(files: RunFiles) -> list[str]:
-    """What of a run the page cannot show, since its files are not beside the pictures."""
+    """List what the page cannot show of a run, because the files are not beside the pictures."""
     shown = {
         files.history_file: "curves",
         files.config_file: "training settings",
@@ -180,7 +180,7 @@ def list_missing(files: RunFiles) -> list[str]:
 
 
 def load_comparable_metrics(runs: list[RunFiles]) -> list[ClassMetrics]:
-    """The metrics of several classes; a UserError where they cannot stand in one table."""
+    """Load the metrics of several classes; raise UserError if they cannot share a table."""
     metrics = []
     for run in runs:
         require(
@@ -198,12 +198,12 @@ def load_comparable_metrics(runs: list[RunFiles]) -> list[ClassMetrics]:
     )
     numbers = Counter(found.class_index for found in metrics)
     (number, count), *_ = numbers.most_common(1)
-    require(count == 1, f"class {number} is there twice: give one of its folders")
+    require(count == 1, f"class {number} is given twice: give one of its folders")
     return metrics
 
 
 def list_tables(metrics: list[ClassMetrics], summary: Path) -> list[Table]:
-    """The tables of a page, distances among them if the summary has them of just these pictures."""
+    """List the tables of a page; distances only if the summary has them for these pictures."""
     tables = [accuracy_table(metrics)]
     if metrics[0].contexts:
         tables.append(contexts_table(metrics))
@@ -216,7 +216,7 @@ def list_tables(metrics: list[ClassMetrics], summary: Path) -> list[Table]:
 
 
 def write_report(runs: list[RunFiles], out: Path):
-    """One self-contained page over classes of a run."""
+    """Write one self-contained page about classes of a run."""
     metrics = load_comparable_metrics(runs)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),

@@ -40,14 +40,14 @@ def draw_sheet(
 
 
 def shrink_image(path: Path, side: int) -> Image.Image:
-    """An image file at most `side` pixels high and wide."""
+    """Reduce an image file to at most `side` pixels in height and width."""
     image = read_image(path, 2 * side)
     image.thumbnail((side, side), Image.LANCZOS)
     return image
 
 
 def caption_image(path: Path, text: str) -> Image.Image:
-    """An image with a line of text below."""
+    """Add a line of text below an image."""
     canvas = Image.new("RGB", (192, 214), PAPER)
     canvas.paste(read_image(path).resize((192, 192), Image.LANCZOS))
     pen = ImageDraw.Draw(canvas)
@@ -65,7 +65,7 @@ def save_animation(frames: list[Image.Image], target):
 
 
 def inline_image(path: Path, side: int) -> str:
-    """An image as a data: address, at most `side` pixels on a side; a small one without loss."""
+    """Encode an image as a data: address, at most `side` pixels per side; small ones losslessly."""
     image = shrink_image(path, side)
     kind = "png" if max(image.size) <= SMALL else "jpeg"
     data = io.BytesIO()
@@ -74,5 +74,5 @@ def inline_image(path: Path, side: int) -> str:
 
 
 def encode_address(kind: str, data: io.BytesIO) -> str:
-    """The data: address of an encoded image."""
+    """Return the data: address of an encoded image."""
     return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"

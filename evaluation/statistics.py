@@ -49,22 +49,22 @@ class Proportion:
 
 
 def count_right(right: Iterable[bool]) -> Proportion:
-    """The share that is right."""
+    """Return the share that is right."""
     right = list(right)
     return Proportion(sum(right), len(right))
 
 
 def pool_proportions(parts: Iterable[Proportion]) -> Proportion:
-    """All parts' samples together."""
+    """Pool the samples of all parts."""
     parts = list(parts)
     successes = sum(part.successes for part in parts)
     return Proportion(successes, sum(part.count for part in parts))
 
 
 def mcnemar_test(before: Iterable[bool], after: Iterable[bool]) -> tuple[int, int, float]:
-    """How many of the same samples turned right and wrong, and the exact two-sided p-value.
+    """Count how many of the same samples turned right and wrong, and the exact two-sided p-value.
 
-    The latter is that of chance alone.
+    The test is McNemar's.
     """
     gained = lost = 0
     for old, new in zip(before, after, strict=True):
@@ -76,7 +76,7 @@ def mcnemar_test(before: Iterable[bool], after: Iterable[bool]) -> tuple[int, in
 
 
 def standard_error(values: list[float]) -> float:
-    """Of the mean of `values`; of one value it is nan."""
+    """Compute the standard error of the mean of `values`; nan for a single value."""
     if len(values) < 2:
         return math.nan
     return statistics.stdev(values) / math.sqrt(len(values))
@@ -94,7 +94,7 @@ class Interval(NamedTuple):
 
 
 def interval_over_classes(values: list[float]) -> Interval:
-    """Of one value per class; what varies is which classes there are."""
+    """Compute the interval of one value per class; the sample is the classes."""
     mean = statistics.mean(values)
     if len(set(values)) == 1:
         return Interval(mean, mean, mean)
@@ -104,7 +104,7 @@ def interval_over_classes(values: list[float]) -> Interval:
 
 
 class Comparison(NamedTuple):
-    """How much more the first of two conditions has, over classes, and the p-value of chance."""
+    """The mean difference of two conditions over classes, and its p-value."""
 
     difference: Interval
     pvalue: float
@@ -115,10 +115,10 @@ class Comparison(NamedTuple):
 
 
 def compare_classes(ours: list[float], theirs: list[float]) -> Comparison:
-    """The mean difference of one value per class in two conditions, and its test.
+    """Compute the mean difference of one value per class in two conditions, and test it.
 
-    A paired permutation test, two-sided: all 2^C exchanges of a class's two values up to 16
-    classes, 100,000 at random beyond.
+    A paired permutation test, two-sided: all 2^C exchanges of a class's two values for up to 16
+    classes, 100,000 random ones for more.
     """
     differences = np.array(ours) - np.array(theirs)
     found = permutation_test(
@@ -133,7 +133,7 @@ def compare_classes(ours: list[float], theirs: list[float]) -> Comparison:
 
 
 def correct_pvalues(comparisons: dict[str, Comparison]) -> dict[str, Comparison]:
-    """The same with p-values for the lot of them (Holm 1979)."""
+    """Correct the p-values of several comparisons (Holm 1979)."""
     by_pvalue = sorted(comparisons, key=lambda name: comparisons[name].pvalue)
     corrected = {}
     largest = 0.0
@@ -155,7 +155,7 @@ class FeatureSet(NamedTuple):
 
 
 def pool_features(parts: Iterable[torch.Tensor], count: int) -> FeatureSet:
-    """Parts [n, D] of `count` features together; only a sample is held in memory."""
+    """Pool parts [n, D] of `count` features; only a sample is held in memory."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     chosen = order < SAMPLED
     total = torch.zeros(())
@@ -173,7 +173,7 @@ def pool_features(parts: Iterable[torch.Tensor], count: int) -> FeatureSet:
 
 
 def frechet_distance(real: FeatureSet, generated: FeatureSet) -> float:
-    """FID (Heusel et al. 2017, eq. 6)."""
+    """Compute FID (Heusel et al. 2017, eq. 6)."""
     if min(real.count, generated.count) < 2:  # their covariance is not defined
         raise ValueError(
             f"FID needs at least two images on each side, not {real.count} and {generated.count}"
@@ -187,9 +187,10 @@ def frechet_distance(real: FeatureSet, generated: FeatureSet) -> float:
 def kernel_distance(
     real: torch.Tensor, generated: torch.Tensor, subset_size: int = 1000
 ) -> tuple[float, float, int]:
-    """KID of features [N, D] and [M, D]: mean and std over random subsets, and their size.
+    """Compute KID of features [N, D] and [M, D]: mean and std over random subsets, and their size.
 
-    The size is at most `subset_size`, and half of a small side, or no two subsets would differ.
+    The size is at most `subset_size`, and at most half of the smaller side, or no two subsets would
+    differ.
     """
     size = min(subset_size, len(real) // 2, len(generated) // 2)
     with warnings.catch_warnings():
@@ -208,9 +209,9 @@ def kernel_distance(
 def measure_prdc(
     real: torch.Tensor, generated: torch.Tensor, nearest_k: int = NEAREST_K
 ) -> dict[str, float]:
-    """Precision and recall (Kynkäänniemi et al. 2019), density and coverage.
+    """Compute precision and recall (Kynkäänniemi et al. 2019), density and coverage.
 
-    The latter as eq. 1 to 4 of Naeem et al. 2020; features [N, D] and [M, D].
+    The latter as in eq. 1 to 4 of Naeem et al. 2020; features [N, D] and [M, D].
     """
     if min(len(real), len(generated)) <= nearest_k:
         raise ValueError(
@@ -235,7 +236,7 @@ def measure_prdc(
 
 
 def measure_radii(features: torch.Tensor, nearest_k: int) -> torch.Tensor:
-    """The distance [N] from each of the features [N, D] to its k-th neighbour."""
+    """Compute the distance [N] of each feature [N, D] to its k-th neighbour."""
     radii = []
     for part in features.split(ROWS):
         distances = torch.cdist(part, features)

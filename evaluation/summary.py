@@ -27,10 +27,10 @@ def write_summary(
     get_extractor: Callable[[], Extractor],
     features: list,
 ) -> bool:
-    """Print and write what the classes of `runs` gave, with distances to `real` pictures if any.
+    """Print and write the results of the classes of `runs`.
 
-    `real` holds those of each class; `features` describes the extractor. Returns whether anything
-    was to be written: what is there of just these classes' files stays as it is.
+    With distances to the `real` pictures of each class, if any; `features` describes the extractor.
+    Returns whether anything had to be written: a summary of exactly these files is kept as it is.
     """
     summary = runs[0].summary_file
     report = runs[0].summary_report if len(runs) > 1 else runs[0].report_file
@@ -63,16 +63,16 @@ def write_summary(
 
 
 def delete_halves(*files: Path):
-    """Remove what a killed process has left of these files: only this one may write them now."""
+    """Remove temporary files that a killed process left: only this process writes them now."""
     for file in files:
         for half in file.parent.glob(f".{glob.escape(file.name)}.*.tmp"):
             half.unlink()
 
 
 def digest_runs(runs: list[RunFiles]) -> list:
-    """What tells that page and summary of `runs` are up to date.
+    """Compute a digest that tells whether page and summary of `runs` are up to date.
 
-    The content of their files, and of the metrics of the run's other classes.
+    It covers the content of their files, and the metrics of the run's other classes.
     """
     shown = []
     for run in runs:
@@ -83,12 +83,12 @@ def digest_runs(runs: list[RunFiles]) -> list:
 
 
 def digest_file(file: Path) -> str | None:
-    """Of a file's content; None without the file."""
+    """Compute a digest of a file's content; None without the file."""
     return sha256(file.read_bytes()).hexdigest() if file.exists() else None
 
 
 def print_accuracies(metrics: list[ClassMetrics], report: Path, briefly: bool):
-    """The tables of a run; `briefly` all classes together alone, and where the page is."""
+    """Print the tables of a run; `briefly` only the pooled accuracy and where the page is."""
     images = metrics[0].images
     if briefly:
         parts = [found.conditions for found in metrics]
@@ -114,7 +114,7 @@ def find_distances(
     features: list,
     before: dict | None,
 ) -> dict:
-    """The distances of these pictures to `real` ones; `before` where that is of just these."""
+    """Return the distances of these pictures to `real` ones; `before` if it is of exactly these."""
     pictures = {str(found.class_index): found.pictures for found in metrics}
     stamps = [stamp_file(file) for files in real for file in files]
     conditions = list(PAIR)
@@ -134,16 +134,16 @@ def find_distances(
 
 
 def find_metrics(run: RunFiles) -> list[Path]:
-    """metrics.json of every class under a run's exp_id."""
+    """Find the metrics.json of every class under a run's exp_id."""
     folders = run.summary_file.parent.glob(f"*/{glob.escape(run.images.name)}")
     files = [RunFiles(folder).metrics_file for folder in folders]
     return sorted(file for file in files if file.exists())
 
 
 def collect_classes(run: RunFiles, ours: list[ClassMetrics]) -> list[dict]:
-    """The metrics of all classes of a run that were evaluated as `ours`, as JSON has them.
+    """Collect, as JSON, the metrics of all classes of a run that were evaluated like `ours`.
 
-    Others may be evaluated anew just now.
+    Others may be being evaluated right now.
     """
     found = {}  # by number: a renamed class counts once
     for file in find_metrics(run):

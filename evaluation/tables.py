@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class Table(NamedTuple):
-    """Cells of any kind, shown by `str`; the note stands below."""
+    """Cells of any type, shown by `str`; the note stands below the table."""
 
     header: list
     rows: list[list]
@@ -12,7 +12,7 @@ class Table(NamedTuple):
     note: str = ""
 
     def to_text(self) -> str:
-        """Aligned columns, then the note."""
+        """Format as aligned columns, followed by the note."""
         cells = [list(map(str, row)) for row in (self.header, *self.rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = []
@@ -24,7 +24,7 @@ class Table(NamedTuple):
         return "\n".join(lines)
 
     def to_markdown(self) -> str:
-        """As Markdown has it; without the note."""
+        """Format as Markdown, without the note."""
         rule = ["---"] * len(self.header)
         lines = []
         for row in (self.header, rule, *self.rows):

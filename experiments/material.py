@@ -153,7 +153,8 @@ def load_real_images(study: Study, count: int) -> Sets:
             few.append(f"{target.title} {len(files)}")
     require(
         not few,
-        f"{count} real pictures per class are needed, and there are of class {', '.join(few)}",
+        f"{count} real pictures per class are needed, but there are fewer of class "
+        f"{', '.join(few)}",
     )
     return {target: draw_missing_images(source, target, files) for target, files in found.items()}
 

@@ -83,7 +83,7 @@ def check_function(function: Callable, name: str, device: torch.device):
         ) from error
     require(
         losses.shape == (2,),
-        f"loss '{name}' gives {list(losses.shape)} for two images and must give [2]",
+        f"loss '{name}' gives {list(losses.shape)} for two images; it must give [2]",
     )
     require(
         losses.isfinite().all()
@@ -94,5 +94,6 @@ def check_function(function: Callable, name: str, device: torch.device):
     )
     require(
         not gradient[1].any(),
-        f"loss '{name}' of one image depends on another: batches would change the token",
+        f"loss '{name}' of an image depends on the others, so the batch size would change the "
+        "token",
     )

@@ -42,23 +42,23 @@ class Generator(ABC):
         self.dtype: torch.dtype = denoiser.dtype
 
     def set_placeholder(self, placeholder: str):
-        """Teach the tokenizers the word that stands for the token; see `add_placeholder`."""
+        """Teach the tokenizers the placeholder; see `add_placeholder`."""
         for encoder in self.prompt_encoders:
             encoder.set_placeholder(placeholder)
 
     def initial_vectors(self, initializer: str, num_vectors: int | None = None) -> torch.Tensor:
-        """The vectors [K, D], float32, that training starts from: a phrase's tokens, in turn."""
+        """Return the initial vectors [K, D], float32: one per token of a phrase."""
         parts = []
         for encoder in self.prompt_encoders:
             parts.append(encoder.initial_vectors(initializer, num_vectors))
         return torch.cat(parts, dim=1).to(self.device)
 
     def vocabulary_norms(self) -> tuple[float, ...]:
-        """The mean norm of the vocabulary's vectors, of every text encoder."""
+        """Return the mean norm of the vocabulary's vectors, for every text encoder."""
         return tuple(encoder.mean_norm() for encoder in self.prompt_encoders)
 
     def nearest_words(self, vectors: torch.Tensor) -> list[str]:
-        """Of every text encoder and vector [K, D]: the words with the largest cosine."""
+        """Find, for every text encoder and vector [K, D], the words with the largest cosine."""
         parts = vectors.split(self.token_widths, 1)
         words = []
         for encoder, part in zip(self.prompt_encoders, parts, strict=True):
@@ -72,7 +72,7 @@ class Generator(ABC):
 
     @abstractmethod
     def encode(self, prompts: list[str], vectors: torch.Tensor | None = None) -> torch.Tensor:
-        """Prompts [P], and the token in each [P, K, D] -> cond [P, ...], differentiable in it."""
+        """Encode prompts [P] with the token in each [P, K, D] as cond [P, ...], differentiable."""
 
     @abstractmethod
     def sample(
@@ -91,15 +91,15 @@ class Generator(ABC):
 
     @abstractmethod
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents z_0 -> images [B, 3, H, W] in [0, 1], float32, differentiable."""
+        """Decode latents z_0 into images [B, 3, H, W] in [0, 1], float32, differentiable."""
 
     @abstractmethod
     def check_sampling(self, settings: SamplingSettings, is_training: bool = False):
-        """Raise UserError for what `sample` would not take, or no gradient would come through."""
+        """Raise UserError for what `sample` cannot do, or what would pass no gradient."""
 
     @abstractmethod
     def describe_mismatches(self, settings: SamplingSettings) -> list[str]:
-        """What the checkpoint was made for, where `settings` ask for something else, in words."""
+        """Describe what the checkpoint was made for, where `settings` ask for something else."""
 
     @abstractmethod
     def compile_networks(self):

@@ -1,4 +1,4 @@
-"""How many images fit into memory at once, and what to say where none does."""
+"""How many images fit into memory at once, and what helps if none does."""
 
 import math
 import sys
@@ -21,11 +21,10 @@ NO_MEMORY = (
 
 
 def default_batch_size(images: int, device: str, height: int, width: int) -> int:
-    """How many images to try at once: `images` on a GPU.
+    """Return how many images to try at once: `images` on a GPU.
 
-    Elsewhere as many of the miniature's 64 x 64 pixels.
-
-    Where memory is the system's own nothing is raised when it runs out: the process is killed.
+    Elsewhere as many pixels as that many of the miniature's 64 x 64 images: where memory is the
+    system's own, nothing is raised when it runs out, and the process is killed.
     """
     return images if device.startswith("cuda") else max(1, images * 64 * 64 // (height * width))
 
@@ -65,9 +64,9 @@ def fit_batch_size(function, batch_size: int | None, start: int):
 
 
 def peak_memory_gb(device: str) -> float:
-    """The most that this process has used so far, of the GPU or of memory.
+    """Return the peak memory of this process, of the GPU or the system, in GB.
 
-    Not a number on Windows, which keeps no such figure where Python could read it.
+    Not a number on Windows, which keeps no figure that Python could read.
     """
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device) / 1e9

@@ -111,7 +111,7 @@ def _explain_causes(source: str, causes: list[BaseException], instead: str) -> s
 
 
 def _first_line(error: BaseException) -> str:
-    """Of an error's text, and the next one where the first ends in a colon."""
+    """Return the first line of an error's text, and the next if it ends in a colon."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     count = 2 if lines[0].endswith(":") else 1
     return join_lines(" ".join(lines[:count])).rstrip(".")
@@ -123,7 +123,7 @@ def _is_transport_error(error: BaseException) -> bool:
 
 
 def build_network(cls, source: str, dtype: torch.dtype = torch.float32, **where):
-    """A network from its config alone, on the meta device: shapes and no values."""
+    """Build a network from its config alone, on the meta device: shapes but no values."""
     with torch.device("meta"):
         if hasattr(cls, "load_config"):  # diffusers
             network = cls.from_config(cls.load_config(**locate_source(source), **where))
@@ -136,7 +136,7 @@ def build_network(cls, source: str, dtype: torch.dtype = torch.float32, **where)
 
 
 def load_network(cls, source: str, device: str):
-    """A classifier's network of transformers in float32; on the meta device by `build_network`.
+    """Load a classifier's transformers network in float32; on the meta device `build_network`.
 
     Raises:
         UserError: see `check_weights`.
@@ -151,11 +151,9 @@ def load_network(cls, source: str, device: str):
 
 
 def load_part(cls, source: str, part: str, device: str, dtype: torch.dtype):
-    """One network of a pipeline: its fp16 files for fp16, else the full ones.
+    """Load one network of a pipeline: its fp16 files for fp16, else the full ones.
 
-    The other kind where that is missing.
-
-    On the meta device by `build_network`.
+    The other kind if that is missing. On the meta device by `build_network`.
 
     Raises:
         UserError: see `check_weights`.
@@ -201,13 +199,13 @@ def check_weights(source: str, report: dict):
     unknown = [key for key in unexpected if not key.endswith("position_ids")]  # a count, no weights
     if unknown:
         print_warning(
-            f"'{source}' holds weights that its config does not know, which are not used: "
+            f"'{source}' holds weights that its config does not describe and that are not used: "
             f"{list_first(unknown)}"
         )
 
 
 def list_first(keys) -> str:
-    """Some of the keys, for a message."""
+    """List the first few keys, for a message."""
     shown = to_printable(", ".join(sorted(keys)[:SHOWN]))
     if len(keys) > SHOWN:
         shown += f" and {len(keys) - SHOWN} more"

@@ -50,7 +50,7 @@ class Classifier(NamedTuple):
     device: torch.device
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits [B, C], float32, differentiable in `images` [B, 3, H, W] in [0, 1]."""
+        """Return logits [B, C], float32, differentiable in `images` [B, 3, H, W] in [0, 1]."""
         return self.compute_logits(self.model, self.preprocess(images.float())).float()
 
 
@@ -93,13 +93,12 @@ def load_evaluator(
     width: int = 64,
     labels_file: str | None = None,
 ) -> Classifier:
-    """The classifier called `name`, which judges pictures that another one guided.
+    """Load the classifier called `name`, which judges pictures for another classifier.
 
     `labels` are the other one's.
 
-    Raises:
-        UserError: as `load_classifier`; other classes, or another order: a class is its index to
-            both.
+    Raises:     UserError: as `load_classifier`; other classes, or another order: both tell classes
+    by index.
     """
     evaluator = load_classifier(name, device, height, width, labels_file)
     require(
@@ -110,7 +109,7 @@ def load_evaluator(
 
 
 def check_classifier(classifier: Classifier, name: str, height: int, width: int):
-    """Classify one picture of noise and come back with the gradient.
+    """Classify one picture of noise and compute its gradient.
 
     Raises:
         UserError: the model does not fit its preprocessing or its labels, or no gradient reaches
@@ -126,24 +125,24 @@ def check_classifier(classifier: Classifier, name: str, height: int, width: int)
         raise
     except Exception as error:  # models raise whatever their arithmetic raises
         raise UserError(
-            f"'{name}' cannot classify an RGB picture that its own preprocessing has prepared, or "
-            f"return a gradient: {join_lines(error)[:200]}"
+            f"'{name}' cannot classify an RGB picture prepared by its own preprocessing, or "
+            f"returns no gradient: {join_lines(error)[:200]}"
         ) from error
     require(
         logits.shape == (1, count),
-        f"'{name}' gives {list(logits.shape)} logits for a picture and names "
-        f"{count} classes: its labels are another model's",
+        f"'{name}' gives {list(logits.shape)} logits for a picture but has {count} labels: they "
+        "belong to another model",
     )
     require(count > 1, f"'{name}' has one class: its loss is always 0, so it cannot train a token")
     require(logits.isfinite().all(), f"'{name}' gives non-finite logits")
     require(
         gradient is not None and gradient.isfinite().all() and gradient.any(),
-        f"'{name}' lets no gradient through to the picture, so it cannot train a token",
+        f"'{name}' passes no gradient to the picture, so it cannot train a token",
     )
 
 
 def load_labels(name: str, labels_file: str | None = None) -> list[str]:
-    """The labels alone, without the weights where the format allows it.
+    """Load only the labels, without the weights where the format allows it.
 
     `labels_file` is as in load_classifier.
     """
@@ -159,7 +158,7 @@ def load_labels(name: str, labels_file: str | None = None) -> list[str]:
 
 
 def penultimate_features(classifier: Classifier, prepared: torch.Tensor) -> torch.Tensor:
-    """What the last linear layer reads [B, D] of images that are prepared.
+    """Return what the last linear layer reads [B, D] for prepared images.
 
     Raises:
         UserError: the model does not end in a linear layer.
@@ -181,9 +180,10 @@ def penultimate_features(classifier: Classifier, prepared: torch.Tensor) -> torc
 
 
 def _mean_pooled_logits(model, pixel_values):
-    """ViT-MAE's fine-tuning head.
+    """Compute the logits of ViT-MAE's fine-tuning head.
 
-    The patch tokens' mean BEFORE the final layernorm, then that layernorm, then a linear layer.
+    The mean of the patch tokens BEFORE the final layernorm, then that layernorm, then a linear
+    layer.
     """
     # [B, 1 + patches, D]
     hidden = model.vit(pixel_values=pixel_values, output_hidden_states=True).hidden_states[-1]
@@ -223,12 +223,12 @@ def _load_timm(name: str, device: str):
 
 
 def is_timm_address(name: str) -> bool:
-    """Whether a name of timm says itself where the checkpoint lies, with a revision or without."""
+    """Return whether a timm name says itself where the checkpoint is."""
     return name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
 
 
 def check_timm_name(name: str):
-    """Raise UserError for a name of no model of timm."""
+    """Raise UserError for a name that timm does not know."""
     require(
         is_timm_address(name) or timm.is_model(name.split(".")[0]),
         f"timm knows no classifier '{name}'; timm.list_models(pretrained=True) lists them",
@@ -236,14 +236,14 @@ def check_timm_name(name: str):
 
 
 def find_timm_id(name: str) -> str:
-    """The hub id of the weights that timm takes for one of its names."""
+    """Find the hub id of the weights that timm uses for one of its names."""
     config = timm.get_pretrained_cfg(name)
     found = config.hf_hub_id or ""
     return f"{found}{config.architecture}.{config.tag}" if found.endswith("/") else found
 
 
 def _timm_labels(model) -> list[str]:
-    """Labels that the checkpoint carries, else ImageNet's of as many classes, else numbers."""
+    """Return the labels in the checkpoint, else ImageNet's if there are as many, else numbers."""
     names = model.pretrained_cfg.get("label_names")
     descriptions = model.pretrained_cfg.get("label_descriptions")
     subset = infer_imagenet_subset(model)

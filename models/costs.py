@@ -1,4 +1,4 @@
-"""What runs of the networks cost: FLOPs by network, and the peak of memory by stage.
+"""What runs of the networks cost: FLOPs by network, and peak memory by stage.
 
 On the meta device too.
 """
@@ -29,7 +29,7 @@ STAGES = (
 
 
 def count_inputs(inputs: tuple, named: dict) -> int:
-    """How many images or prompts a network is called with."""
+    """Count the images or prompts with which a network is called."""
     return len(next(iter((*inputs, *named.values()))))
 
 
@@ -119,9 +119,9 @@ def counted_flops(generator: Generator, classifier: torch.nn.Module):
 
 
 class AttentionShapes(torch.autograd.Function):
-    """Attention on the meta device, as fused kernels keep it.
+    """Attention on the meta device with the memory of fused kernels.
 
-    Inputs, output and a sum per row, no square matrix.
+    Inputs, output and one sum per row, no square matrix.
     """
 
     @staticmethod
@@ -139,7 +139,7 @@ class AttentionShapes(torch.autograd.Function):
 
 
 class FusedAttention(TorchFunctionMode):
-    """Within this context attention is AttentionShapes.
+    """A mode in which attention is AttentionShapes.
 
     The meta device has no fused kernels of its own.
     """
@@ -153,9 +153,9 @@ class FusedAttention(TorchFunctionMode):
 
 @contextmanager
 def fused_attention():
-    """Within this context the calls of all modules have FusedAttention.
+    """Give the calls of all modules FusedAttention within this context.
 
-    Also those recomputed on the way back, which torch shields from a mode that is entered outside.
+    Also recomputed calls, which torch shields from a mode that is entered outside.
     """
     mode, depth = FusedAttention(), [0]
 
@@ -181,10 +181,7 @@ def fused_attention():
 
 
 class MemoryMeter(TorchDispatchMode):
-    """Within this context: the bytes of all living tensors of the meta device, and their peak.
-
-    In each stage.
-    """
+    """A mode that counts the bytes of all living tensors of the meta device, by stage."""
 
     def __init__(self, networks: Iterable[torch.nn.Module]):
         super().__init__()
@@ -198,7 +195,7 @@ class MemoryMeter(TorchDispatchMode):
         self.peaks[stage] = max(self.peaks[stage], self.bytes)
 
     def add_tensor(self, tensor: torch.Tensor):
-        """Count the tensor's storage until nothing holds it, unless it is counted already."""
+        """Count the tensor's storage until nothing refers to it, unless it is counted already."""
         storage = tensor.untyped_storage()
         if tensor.device.type == "meta" and id(storage) not in self.alive:
             self.alive.add(id(storage))

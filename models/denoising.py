@@ -1,4 +1,4 @@
-"""The loss a latent diffusion model is trained by, for baselines that learn from pictures."""
+"""The training loss of latent diffusion models, for baselines that learn from pictures."""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from utils import require
 def encode_images(
     generator: StableDiffusion, images: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation [B, 4, h, w], float32, of the latents of images in [0, 1]."""
+    """Encode images in [0, 1]: mean and deviation [B, 4, h, w] of their latents, float32."""
     vae = generator.vae
     encoded = vae.encode((images * 2 - 1).to(vae.device, vae.dtype))
     if "latent_dist" in encoded:
@@ -27,7 +27,7 @@ def compute_denoising_loss(
     cond: torch.Tensor,
     noise_source: torch.Generator,
 ) -> torch.Tensor:
-    """The loss that the UNet was trained with, on latents [B, 4, h, w].
+    """Compute the UNet's training loss on latents [B, 4, h, w].
 
     Noise and timesteps come from `noise_source`.
     """

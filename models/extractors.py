@@ -1,4 +1,4 @@
-"""Features of pictures for FID and its like: InceptionV3's as published, or a classifier's own."""
+"""Features of pictures for FID and the like: the published InceptionV3's, or a classifier's own."""
 
 import zipfile
 from collections.abc import Callable
@@ -25,7 +25,7 @@ INCEPTION, INCEPTION_SIDE = "InceptionV3", 299
 
 
 class Extractor(NamedTuple):
-    """Features [B, D] of pictures that `prepare` has brought to one size."""
+    """Computes features [B, D] of pictures that `prepare` has resized to one size."""
 
     name: str
     prepare: Callable[[torch.Tensor], torch.Tensor]  # uint8 [3, H, W] -> [3, h, w]
@@ -35,7 +35,7 @@ class Extractor(NamedTuple):
 
 
 def describe_features(name: str, fid_mode: str) -> list:
-    """What decides the features of `load_extractor`: weights' files, and the resizing."""
+    """Describe what affects the features of `load_extractor`: weights' files, and the resizing."""
     kind, _, weights = name.partition(":")
     if kind == "inception":
         return [name, fid_mode, stamp_file(Path(weights)) if Path(weights).is_file() else None]
@@ -43,9 +43,9 @@ def describe_features(name: str, fid_mode: str) -> list:
 
 
 def resize_legacy(image: torch.Tensor) -> torch.Tensor:
-    """[3, H, W] -> [3, 299, 299] in [0, 255] as torch-fidelity.
+    """Resize [3, H, W] to [3, 299, 299] in [0, 255] as torch-fidelity does.
 
-    TensorFlow 1's bilinear, without antialiasing.
+    TensorFlow 1's bilinear interpolation, without antialiasing.
     """
     return interpolate_bilinear_2d_like_tensorflow1x(
         image[None].float(), [INCEPTION_SIDE] * 2, align_corners=False
@@ -53,9 +53,9 @@ def resize_legacy(image: torch.Tensor) -> torch.Tensor:
 
 
 def resize_clean(image: torch.Tensor) -> torch.Tensor:
-    """[3, H, W] -> [3, 299, 299] in [0, 255] as clean-fid (Parmar et al. 2022).
+    """Resize [3, H, W] to [3, 299, 299] in [0, 255] as clean-fid does (Parmar et al. 2022).
 
-    Pillow's bicubic, not rounded.
+    Pillow's bicubic interpolation, not rounded.
     """
     channels = [Image.fromarray(channel.numpy().astype(np.float32)) for channel in image]
     resized = [
@@ -70,15 +70,15 @@ FID_MODES = {"legacy": resize_legacy, "clean": resize_clean}
 
 @torch.no_grad()
 def check_extractor(extractor: Extractor) -> Extractor:
-    """`extractor`, after a dry run: now, not after everything is drawn."""
+    """Return `extractor` after a dry run, so that it fails now and not after drawing."""
     prepared = [
         extractor.prepare(torch.arange(3 * 64 * width).view(3, 64, width).byte())
         for width in (64, 96)
     ]
     require(
         prepared[0].shape == prepared[1].shape,
-        f"features: '{extractor.name}' does not bring pictures of every "
-        "shape to one size, so it cannot compare them",
+        f"features: '{extractor.name}' does not resize pictures to one size, so it cannot compare "
+        "them",
     )
     found = extractor.extract_features(torch.stack(prepared))
     require(
@@ -90,7 +90,7 @@ def check_extractor(extractor: Extractor) -> Extractor:
 
 
 def classifier_extractor(classifier: Classifier, identity: list | None = None) -> Extractor:
-    """The features that a classifier's last linear layer reads; a UserError without one."""
+    """Extract what a classifier's last linear layer reads; raise UserError without one."""
     return check_extractor(
         Extractor(
             classifier.name,
@@ -103,7 +103,7 @@ def classifier_extractor(classifier: Classifier, identity: list | None = None) -
 
 
 def is_torchscript(file: str) -> bool:
-    """Whether a file is a network that torch.jit saved."""
+    """Return whether a file is a network saved by torch.jit."""
     if not zipfile.is_zipfile(file):
         return False
     with zipfile.ZipFile(file) as archive:
@@ -113,11 +113,9 @@ def is_torchscript(file: str) -> bool:
 def load_extractor(
     name: str, device: str, fid_mode: str, labels_file: str | None = None
 ) -> Extractor:
-    """'inception', 'inception:<file of weights>', or a classifier's penultimate features.
+    """Load 'inception', 'inception:<file of weights>', or a classifier's penultimate features.
 
-    The first is downloaded.
-
-    `labels_file` is what `load_classifier` takes.
+    The first is downloaded. `labels_file` is as in `load_classifier`.
     """
     identity = describe_features(name, fid_mode)
     if name.split(":")[0] != "inception":

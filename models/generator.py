@@ -1,4 +1,4 @@
-"""How the frozen text-to-image model is loaded, whichever family it is of."""
+"""How the frozen text-to-image model is loaded, whatever its family."""
 
 import logging
 import random
@@ -32,7 +32,7 @@ PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16
 def check_compiler(device: str):
     """Compile a function of one line.
 
-    Never the same twice, since what was compiled before needs no compiler.
+    Never the same twice, since compiled code is cached and would need no compiler.
 
     Raises:
         UserError: this machine lacks what torch.compile needs.

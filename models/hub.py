@@ -1,6 +1,6 @@
-"""Checkpoints of the Hugging Face hub: what of them is on this disk, and whether the hub answers.
+"""Checkpoints of the Hugging Face hub: what is on this disk, and whether the hub answers.
 
-Imports nothing slow: what cannot be had is said before torch is imported.
+Imports nothing slow: missing checkpoints are reported before torch is imported.
 """
 
 import functools
@@ -32,9 +32,9 @@ NO_SUCH_FOLDER = (
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether `source` can be a repository of the hub, and is no path that exists.
+    """Return whether `source` can be a hub repository, and is not an existing path.
 
-    Perhaps with a revision.
+    It may have a revision.
     """
     place, _ = split_revision(source)
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", place, re.ASCII) is not None and not find_path(
@@ -43,7 +43,7 @@ def is_hub_id(source: str) -> bool:
 
 
 def locate_source(source: str) -> dict[str, str]:
-    """What every `from_pretrained` takes to find a folder, or a hub id and its revision.
+    """Return the arguments with which `from_pretrained` finds a folder, or a hub id and revision.
 
     Raises:
         UserError: a folder with a revision.
@@ -60,9 +60,9 @@ def locate_source(source: str) -> dict[str, str]:
 
 @functools.cache
 def find_commit(hub_id: str) -> str | None:
-    """The commit that a hub id stands for now; the one on this disk where no hub answers.
+    """Find the commit that a hub id stands for now; the one on this disk if no hub answers.
 
-    Asked once per process, so that all parts of a checkpoint are of one commit.
+    Asked once per process, so that all parts of a checkpoint have one commit.
     """
     place, revision = split_revision(hub_id)
     if revision and re.fullmatch(COMMIT, revision):
@@ -80,14 +80,14 @@ def find_commit(hub_id: str) -> str | None:
 
 
 def explain_missing(source: str) -> str:
-    """Why a checkpoint that is neither on this disk nor on a hub that answers cannot be opened."""
+    """Explain why a checkpoint that is neither on this disk nor downloadable cannot be opened."""
     return NOT_DOWNLOADED if is_hub_id(source) else NO_SUCH_FOLDER
 
 
 def find_cached_file(hub_id: str, file: str) -> Path | None:
-    """Where a file of a hub repository lies on this disk; None where it was never downloaded.
+    """Find a file of a hub repository on this disk; None if it was never downloaded.
 
-    Imports huggingface_hub, which reads then, once and for all, whether it is to work offline.
+    Imports huggingface_hub, which then decides once and for all whether to work offline.
     """
     if not is_hub_id(hub_id):
         return None
@@ -99,7 +99,7 @@ def find_cached_file(hub_id: str, file: str) -> Path | None:
 
 
 def answers_within(address: str, seconds: float) -> bool:
-    """Whether a server answers at a web address, whatever it says, in so many seconds."""
+    """Return whether a server answers at a web address, whatever it says, within `seconds`."""
     answered = threading.Event()
 
     def ask_server():

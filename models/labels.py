@@ -1,4 +1,4 @@
-"""What classifiers and their classes are called, read from files alone. Imports nothing slow.
+"""Names of classifiers and their classes, read from files alone. Imports nothing slow.
 
 So a misspelt class is answered before torch is imported, which takes seconds.
 """
@@ -25,10 +25,9 @@ IMAGENET_LABELS = Path(__file__).with_name("imagenet_labels.txt")
 
 
 def resolve_name(name: str) -> tuple[str, str]:
-    """A name as its kind ('timm', 'mean', 'zero-shot' or '') and the source that it stands for.
+    """Resolve a name into its kind ('timm', 'mean', 'zero-shot' or '') and its source.
 
-    The source is a folder, a hub id or timm's own name; the last two with the revision that the
-    name ends in.
+    The source is a folder, a hub id or timm's own name; the last two keep the revision in the name.
     """
     place, revision = split_revision(name)
     spec = REGISTRY.get(place, place)
@@ -42,17 +41,16 @@ def resolve_name(name: str) -> tuple[str, str]:
 
 
 def list_alternatives(name: str) -> str:
-    """What to give instead of a classifier that cannot be opened."""
+    """List what to give instead of a classifier that cannot be opened."""
     known = suggest_word(name, [*REGISTRY, "inception"])
     return f"{known} or take one of {', '.join(REGISTRY)}, {WITHOUT_GPU_OR_NETWORK}".strip()
 
 
 def folder_name(name: str) -> str:
-    """A classifier's name as a folder: 'timm:resnet50' -> 'timm_resnet50'.
+    """Return a classifier's name as a folder name: 'timm:resnet50' -> 'timm_resnet50'.
 
-    Of a path its last two parts.
-
-    A revision is no part of it: runs of two revisions have other settings, and so another exp_id.
+    Of a path, the last two parts. The revision is left out: runs of two revisions have different
+    settings, and so different exp_ids.
     """
     name, _ = split_revision(name)
     last_parts = "/".join(name.rstrip("/").split("/")[-2:])
@@ -60,14 +58,12 @@ def folder_name(name: str) -> str:
 
 
 def find_labels(name: str, labels_file: str | None = None) -> list[str]:
-    """The labels of the classifier `name`, where a folder tells them; else an empty list.
+    """Find the labels of the classifier `name` where a folder has them; else an empty list.
 
-    Without loading the classifier.
+    Does not load the classifier. `labels_file` is that of zero-shot classifiers. ImageNet's labels
+    come with this package.
 
-    `labels_file` is that of zero-shot classifiers. ImageNet's labels come with this package.
-
-    Raises:
-        UserError: labels that are not numbered from 0 on, or a broken `labels_file`.
+    Raises:     UserError: labels that are not numbered from 0.
     """
     kind, source = resolve_name(name)
     folder = find_path(source)
@@ -80,16 +76,16 @@ def find_labels(name: str, labels_file: str | None = None) -> list[str]:
 
 
 def find_downloaded_labels(name: str) -> list[str]:
-    """The labels of a classifier that was downloaded from the hub; see `find_labels`."""
+    """Find the labels of a classifier that was downloaded from the hub; see `find_labels`."""
     kind, source = resolve_name(name)
     file = find_cached_file(source, "config.json") if kind in ("", "mean") else None
     return read_config_labels(file, source) if file else []
 
 
 def read_config_labels(file: Path, source: str) -> list[str]:
-    """The labels of a transformers config.json.
+    """Read the labels of a transformers config.json.
 
-    None where it is missing or broken, of which loading it tells more.
+    None if it is missing or broken: loading it says more about that.
     """
     try:
         config = json.loads(file.read_bytes())
@@ -103,7 +99,7 @@ def read_config_labels(file: Path, source: str) -> list[str]:
 
 
 def check_problem_type(problem_type: str | None, source: str):
-    """Raise UserError for a classifier of several labels, or one that gives numbers."""
+    """Raise UserError for a multi-label classifier or a regression."""
     require(
         problem_type in (None, "single_label_classification"),
         f"the config.json of '{source}' is for {problem_type} (problem_type): a classifier must "
@@ -112,7 +108,7 @@ def check_problem_type(problem_type: str | None, source: str):
 
 
 def labels_of_config(id2label: dict, source: str) -> list[str]:
-    """The labels of a transformers config in the order of their classes, each on one line.
+    """Return the labels of a transformers config in the order of their classes, each on one line.
 
     Raises:
         UserError: classes that are not numbered from 0 on.
@@ -129,7 +125,7 @@ def labels_of_config(id2label: dict, source: str) -> list[str]:
 
 
 def read_labels(path: str | None) -> list[str]:
-    """The labels of a text file, one per line; blank lines do not count.
+    """Read the labels of a text file, one per line; blank lines do not count.
 
     Raises:
         UserError: no file, no text, fewer than two labels, or one twice (in upper or lower case).
@@ -144,7 +140,7 @@ def read_labels(path: str | None) -> list[str]:
             continue
         require(label.isprintable(), f"'{path}' line {number} has unprintable characters")
         first = lines.setdefault(label.casefold(), number)
-        require(first == number, f"'{path}' line {number}: '{label}' is on line {first} already")
+        require(first == number, f"'{path}' line {number}: '{label}' is already on line {first}")
         require(
             class_name(label), f"'{path}' line {number}: '{label}' has no name before its comma"
         )

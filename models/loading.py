@@ -54,7 +54,7 @@ def load_stable_diffusion(
 
 
 def check_index(model: str, index: dict, more_parts: dict[str, tuple[str, ...]]):
-    """Raise UserError where model_index.json names a part of an unknown class.
+    """Raise UserError if model_index.json names a part of an unknown class.
 
     PARTS and `more_parts` hold the known ones.
     """
@@ -75,9 +75,9 @@ def load_prompt_encoder(
     device: str,
     dtype: torch.dtype,
 ) -> PromptEncoder:
-    """The tokenizer and the text encoder in these folders.
+    """Load the tokenizer and the text encoder in these folders.
 
-    A UserError where they do not belong together.
+    Raises UserError if they do not belong together.
     """
     encoder = PromptEncoder(
         CLIPTokenizer.from_pretrained(**locate_source(source), subfolder=tokenizer),
@@ -85,20 +85,20 @@ def load_prompt_encoder(
     )
     require(
         encoder.tokenizer.model_max_length <= encoder.text_encoder.config.max_position_embeddings,
-        f"the {tokenizer}'s files of '{model}' are missing or another model's",
+        f"the {tokenizer}'s files of '{model}' are missing or belong to another model",
     )
     return encoder
 
 
 def load_scheduler(model: str, source: str, index: dict, **changes):
-    """The scheduler that model_index.json names, with `changes` to its config."""
+    """Load the scheduler that model_index.json names, with `changes` to its config."""
     kind = scheduler_class(index["scheduler"][1], model)
     scheduler = kind.from_pretrained(**locate_source(source), subfolder="scheduler")
     return type(scheduler).from_config(scheduler.config, **changes)
 
 
 def load_unet_and_vae(source: str, index: dict, device: str, dtype: torch.dtype) -> tuple:
-    """Both networks, with every weight."""
+    """Load both networks, with every weight."""
     return (
         load_part(diffusers.UNet2DConditionModel, source, "unet", device, dtype),
         load_part(getattr(diffusers, index["vae"][1]), source, "vae", device, dtype),
@@ -108,9 +108,9 @@ def load_unet_and_vae(source: str, index: dict, device: str, dtype: torch.dtype)
 def check_layout(
     model: str, encoders: tuple[PromptEncoder, ...], unet, vae, conditions: dict[str, str]
 ):
-    """Raise UserError where the parts do not fit.
+    """Raise UserError if the parts do not fit.
 
-    Or where the UNet reads more than the prompt and `conditions`.
+    Or if the UNet reads more than the prompt and `conditions`.
     """
     width = sum(encoder.token_width for encoder in encoders)
     fits = (
@@ -127,6 +127,6 @@ def check_layout(
     more = [name for name in MORE_CONDITIONS if unet.config.get(name) != conditions.get(name)]
     require(
         not more,
-        f"the UNet of '{model}' needs other conditions than a prompt and what its pipeline adds: "
+        f"the UNet of '{model}' needs conditions other than a prompt and what its pipeline adds: "
         f"see {', '.join(more)} in its config",
     )

@@ -1,4 +1,4 @@
-"""Which commit of the hub a checkpoint is.
+"""Which commit of the hub a checkpoint has.
 
 A hub id moves, and what was learned and drawn must not move with it.
 """

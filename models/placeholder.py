@@ -11,7 +11,7 @@ from utils import require
 
 
 class PromptEncoder:
-    """A tokenizer and its text encoder, and the id of the new word, once there is one."""
+    """A tokenizer and its text encoder, and the id of the new word once it is added."""
 
     def __init__(self, tokenizer, text_encoder):
         self.tokenizer, self.text_encoder, self.placeholder_id = tokenizer, text_encoder, None
@@ -22,7 +22,7 @@ class PromptEncoder:
         self.placeholder_id = add_placeholder(self.tokenizer, placeholder)
 
     def initial_vectors(self, initializer: str, num_vectors: int | None) -> torch.Tensor:
-        """A float32 copy [K, D] of the embeddings of a phrase's tokens, in turn.
+        """Return a float32 copy [K, D] of the embeddings of a phrase's tokens, in turn.
 
         K is their number by default.
 
@@ -41,13 +41,13 @@ class PromptEncoder:
         table = self.text_encoder.get_input_embeddings().weight
         require(
             max(ids) < len(table),
-            f"initializer_token '{initializer}' is no word that the model learned: take another",
+            f"initializer_token '{initializer}' is not a word that the model learned: use another",
         )
         repeated = list(islice(cycle(ids), count))
         return table[repeated].detach().float().clone()
 
     def nearest_words(self, vectors: torch.Tensor, count: int = 5) -> list[str]:
-        """For each of the vectors [K, D] the words with the largest cosine, and that cosine."""
+        """Find the words with the largest cosine to each vector [K, D], and that cosine."""
         table = self.text_encoder.get_input_embeddings().weight.float()
         table = F.normalize(table, dim=1)
         directions = F.normalize(vectors.float().to(table.device), dim=1)
@@ -61,11 +61,11 @@ class PromptEncoder:
         return described
 
     def mean_norm(self) -> float:
-        """Of the vectors of the whole vocabulary."""
+        """Return the mean norm of the vocabulary's vectors."""
         return self.text_encoder.get_input_embeddings().weight.float().norm(dim=1).mean().item()
 
     def check_prompts(self, prompts: list[str], num_vectors: int):
-        """As `tokenize_prompts` does, by the tokenizer alone.
+        """Raise the errors of `tokenize_prompts`, without encoding.
 
         Encoding takes a second per class at SD 1.4's size.
         """
@@ -74,7 +74,7 @@ class PromptEncoder:
     def encode(
         self, prompts: list[str], vectors: torch.Tensor | None, use_mask: bool = False, **options
     ):
-        """What the text encoder returns for prompts [P] and the token [P, K, D] in each."""
+        """Return the text encoder's output for prompts [P] with the token [P, K, D] in each."""
         count = 1 if vectors is None else vectors.shape[1]
         input_ids, mask = (
             tokens.to(self.text_encoder.device)
@@ -104,7 +104,7 @@ def add_placeholder(tokenizer, placeholder: str) -> int:
     known = tokenizer(placeholder, add_special_tokens=False).input_ids
     require(
         len(known) > 1,
-        f"placeholder_token '{placeholder}' is in the vocabulary already: make up another word",
+        f"placeholder_token '{placeholder}' is already in the vocabulary: make up another word",
     )
     for word in tokenizer.get_added_vocab():
         require(
@@ -116,15 +116,15 @@ def add_placeholder(tokenizer, placeholder: str) -> int:
     token_id = tokenizer.convert_tokens_to_ids(placeholder)
     require(
         tokenizer(f"a {placeholder} a", add_special_tokens=False).input_ids.count(token_id) == 1,
-        f"placeholder_token '{placeholder}' is not read as one token: take a word of plain letters",
+        f"placeholder_token '{placeholder}' is not read as one token: use a word of plain letters",
     )
     return token_id
 
 
 def is_numbered(word: str, stem: str) -> bool:
-    """Whether `word` is `stem` with a number: 'x_1' of 'x'.
+    """Return whether `word` is `stem` with a number: 'x_1' of 'x'.
 
-    So diffusers names the further vectors of a token.
+    diffusers names the further vectors of a token like this.
     """
     return re.fullmatch(re.escape(stem) + r"_\d+", word) is not None
 
@@ -160,7 +160,7 @@ def tokenize_prompts(
 
 
 def expand_placeholder(ids: list[int], placeholder_id: int | None, num_vectors: int) -> list[int]:
-    """Token ids in which the placeholder is `num_vectors` ids in a row, each one more."""
+    """Return token ids with the placeholder expanded to `num_vectors` consecutive ids."""
     row = []
     for token_id in ids:
         if token_id == placeholder_id:

@@ -77,7 +77,7 @@ def initial_noise(
     require(
         height % scale_factor == 0 and width % scale_factor == 0,
         f"height and width must be divisible by {scale_factor}, for the VAE: {height} x {width} "
-        "are not",
+        "is not",
     )
     shape = (len(generators), channels, height // scale_factor, width // scale_factor)
     return randn_tensor(shape, generator=generators).to(device, dtype)
@@ -104,8 +104,8 @@ def scheduler_class(name: str, model: str) -> type[diffusers.SchedulerMixin]:
     """
     require(
         name in SCHEDULERS and hasattr(diffusers, name),
-        f"model_index.json of '{model}' names the scheduler '{name}', and Stable Diffusion can be "
-        f"drawn with {', '.join(SCHEDULERS)}",
+        f"model_index.json of '{model}' names the scheduler '{name}', but the supported ones are "
+        f"{', '.join(SCHEDULERS)}",
     )
     return getattr(diffusers, name)
 
@@ -139,7 +139,7 @@ def new_scheduler(scheduler, settings: SamplingSettings, seeds=()):
     last = config.num_train_timesteps - 1
     require(
         settings.timesteps[0] <= last,
-        f"train_timesteps start at {settings.timesteps[0]}, the model's go from {last} to 0",
+        f"train_timesteps start at {settings.timesteps[0]}, but the model's range from {last} to 0",
     )
     # unit noise at any first timestep
     copy = EulerDiscreteScheduler(
@@ -179,8 +179,8 @@ def check_trajectory(scheduler, settings: SamplingSettings, is_training: bool):
     )
     require(
         "learned" not in str(config.get("variance_type")),
-        f"{name} with variance_type '{config.get('variance_type')}' is for a UNet that predicts a "
-        "variance too",
+        f"{name} with variance_type '{config.get('variance_type')}' is for a UNet that also "
+        "predicts a variance",
     )
     try:
         trial = new_scheduler(scheduler, settings, [0])
@@ -207,8 +207,8 @@ def check_trajectory(scheduler, settings: SamplingSettings, is_training: bool):
         ) from error
     require(
         not is_training or gradient is not None and gradient.any(),
-        f"the last step of {name} changes nothing, so no gradient can come through it: a "
-        "final_sigmas_type 'sigma_min' in scheduler_config.json does that; give "
+        f"the last step of {name} changes nothing, so no gradient passes through it, as with "
+        "final_sigmas_type 'sigma_min' in scheduler_config.json: give "
         "--train_timesteps, such as 999 800 600",
     )
 

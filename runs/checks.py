@@ -27,8 +27,8 @@ def check_settings(session: Session):
     for text in (*names, *TEMPLATES, *config.eval_prompts):
         require(
             config.placeholder_token.lower() not in text.lower(),  # the tokenizer would find it
-            f"placeholder_token '{config.placeholder_token}' is part of '{text}': take a word that "
-            "stands nowhere else",
+            f"placeholder_token '{config.placeholder_token}' is part of '{text}': use a word that "
+            "appears nowhere else",
         )
     if config.train:
         warn_of_unnamed(session)
@@ -39,7 +39,10 @@ def check_settings(session: Session):
         start = load_token(config.initializer_token)
         check_held_out(config.initializer_token, start.header, config.test_size)
     if config.token:
-        require(len(session.targets) == 1, "token is one class's: give that class as --class_index")
+        require(
+            len(session.targets) == 1,
+            "a token belongs to one class: give that class as --class_index",
+        )
         check_held_out(config.token, load_token(config.token).header, config.test_size)
 
 

@@ -133,7 +133,7 @@ class RunFolder(RunFiles):
         old_state = self.state_file.with_suffix(".safetensors")
         require(
             has_token or not old_state.exists(),
-            f"'{old_state}' is of an earlier version, which cannot be resumed: "
+            f"'{old_state}' was written by an earlier version and cannot be resumed: "
             "--skip_exists False starts over",
         )
         if not has_token and not self.state_file.exists():
@@ -193,7 +193,7 @@ class RunFolder(RunFiles):
         """
         require(
             not (self.config_file.exists() or self.state_file.exists()),
-            f"'{self.tokens}' holds a training of its own: give a new --exp_id",
+            f"'{self.tokens}' already holds a training: give a new --exp_id",
         )
         if self.token_file.exists() and not start_over:
             require(
@@ -339,7 +339,7 @@ def check_held_out(path: Path | str, header: dict[str, str], test_size: int):
     seed = header.get("seed", str(test_size))
     require(
         re.fullmatch("[0-9]{1,10}", seed) and int(seed) <= MOST_SEED,
-        f"'{path}' names {seed[:20]!r} as the seed of its training, and seeds go from 0 to "
+        f"'{path}' names {seed[:20]!r} as the seed of its training, but seeds range from 0 to "
         f"{MOST_SEED}: remove it and train again",
     )
     require(

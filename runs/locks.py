@@ -32,7 +32,7 @@ def try_lock(lock: BaseFileLock) -> bool:
         UserError: a link in its place, or a disk on which nothing can be locked.
     """
     path = Path(lock.lock_file)
-    require(not path.is_symlink(), f"'{path}' is a link, and no lock: remove it")
+    require(not path.is_symlink(), f"'{path}' is a link, not a lock: remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with warnings.catch_warnings():

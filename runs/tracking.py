@@ -141,7 +141,7 @@ class RunTrackers:
             except Exception as error:  # of its own kinds, and no reason to end a training
                 self.names.remove(name)
                 reason = f"{type(error).__name__} {join_lines(error)[:200]}"
-                print_warning(f"report_to {name} fails and gets nothing from here on: {reason}")
+                print_warning(f"report_to {name} failed and gets no more data: {reason}")
 
     def start_run(self, folder: RunFolder, name: str) -> TrackedRun:
         title = "/".join(folder.images.parts[-3:])  # classifier, class, exp_id

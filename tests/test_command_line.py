@@ -113,15 +113,15 @@ def test_yaml_words_are_read_as_typed(tmp_path):
         (["--lr"], "expected one argument"),
         (
             ["--class_index=3", "--train=True", "--lr=-1e-3"],
-            "lr must be greater than 0, 1,000 at most, not -0.001",
+            "lr must be greater than 0",
         ),
         (
             ["--class_index", "1", "3"],
-            "unrecognized arguments: 3; a value with spaces needs quotes",
+            "3; a value with spaces needs quotes",
         ),
         (
             ["--class_index", "tiger", "cat"],
-            "unrecognized arguments: cat; a value with spaces needs quotes",
+            "cat; a value with spaces needs quotes",
         ),
         (["--config", "."], "no file '.'"),
     ],

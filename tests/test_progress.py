@@ -8,6 +8,7 @@ import sys
 import pytest
 from tqdm import tqdm
 
+from run import main
 from runs.sweep import describe_rest
 from system.terminal import LinesOutput
 from tests.conftest import flags
@@ -23,7 +24,7 @@ def run_command(*argv: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-def test_a_sweep_is_a_line_per_class(tiny_config):
+def test_a_sweep_is_a_line_per_class(tiny_config, capsys):
     code, out, err = run_command(*flags(tiny_config, *SWEEP))
     assert code == 0 and err == ""  # a log has bars after a minute alone
     lines = [line for line in out.splitlines() if line.startswith("class ")]
@@ -39,15 +40,16 @@ def test_a_sweep_is_a_line_per_class(tiny_config):
         out.count("/*/demo/learned_embeds.safetensors") == 1
         and out.count("/*/demo/eval/grid.png") == 1
     )
-    code, out, _ = run_command(*flags(tiny_config, *SWEEP))
+    assert main(flags(tiny_config, *SWEEP)) == 0
     # finished before: nothing to tell
-    assert code == 0 and "class 2" not in out.partition("accuracy")[0]
+    assert "class 2" not in capsys.readouterr().out.partition("accuracy")[0]
 
 
-def test_quiet_prints_warnings_and_errors_alone(tiny_config):
+def test_quiet_prints_warnings_and_errors_alone(tiny_config, capsys):
     assert run_command(*flags(tiny_config, *SWEEP, "--quiet")) == (0, "", "")
-    code, out, err = run_command(*flags(tiny_config, *SWEEP, "--quiet", "--lr", "0.5"))
-    assert (code, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1
+    assert main(flags(tiny_config, *SWEEP, "--quiet", "--lr", "0.5")) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1
 
 
 def test_the_rest_is_estimated():

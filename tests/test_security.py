@@ -223,7 +223,7 @@ def test_a_scheduler_is_a_scheduler(capsys, tiny_config, tmp_path, scheduler):
         json.dumps({**index, "scheduler": ["diffusers", scheduler]})
     )
     line = error_of(capsys, *flags(tiny_config, model=model, class_index=3, train=True))
-    assert f"names the scheduler '{scheduler}', and Stable Diffusion can be drawn with" in line
+    assert f"names the scheduler '{scheduler}', but the supported ones are" in line
 
 
 @pytest.fixture(scope="module")
@@ -274,9 +274,7 @@ def test_a_lock_is_not_written_through_a_link(tiny_config, tmp_path, capsys):
     (tmp_path / "keys").write_text("secret " * 999)
     lock.unlink()
     lock.symlink_to(tmp_path / "keys")
-    assert "demo.lock' is a link, and no lock: remove it" in error_of(
-        capsys, *argv, "--skip_exists", "False"
-    )
+    assert "demo.lock' is a link" in error_of(capsys, *argv, "--skip_exists", "False")
     assert (tmp_path / "keys").read_text() == "secret " * 999
 
 

@@ -61,7 +61,7 @@ def check_widths(token: ClassToken, generator: Generator, file: str):
         )
     require(
         False,
-        f"the vectors in '{file}' have {join_widths(found)} numbers and this model's "
+        f"the vectors in '{file}' have {join_widths(found)} dimensions and this model's "
         f"{join_widths(needed)}: {cause}",
     )
 

@@ -70,19 +70,22 @@ def check_targets(out: Path, classes: list[ExportedClass], card: bool):
             is_in_the_way = True
         require(
             not is_in_the_way,
-            f"'{out / name}' is in the way: remove it, or take another folder",
+            f"'{out / name}' is in the way: remove it, or use another folder",
         )
     if not card:
         return
     page = out / "README.md"
     if page.exists():
         text = page.read_text(encoding="utf-8", errors="replace")
-        require(TITLE in text, f"'{page}' is not a card of ours: take another folder")
+        require(
+            TITLE in text,
+            f"'{page}' is not a model card written by this program: use another folder",
+        )
     others = {path.stem for path in out.glob("*.safetensors")} - names
     listed = ", ".join(sorted(others))[:100]
     require(
         not others,
-        f"'{out}' holds other tokens too ({listed}): export all of them at once, or take another "
+        f"'{out}' holds other tokens too ({listed}): export all of them at once, or use another "
         "folder",
     )
 

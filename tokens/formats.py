@@ -105,7 +105,7 @@ def read_content(path: Path) -> tuple[dict, dict[str, str]]:
     """What a file holds by name, and its words."""
     require(
         not path.is_dir(),
-        f"'{path}' is a folder, and a token is a file such as learned_embeds.safetensors in it",
+        f"'{path}' is a folder: give a file in it, such as learned_embeds.safetensors",
     )
     require(path.is_file(), f"no file '{path}'")
     wrong = f"'{path}' is not a token file: "

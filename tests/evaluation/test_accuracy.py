@@ -146,8 +146,8 @@ def count_pixels(image) -> int:
 @pytest.mark.parametrize(
     "name, reason",
     [
-        ("raise_error", "fails of a grey picture: LookupError no such context"),
-        ("count_pixels", "returns int, and must return words or None"),
+        ("raise_error", "LookupError no such context"),
+        ("count_pixels", "returns int"),
     ],
 )
 def test_a_context_judge_is_tried_before_any_work(tiny_config, tmp_path, capsys, name, reason):

@@ -62,7 +62,7 @@ def test_evaluating_again_draws_only_what_is_missing(capsys, tiny_config, tmp_pa
     assert list_drawn() == {"with/0", "with/1"}
     everything = {"without/0", "without/1", "with/0", "with/1"}
     assert list_drawn("--guidance_scale", "2") == everything
-    assert "warning: the token was trained with guidance_scale 7.0, now 2.0" in warnings[-1]
+    assert "guidance_scale 7.0, now 2.0" in warnings[-1]
     # another checkpoint in the same place
     os.utime(next(Path(tiny_config.model).rglob("*.safetensors")))
     assert list_drawn("--guidance_scale", "2") == everything
@@ -160,7 +160,7 @@ def test_a_picture_that_is_not_finite_is_not_written(tmp_path):
     drawer = Drawer(lambda: generator, SAMPLING, {}, "cpu")
     with pytest.raises(
         UserError,
-        match="a picture of 3 .tiger cat. is not finite: try --mixed_precision bf16 or no",
+        match="3 .tiger cat. is not finite: .*--mixed_precision bf16",
     ):
         drawer.draw_conditions(
             [Condition("without", "A photo of a tiger cat", None, 2)],
@@ -173,9 +173,7 @@ def test_a_picture_that_is_not_finite_is_not_written(tmp_path):
 
 def test_a_token_of_another_width_is_refused(generator, tmp_path):
     drawer = Drawer(lambda: generator, SAMPLING, {}, "cpu")
-    with pytest.raises(
-        UserError, match="the token's vectors have 48 numbers and this model's have 32"
-    ):
+    with pytest.raises(UserError, match="48 dimensions .* 32"):
         drawer.draw_conditions(
             [Condition("with", "A photo of a cat", torch.zeros(1, 48), 1)], tmp_path, "cat"
         )

@@ -118,7 +118,7 @@ def test_what_is_drawn_again_is_no_longer_told_of(tiny_config, tmp_path, real_im
     assert "Distance to real pictures" not in (tmp_path / "page.html").read_text()
     capsys.readouterr()
     assert (
-        report.main([runs[0], runs[0]]) == 2 and "class 1 is there twice" in capsys.readouterr().err
+        report.main([runs[0], runs[0]]) == 2 and "class 1 is given twice" in capsys.readouterr().err
     )
 
 

@@ -114,9 +114,7 @@ def test_real_pictures_must_be_enough(write_settings, tmp_path):
     (tmp_path / "real/7").mkdir(parents=True)
     (tmp_path / "0.png").rename(tmp_path / "real/7/0.png")
     study = open_study(write_settings(real_images=str(tmp_path / "real")), "--class_index", "7")
-    with pytest.raises(
-        UserError, match=r"2 real pictures per class are needed, and there are of class 7 \(.*\) 1"
-    ):
+    with pytest.raises(UserError, match=r"2 real pictures .* class 7 \(.*\) 1"):
         load_real_images(study, 2)
 
 
@@ -187,14 +185,12 @@ def test_wrong_or_missing_classes_are_one_line(settings, tmp_path, flags, messag
 
 
 def test_judging_seeds_were_never_trained_on(run_experiment):
-    with pytest.raises(
-        UserError, match="--images 1001 would judge seeds that training uses, from 1000 on"
-    ):
+    with pytest.raises(UserError, match="--images 1001 .* 1000"):
         run_experiment("transfer", "--images", "1001")
 
 
 def test_one_class_cannot_be_compared_over_classes(run_experiment):
-    with pytest.raises(UserError, match="compares over classes: give two or more as --class_index"):
+    with pytest.raises(UserError, match="two or more as --class_index"):
         run_experiment("ablations", "--class_index", "7", factors={"fresh_noise": (False,)})
 
 

@@ -53,7 +53,7 @@ def test_divergence_ends_its_class_alone(generator, loss_fn, tmp_path):
     )
     failure, end = ends[0], ends[2]
     assert isinstance(failure, DivergenceError)
-    assert "update 1 of class 1 (crane, bird) has a non-finite loss" in str(failure)
+    assert "update 1 of class 1 (crane, bird)" in str(failure)
     assert "try a lower --lr than 0.00125" in str(failure)
     assert (end.every_update - alone.every_update).abs().max() < 1e-4
 
@@ -61,13 +61,13 @@ def test_divergence_ends_its_class_alone(generator, loss_fn, tmp_path):
 @pytest.mark.parametrize(
     "dtype, cause",
     [
-        (torch.float32, "the loss does not depend on the token"),
+        (torch.float32, "does not depend on the token"),
         (torch.float16, "float16 may be too narrow"),
     ],
 )
 def test_first_gradient_of_zero_ends_the_training(tiny_model, tmp_path, dtype, cause):
     """Weight decay alone would move the vectors from here on."""
-    with pytest.raises(DivergenceError, match=f"class 3 .* is exactly zero: {cause}"):
+    with pytest.raises(DivergenceError, match=f"class 3 .* is exactly zero: .*{cause}"):
         train_one(
             open_generator(tiny_model, dtype),
             lambda images, targets, _: (0 * images.sum((1, 2, 3)), targets > 0),
@@ -122,7 +122,7 @@ def test_skipping_has_an_end(tiny_model, loss_fn, tmp_path, fresh_noise, dtype, 
     assert len(scales) == updates and (
         dtype == torch.float32 or scales == [2.0 ** (10 - i) for i in range(11)]
     )
-    assert f"update {updates - 1} of class 3 (tiger cat) has a non-finite loss" in str(failure)
+    assert f"update {updates - 1} of class 3 (tiger cat)" in str(failure)
     assert ", as the last 11 updates:" in str(failure) or updates == 1
     assert str(failure).endswith(
         "try a lower --lr than 0.00125"

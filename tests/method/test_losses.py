@@ -71,12 +71,12 @@ def test_a_function_of_the_users(classifier, generator, user_module):
 @pytest.mark.parametrize(
     "function, reason",
     [
-        ("one_number", r"gives \[\] for two images and must give \[2\]"),
+        ("one_number", r"\[\] .* \[2\]"),
         ("cut", "or gives no gradient"),
         ("infinite", "a non-finite loss"),
         ("broken", r"KeyError 'no such"),
         ("nothing", "AttributeError"),
-        ("mixed", "of one image depends on another"),
+        ("mixed", "of an image depends on the others"),
         ("missing", "has no function 'missing'"),
     ],
 )

@@ -121,7 +121,7 @@ def test_unets_that_need_more_are_refused(tiny_model, tmp_path, part, changes, r
     shutil.rmtree(f"{folder}/unet")
     unet.save_pretrained(f"{folder}/unet")
     with pytest.raises(
-        UserError, match=f"needs other conditions than a prompt .*: see {reason} in"
+        UserError, match=f"needs conditions other than a prompt .*: see {reason} in"
     ):
         load_generator(folder, "cpu", torch.float32)
 

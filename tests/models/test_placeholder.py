@@ -79,7 +79,7 @@ def test_hooks_are_gone_after_an_error(generator):
 
 @pytest.mark.parametrize(
     "placeholder, reason",
-    [("crane", "in the vocabulary already"), ("two words", "one word"), ("", "one word")],
+    [("crane", "already in the vocabulary"), ("two words", "one word"), ("", "one word")],
 )
 def test_bad_placeholder(generator, placeholder, reason):
     with pytest.raises(UserError, match=reason):
@@ -92,7 +92,7 @@ def test_no_advice_to_take_what_was_refused(generator, placeholder):
     with pytest.raises(UserError) as raised:
         generator.set_placeholder(placeholder)
     assert (
-        "in the vocabulary already" in str(raised.value)
+        "already in the vocabulary" in str(raised.value)
         and str(raised.value).count(placeholder) == 1
     )
 
@@ -119,7 +119,7 @@ def test_vectors_start_from_the_phrases_tokens_in_turn(generator, phrase, num_ve
         (
             "tiger cat",
             1,
-            r"num_vectors 1 is too few for initializer_token 'tiger cat', which is 2 tokens",
+            r"num_vectors 1 .*'tiger cat'.* 2 tokens",
         ),
         ("", None, "initializer_token '' has no tokens"),
     ],

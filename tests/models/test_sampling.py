@@ -168,8 +168,8 @@ def test_gradient_checkpointing_changes_nothing(tiny_model):
 @pytest.mark.parametrize(
     "changes, reason",
     [
-        ({"height": 30}, "must be divisible by 8, for the VAE: 30 x 32 are not"),
-        ({"timesteps": (1200, 600)}, "train_timesteps start at 1200, the model's go from 999 to 0"),
+        ({"height": 30}, "divisible by 8"),
+        ({"timesteps": (1200, 600)}, "train_timesteps .*1200.* 999"),
         (
             {"num_inference_steps": 1001},
             "DDIMScheduler fails at 1001 steps: .* cannot be larger than",

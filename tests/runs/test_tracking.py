@@ -182,7 +182,7 @@ def test_a_launcher_s_processes_have_a_run_per_class(tiny_config, tmp_path, offl
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0 and "fails and gets nothing" not in done.stderr, done.stderr
+    assert done.returncode == 0 and "failed and gets no" not in done.stderr, done.stderr
     if name == "tensorboard":
         check_tensorboard(tmp_path)
     elif name == "wandb":
@@ -208,12 +208,7 @@ def test_a_tracker_that_fails_is_a_warning(tiny_config, tmp_path, capsys, monkey
     monkeypatch.setitem(tracking.TRACKERS, "wandb", Broken)
     monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: name != "trackio")
     assert main(flags(tiny_config, *BOTH, "--report_to", "all")) == 0
-    assert (
-        capsys.readouterr().err.count(
-            "warning: report_to wandb fails and gets nothing from here on"
-        )
-        == 1
-    )
+    assert capsys.readouterr().err.count("report_to wandb failed") == 1
     check_tensorboard(tmp_path)
 
 

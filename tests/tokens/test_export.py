@@ -275,9 +275,7 @@ def test_what_is_missing_is_one_line_and_nothing_is_written(tmp_path, capsys, br
 def test_wrong_folders_are_refused(tmp_path, capsys):
     files = make_run(tmp_path)
     for wrong in (files.images.parent, files.eval_images, files.token_file, tmp_path, Path("/")):
-        assert "is not a run's folder, such as img/inet/" in error_of(
-            capsys, wrong, "--to", tmp_path / "out"
-        )
+        assert "is not a run's folder" in error_of(capsys, wrong, "--to", tmp_path / "out")
     assert "--to takes a folder" in error_of(capsys, files.images, "--to", files.token_file)
 
 
@@ -286,7 +284,7 @@ def test_nothing_of_others_is_replaced(tmp_path, capsys):
     files, name = make_run(tmp_path), "newclas-0283_tiger_cat"
     for number, (path, reason) in enumerate(
         (
-            ("README.md", "is not a card of ours"),
+            ("README.md", "is not a model card written by this program"),
             (name, "is in the way"),
             ("other.safetensors", "holds other tokens too (other)"),
         )
