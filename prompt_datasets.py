@@ -1,4 +1,4 @@
-"""What the generator is asked for: class names, prompts, and which classes a run is about."""
+"""What the generator is asked for: class names, prompts, and the classes of a run."""
 
 import hashlib
 import re
@@ -20,7 +20,7 @@ TEMPLATES = (
 class TargetClass(NamedTuple):
     """A class as tensors, people and folders know it.
 
-    Made by `select_classes`, the one place that converts.
+    Made only by `select_classes`, which converts between them.
     """
 
     index: int  # in tensors, from 0
@@ -34,7 +34,7 @@ class TargetClass(NamedTuple):
 class PromptDataset(Sequence):
     """One update's images of a class.
 
-    Item i has its seed and the index of its prompt, i modulo their number.
+    Item i has its seed and the index of its prompt, i modulo the number of prompts.
     """
 
     def __init__(self, phrase: str, templates: tuple[str, ...], seeds: list[int]):
@@ -48,9 +48,9 @@ class PromptDataset(Sequence):
 
 
 def read_eval_prompts(given: list[str]) -> list[str]:
-    """The prompts of --eval_prompts, given or lines of a text file.
+    """Read the prompts of --eval_prompts, or the lines of a text file.
 
-    Without the one that is always evaluated.
+    Leaves out the prompt that is always evaluated.
     """
     if len(given) == 1 and "{}" not in given[0]:
         file = find_path(given[0])
@@ -77,7 +77,7 @@ def read_eval_prompts(given: list[str]) -> list[str]:
 
 
 def class_name(label: str) -> str:
-    """The name a prompt uses: 'tench, Tinca tinca' -> 'tench'.
+    """Return the name for prompts: 'tench, Tinca tinca' -> 'tench'.
 
     '001.Black_footed_Tern' -> 'Black footed Tern'.
     """
@@ -85,7 +85,7 @@ def class_name(label: str) -> str:
 
 
 def class_names(labels: list[str], overrides: str | None = None) -> list[str]:
-    """The name of every class, from its label or from a YAML file {number from 1: name}."""
+    """Return the name of every class, from its label or from a YAML file {number from 1: name}."""
     names = [class_name(label) for label in labels]
     if overrides is None:
         return names
@@ -104,9 +104,9 @@ def class_names(labels: list[str], overrides: str | None = None) -> list[str]:
 def oracle_words(
     file: str | None, labels: list[str], targets: list[TargetClass]
 ) -> dict[TargetClass, str]:
-    """The words of a YAML file {number from 1: words} that ask for a class without a token.
+    """Read {number from 1: better words}, which ask for a class without a token, from a YAML file.
 
-    None without a file.
+    Returns None without a file.
     """
     if file is None:
         return {}
@@ -123,7 +123,7 @@ def oracle_words(
 
 
 def class_number(index: int) -> int:
-    """How people count class `index` (from 0): from 1.
+    """Return how people count class `index` (from 0): from 1.
 
     On the command line, in files and in messages.
     """
@@ -131,12 +131,12 @@ def class_number(index: int) -> int:
 
 
 def number_labels(labels: list[str]) -> str:
-    """A line per class with its number."""
+    """List the classes, a line each, with their numbers."""
     return "\n".join(f"{class_number(i):5d}  {label}" for i, label in enumerate(labels))
 
 
 def distinguish_labels(labels: list[str]) -> list[str]:
-    """What a page shows of each class: its label, and its number where others have that label."""
+    """Return what a page shows of each class: its label, with its number if others share it."""
     counts = Counter(labels)
     shown = []
     for i, label in enumerate(labels):
@@ -146,13 +146,13 @@ def distinguish_labels(labels: list[str]) -> list[str]:
 
 
 def class_folder(number: int, name: str) -> str:
-    """The folder of a class, '0283_tiger_cat': its number from 1, its name in plain letters."""
+    """Return the folder of a class, '0283_tiger_cat': number from 1, name in plain letters."""
     plain_name = re.sub(r"[^a-z0-9]+", "_", name.lower())[:80].strip("_")
     return f"{number:04d}_{plain_name}".rstrip("_")
 
 
 def prompt_folder(template: str) -> str:
-    """The folder of an evaluation prompt's pictures: 'A painting of {}' -> 'a_painting_of'."""
+    """Return the folder of an evaluation prompt: 'A painting of {}' -> 'a_painting_of'."""
     folder = re.sub(r"[^a-z0-9]+", "_", template.lower()).strip("_")
     if len(folder) > 60 or not template.isascii():
         digest = hashlib.sha256(template.encode()).hexdigest()[:8]
@@ -161,19 +161,19 @@ def prompt_folder(template: str) -> str:
 
 
 def class_title(number: int, label: str) -> str:
-    """How a message names a class, its number counted from 1: '283 (tiger cat)'."""
+    """Return how messages name a class, its number counted from 1: '283 (tiger cat)'."""
     return f"{number} ({label})"
 
 
 def target_class(index: int, name: str, label: str) -> TargetClass:
-    """The class `index` (from 0) with its name and label."""
+    """Make the class `index` (from 0) with its name and label."""
     number = class_number(index)
     title = class_title(number, label)
     return TargetClass(index, number, name, label, title, class_folder(number, name))
 
 
 def select_classes(selection: str, labels: list[str], names: list[str]) -> list[TargetClass]:
-    """The classes of '283', '1-12', '1,5,9', 'all', a name or a whole label.
+    """Select the classes of '283', '1-12', '1,5,9', 'all', a name or a whole label.
 
     Numbers count from 1.
     """
@@ -188,12 +188,12 @@ def select_classes(selection: str, labels: list[str], names: list[str]) -> list[
 
 
 def plain_words(text: str) -> str:
-    """'jaguar, cat' and 'Jaguar_cat' -> 'jaguar cat'."""
+    """Normalise words: 'jaguar, cat' and 'Jaguar_cat' -> 'jaguar cat'."""
     return " ".join(re.findall(r"\w+", text.lower().replace("_", " ")))
 
 
 def _select_name(selection: str, labels: list[str], names: list[str]) -> list[int]:
-    """The class of this label, else of this name; as it is typed, else word by word."""
+    """Select the class with this label, else with this name; as typed, else word by word."""
     found = _find_spelling(selection, labels, names)
     hint = suggest_word(selection.lower(), [text.lower() for text in [*names, *labels]])
     if not hint:
@@ -209,7 +209,7 @@ def _select_name(selection: str, labels: list[str], names: list[str]) -> list[in
 
 
 def _find_spelling(selection: str, labels: list[str], names: list[str]) -> list[int]:
-    """The classes, from 0, that are spelled so; an empty list where none is."""
+    """Find the classes, from 0, with this spelling; an empty list if there is none."""
     for spell in (str.lower, plain_words):
         wanted = spell(selection)
         if not wanted:
@@ -222,7 +222,7 @@ def _find_spelling(selection: str, labels: list[str], names: list[str]) -> list[
 
 
 def _select_numbers(selection: str, count: int) -> list[int]:
-    """The classes, from 0, of numbers and ranges that count from 1."""
+    """Select the classes, from 0, of numbers and ranges that count from 1."""
     numbers = []
     for part in selection.split(","):
         match = re.fullmatch(r"\s*(\d{1,1000})\s*(?:-\s*(\d{1,1000})\s*)?", part)

@@ -43,7 +43,7 @@ def run_command(argv: list[str]):
 
 
 def load_labels(config: RunConfig) -> list[str]:
-    """The labels of a classifier that no folder tells."""
+    """Load the labels of a classifier that no folder has."""
     check_checkpoints(config)
     labels = find_downloaded_labels(config.classifier)
     if labels:

@@ -29,7 +29,7 @@ WITHOUT_GPU_OR_NETWORK = (
 
 
 class UserError(Exception):
-    """A user error: entry points print it as one line and exit with code 2."""
+    """A user error; entry points print it as one line and exit with code 2."""
 
 
 def require(condition, message: str):
@@ -39,12 +39,12 @@ def require(condition, message: str):
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether this is torch's error, told by its name: importing torch takes seconds."""
+    """Return whether this is torch's error, by its name: importing torch takes seconds."""
     return type(error).__name__ == "OutOfMemoryError"
 
 
 def error_message(error: Exception) -> str:
-    """One line for the user: our own message, the system's about a file, or a full memory."""
+    """Return one line for the user: our message, the system's about a file, or a full memory."""
     if is_out_of_memory(error):
         return (
             "not enough memory on the device: try --mixed_precision bf16, smaller models, "
@@ -61,14 +61,14 @@ def error_message(error: Exception) -> str:
 
 
 def broken_file_error(path: Path, reason) -> UserError:
-    """The error for a file of ours that cannot be read."""
+    """Make the error for a file of ours that cannot be read."""
     return UserError(
         f"'{path}' is broken ({join_lines(reason)}): remove it and run the same command again"
     )
 
 
 def suggest_word(word: str, known: Iterable[str]) -> str:
-    """A question where `word` is close to one of `known`, else an empty string."""
+    """Return a 'did you mean' question if `word` is close to one of `known`, else ''."""
     known = list(known)
     close = difflib.get_close_matches(word, known, 1)
     if not close or word in known:
@@ -77,7 +77,7 @@ def suggest_word(word: str, known: Iterable[str]) -> str:
 
 
 def to_printable(text: str) -> str:
-    """Untrusted text without the characters that move a terminal's cursor or end a line.
+    """Remove the characters from untrusted text that move a terminal's cursor or end a line.
 
     A byte of a file name that is not UTF-8, which Python keeps as a surrogate, is shown as \\xe9.
     """
@@ -93,12 +93,12 @@ def to_printable(text: str) -> str:
 
 
 def join_lines(text) -> str:
-    """Text on one line, with single spaces."""
+    """Put text on one line, with single spaces."""
     return " ".join(str(text).split())
 
 
 def import_function(reference: str, setting: str) -> Callable[..., Any]:
-    """The function that 'module:function', the value of `setting`, names.
+    """Import the function 'module:function', the value of `setting`.
 
     Raises:
         UserError: no such module or function, or a module that cannot be imported.

@@ -39,7 +39,7 @@ FACTORS = {  # settings and their values, of which the start's own is left out
 
 
 def measure_variant(study: Study, changes: dict) -> Trainings:
-    """The trainings with changed settings, drawn by the same sampler but for another guidance."""
+    """Measure trainings with changed settings, drawn by the same sampler except for guidance."""
     drawing_study = study
     if "guidance_scale" in changes:
         drawing_study = open_study(study.options, **changes)

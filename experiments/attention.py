@@ -57,7 +57,7 @@ CONTRASTS = [
 
 
 def map_class(study: Study, target: TargetClass, vectors: torch.Tensor) -> list:
-    """Attention maps [N][2][h][w] of the first `--images` seeds to the token and to the noun."""
+    """Map the attention [N][2][h][w] of the first `--images` seeds to the token and to the noun."""
     session = study.session
     prompt = TEMPLATES[0].format(f"{study.config.placeholder_token} {target.name}")
     condition = Condition("", prompt, vectors, study.options.images)
@@ -69,7 +69,7 @@ def map_class(study: Study, target: TargetClass, vectors: torch.Tensor) -> list:
 
 
 def hide_places(image: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-    """An image [3, H, W] with its mean colour in the HIDDEN places [h, w] of most attention."""
+    """Paint the HIDDEN most attended places [h, w] of an image [3, H, W] in its mean colour."""
     order = attention.flatten().argsort(descending=True)
     count = round(HIDDEN * len(order))
     hidden = torch.zeros(attention.numel()).index_fill(0, order[:count], 1)
@@ -81,7 +81,7 @@ def hide_places(image: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
 def judge_hidden(
     study: Study, target: TargetClass, files: list, maps: torch.Tensor, others: torch.Tensor
 ) -> dict[str, float]:
-    """The share right of a class's pictures as they are, and with places hidden.
+    """Measure accuracy on a class's pictures as they are, and with places hidden.
 
     By their own maps [N, 2, h, w], or by those of `others`.
     """
@@ -103,7 +103,7 @@ def judge_hidden(
 def list_sheet_rows(
     target: TargetClass, files: list, maps: torch.Tensor
 ) -> list[tuple[str, list[Image.Image]]]:
-    """A class's first pictures, and the same with what the token and the noun look at."""
+    """List a class's first pictures, and the same overlaid with the attention maps."""
     pictures = [read_image(file) for file in files[:SHOWN]]
     rows = [(f"{target.label}: picture", pictures)]
     for j, word in enumerate(WORDS):

@@ -63,7 +63,7 @@ Results = dict[str, dict[int, list[float]]]  # accuracy by class of every condit
 def draw_condition(
     study: Study, condition: str, seed: int, few: Sets | None = None, classifier: str = ""
 ) -> Sets:
-    """What a condition adds to the `few` real pictures, by a training of its own for each seed.
+    """Draw what a condition adds to the `few` real pictures, with a training for each seed.
 
     Seeds count from 0; `classifier` is the folder of one that was trained on `few` alone.
     """
@@ -93,7 +93,7 @@ def draw_condition(
 def measure_condition(
     study: Study, condition: str, k: int, seed: int, real: Sets, test: Samples
 ) -> list[float]:
-    """The test accuracy by class with k real pictures per class, which are of this seed alone."""
+    """Measure test accuracy by class with k real pictures per class, different for each seed."""
     options = study.options
     first = options.test + max(options.k) * seed
     few = {target: files[first : first + k] for target, files in real.items()}
@@ -132,7 +132,7 @@ def measure_condition(
 
 
 def measure_conditions(study: Study, real: Sets, test: Samples) -> Results:
-    """The accuracy by class of every condition and k, over seeds."""
+    """Measure the accuracy by class of every condition and k, averaged over seeds."""
     options = study.options
     results: Results = {}
     for condition in CONDITIONS:
@@ -148,7 +148,7 @@ def measure_conditions(study: Study, real: Sets, test: Samples) -> Results:
 
 
 def compare_conditions(results: Results) -> dict[str, Comparison]:
-    """The tests of CONTRASTS, at every k that both have."""
+    """Test CONTRASTS at every k that both conditions have."""
     tests = {}
     for ours, theirs in CONTRASTS:
         for k, accuracies in results[ours].items():
@@ -159,7 +159,7 @@ def compare_conditions(results: Results) -> dict[str, Comparison]:
 
 
 def measure_right(study: Study, condition: str, seeds: int) -> Interval:
-    """The share of drawn pictures that show their class."""
+    """Measure the share of drawn pictures that show their class."""
     sets = [draw_condition(study, condition, seed) for seed in range(seeds)]
     return interval_over_classes([mean(shares) for shares in judge_sets(study, sets).values()])
 

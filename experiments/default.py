@@ -74,7 +74,7 @@ ODD, EVEN = 1, 0  # numbers of classes, modulo 2
 def measure_settings(
     study: Study, settings: dict[str, dict], parity: int, images: int
 ) -> dict[str, Trainings]:
-    """What settings give on the classes with ODD or EVEN numbers."""
+    """Measure settings on the classes with ODD or EVEN numbers."""
     targets = [target for target in study.targets if target.number % 2 == parity]
     seeds = list_seeds(study)
     # one training of every setting after the other: seconds of the same minutes
@@ -88,12 +88,12 @@ def measure_settings(
 
 
 def is_enough(found: Trainings) -> bool:
-    """Whether a setting satisfies the rule."""
+    """Return whether a setting satisfies the rule."""
     return found.mean_right().mean >= ENOUGH and found.least_right() >= LEAST
 
 
 def choose_setting(found: dict[str, Trainings]) -> str:
-    """The name of the setting that the rule takes."""
+    """Choose a setting by the rule; return its name."""
     good = [name for name, trainings in found.items() if is_enough(trainings)]
     if good:
         return min(good, key=lambda name: found[name].seconds)
@@ -101,7 +101,7 @@ def choose_setting(found: dict[str, Trainings]) -> str:
 
 
 def write_flags(changes: dict) -> str:
-    """The flags of run.py that set what differs from the default."""
+    """Write the flags of run.py that set what differs from the default."""
     flags = []
     for name, value in changes.items():
         if value is None or value == OURS[name]:
@@ -112,12 +112,12 @@ def write_flags(changes: dict) -> str:
 
 
 def compare_seconds(chosen: str, even: dict[str, Trainings]) -> str:
-    """The seconds of the chosen setting relative to the former default's."""
+    """Compare the seconds of the chosen setting with the former default's."""
     return f"{even[chosen].seconds / even[DEFAULT].seconds:.0%} of the former default's seconds"
 
 
 def describe_decision(chosen: str, tried: dict[str, Trainings], even: dict[str, Trainings]) -> str:
-    """What the rule took, and whether the classes of the test confirm it."""
+    """Describe what the rule took, and whether the test confirms it."""
     by_rule = "No setting satisfies the rule on the odd classes; the most accurate is"
     if is_enough(tried[chosen]):
         by_rule = "The rule takes"
@@ -185,12 +185,12 @@ def main(argv: list[str] | None = None):
 
 
 def describe_part(part: dict[str, Trainings]) -> dict[str, dict]:
-    """What settings gave, as JSON has it."""
+    """Convert the results of settings for JSON."""
     return {name: found._asdict() for name, found in part.items()}
 
 
 def make_table(parts: dict[str, dict[str, Trainings]], chosen: str) -> Table:
-    """A row per setting and part of the classes."""
+    """Make a table with a row per setting and part of the classes."""
     header = [
         "setting",
         "classes",
@@ -219,7 +219,7 @@ def make_table(parts: dict[str, dict[str, Trainings]], chosen: str) -> Table:
 
 
 def write_note(study: Study) -> str:
-    """What the table rests on."""
+    """Write what the table rests on."""
     options = study.options
     return (
         f"The rule, fixed beforehand: of the settings with a mean accuracy of at least {ENOUGH}, "

@@ -72,7 +72,7 @@ GUIDED = Variant((999, 800, 600), 3.0)
 
 
 def list_explored() -> dict[str, Variant]:
-    """The variants of one training: start of the final step, what is before it, and guidance."""
+    """List the variants with one training: start of the final step, steps before it, guidance."""
     found = {}
     for start in (800, 600, 300):
         variants = [Variant((start,))]
@@ -112,10 +112,10 @@ CONTRASTS = (
 
 
 class SharedTrajectories:
-    """A generator in which several images of a prompt share a trajectory up to its final step."""
+    """A generator in which several images of a prompt share a trajectory up to the final step."""
 
     def __init__(self, generator: Generator, draws: int):
-        """`draws` images share one trajectory."""
+        """Let `draws` images share one trajectory."""
         self.generator = generator
         self.draws = draws
 
@@ -129,7 +129,7 @@ class SharedTrajectories:
         settings: SamplingSettings,
         batch_size: int | None = None,
     ) -> torch.Tensor:
-        """As the generator's; the final step has noise of its own for every image."""
+        """Sample as the generator does; the final step has its own noise for every image."""
         _, prompt_of = cond.detach().flatten(1).unique(dim=0, return_inverse=True)
         followed = torch.tensor(share_trajectories(prompt_of.tolist(), self.draws))
         drawn, place = followed.unique(return_inverse=True)
@@ -141,7 +141,7 @@ class SharedTrajectories:
 
 
 def share_trajectories(prompt_of: list[int], draws: int) -> list[int]:
-    """Of every image the one whose trajectory it shares.
+    """Return, for every image, the image whose trajectory it shares.
 
     `draws` images of one prompt follow the first of them.
     """
@@ -157,7 +157,7 @@ def share_trajectories(prompt_of: list[int], draws: int) -> list[int]:
 
 
 def change_loop(session: Session, variant: Variant):
-    """Have a session train by a variant of the loop."""
+    """Make a session train by a variant of the loop."""
     session.training_sampling = session.training_sampling._replace(
         grad_steps=variant.graph_steps, stop_gradient=variant.stop_gradient
     )
@@ -166,7 +166,7 @@ def change_loop(session: Session, variant: Variant):
 
 
 def open_variant(study: Study, variant: Variant) -> Study:
-    """The study whose tokens learn by a variant of the loop."""
+    """Open the study whose tokens learn by a variant of the loop."""
     steps = list(variant.timesteps) if variant.timesteps else None
     session = study.session.with_settings(
         train_timesteps=steps, train_guidance_scale=variant.guidance
@@ -180,7 +180,7 @@ def open_variant(study: Study, variant: Variant) -> Study:
 
 
 def measure_gradients(study: Study, update: int) -> torch.Tensor:
-    """The gradient [C, K * D] of each class's mean loss over an update's pictures, at the start."""
+    """Measure the gradient [C, K * D] of each class's mean loss over an update, at the start."""
     config, session = study.config, study.session
     generator, targets = session.generator, study.targets
     size = config.epoch_size
@@ -208,7 +208,7 @@ def measure_gradients(study: Study, update: int) -> torch.Tensor:
 
 
 def find_directions(study: Study) -> torch.Tensor:
-    """From the start to what names each class [C, K * D]: its adjectives, or a trained token."""
+    """Find each class's direction [C, K * D] from the start: to its adjectives or its token."""
     generator = study.session.generator
     adjectives = {thing.label: thing.adjectives for thing in THINGS}
     ends = []
@@ -224,7 +224,7 @@ def find_directions(study: Study) -> torch.Tensor:
 
 
 def measure_start(study: Study, directions: torch.Tensor) -> list[float]:
-    """Cosine and spread of the gradients at the start, means over the classes."""
+    """Measure cosine and spread of the gradients at the start, averaged over the classes."""
     gradients = torch.stack([measure_gradients(study, update) for update in range(SPREAD)])
     average = gradients.mean(0)
     cosines = F.cosine_similarity(-average, directions, dim=1)
@@ -233,7 +233,7 @@ def measure_start(study: Study, directions: torch.Tensor) -> list[float]:
 
 
 def measure_variant(study: Study, variant: Variant, seeds: list[int], images: int) -> Trainings:
-    """What a variant of the loop learns in the trainings of `seeds`."""
+    """Measure what a variant of the loop learns in the trainings of `seeds`."""
     found = measure_trainings(open_variant(study, variant), seeds, images)
     if variant.draws == 1:
         return found
@@ -245,7 +245,7 @@ def measure_variant(study: Study, variant: Variant, seeds: list[int], images: in
 
 
 def measure_starts(study: Study, loops: dict[str, Variant]) -> dict[str, list[float]]:
-    """Cosine and spread of every variant of the loop."""
+    """Measure cosine and spread of every variant of the loop."""
     directions = find_directions(study)
     numbers = [target.number for target in study.targets]
     found = {}
@@ -324,7 +324,7 @@ def write_result(
     starts: dict[str, list[float]],
     tests: dict,
 ) -> StudyResult:
-    """The study's page."""
+    """Make the study's page."""
     options = study.options
     rows = []
     for kind, part in ((TESTED, found), (EXPLORATORY, explored)):

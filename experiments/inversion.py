@@ -60,7 +60,7 @@ WITH_BIASED = "token of a biased classifier"
 
 
 class Finding(NamedTuple):
-    """What is shown and said of the tokens' pictures."""
+    """What the study shows and says."""
 
     sets: dict[str, Sets]  # by condition
     shown: list[TargetClass]
@@ -72,7 +72,7 @@ class Finding(NamedTuple):
 
 
 def list_sights(noun: int, bias: str) -> list[tuple[int, str | None]]:
-    """The (class, context) of a noun in the training drawings of a classifier with this bias."""
+    """List the (class, context) of a noun in the training drawings of a biased classifier."""
     kinds = [index for index, thing in enumerate(THINGS) if thing.noun == NOUNS[noun]]
     if bias in KIND_BIASES:
         return [(kinds[KIND_BIASES.index(bias)], None)]
@@ -82,7 +82,7 @@ def list_sights(noun: int, bias: str) -> list[tuple[int, str | None]]:
 
 
 def train_biased(study: Study, bias: str) -> str:
-    """The folder of a classifier of nouns with this bias, trained unless it is there."""
+    """Train a classifier of nouns with this bias, unless it exists; return its folder."""
     drawings, steps = study.options.drawings, study.options.classifier_steps
     folder = study.work / "classifiers" / f"{bias.replace(' ', '_')}_{drawings}_{steps}"
     if (folder / "preprocessor_config.json").exists():
@@ -101,7 +101,7 @@ def train_biased(study: Study, bias: str) -> str:
 
 
 def draw_biased(study: Study, nouns: list[TargetClass]) -> dict[str, Sets]:
-    """By bias the pictures of each noun with its token."""
+    """Draw, by bias, the pictures of each noun with its token."""
     sets = {}
     for bias in (UNBIASED, *BIASES):
         folder = train_biased(study, bias)
@@ -111,7 +111,7 @@ def draw_biased(study: Study, nouns: list[TargetClass]) -> dict[str, Sets]:
 
 
 def share_planted(study: Study, noun: TargetClass, bias: str, files: list[Path]) -> float:
-    """The share of a noun's pictures that show its kind or frame in the training drawings."""
+    """Measure the share of a noun's pictures that show its planted kind or frame."""
     (kind, context), *_ = list_sights(noun.index, bias)
     if context:
         return measure_context(study.config.context_judge, context, files).value
@@ -119,7 +119,7 @@ def share_planted(study: Study, noun: TargetClass, bias: str, files: list[Path])
 
 
 def list_planting(noun: TargetClass, planted: str) -> list[str]:
-    """The biases that concern a noun: to one of its kinds, or to a frame."""
+    """List the biases that concern a noun: to one of its kinds, or to a frame."""
     if planted == "kind":
         return list(KIND_BIASES)
     found = []
@@ -133,7 +133,7 @@ def list_planting(noun: TargetClass, planted: str) -> list[str]:
 def measure_planted(
     study: Study, nouns: list[TargetClass], plain: Sets, with_tokens: dict[str, Sets]
 ) -> dict[str, dict[str, list[float]]]:
-    """By what was planted and condition: the share of each noun's pictures that show it."""
+    """Measure, by bias and condition, the share of each noun's pictures that show it."""
     shares = {}
     for planted in ("kind", "frame"):
         shares[planted] = {PLAIN: [], WITH_UNBIASED: [], WITH_BIASED: []}
@@ -153,7 +153,7 @@ def measure_planted(
 
 
 def count_planted(study: Study) -> Finding:
-    """In the miniature's world: how often pictures show what was planted in the training."""
+    """Count, in the miniature's world, how often pictures show what was planted."""
     options = study.options
     wanted = {target.name for target in study.targets}
     every_noun = select_classes("all", list(NOUNS), list(NOUNS))
@@ -194,13 +194,13 @@ def count_planted(study: Study) -> Finding:
 
 
 def count_likeliest(study: Study, files: list[Path]) -> Counter:
-    """How often the classifier has each label among its most likely ones for these pictures."""
+    """Count how often each label is among the most likely ones for these pictures."""
     probabilities = predict_probabilities(study.session.classifier, files, 32)
     return Counter(probabilities.topk(TOP).indices.flatten().tolist())
 
 
 def compare_labels(study: Study) -> Finding:
-    """For any classifier: labels that become more or less likely with a token."""
+    """Find, for any classifier, labels that become more or less likely with a token."""
     images, labels = study.options.images, study.session.labels
     sets = {
         "without": draw_sets(study, dict.fromkeys(study.targets), images),

@@ -31,7 +31,7 @@ Film = dict[int, list[Path]]  # every seed's picture by update
 
 
 def draw_film(study: Study, target: TargetClass, run: RunFolder) -> Film:
-    """The class's pictures by the vectors of each kept update."""
+    """Draw the class's pictures with the vectors of each kept update."""
     vectors, _ = read_tensors(run.vectors_file)
     film = {}
     for update, of_update in sorted(vectors.items()):
@@ -41,7 +41,7 @@ def draw_film(study: Study, target: TargetClass, run: RunFolder) -> Film:
 
 
 def write_animation(films: list[Film], path: Path):
-    """The classes' first seeds side by side; a film that ends earlier holds its last picture."""
+    """Write the classes' first seeds side by side; a shorter film holds its last picture."""
     rows = []
     for film in films:
         row = []
@@ -60,7 +60,7 @@ def write_animation(films: list[Film], path: Path):
 
 
 def main(argv: list[str] | None = None):
-    """Draw the films, and publish the page."""
+    """Draw the pictures of every update, and publish the page."""
     options = parse_options(__doc__, argv, "7,13,16", quick={"class_index": "7,13"})
     study = open_study(options, fresh_noise=True)  # which keeps the vectors
     films, curves, points, rows = {}, {}, {}, []

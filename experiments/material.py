@@ -1,6 +1,6 @@
-"""The tokens and pictures of studies, made once.
+"""The tokens and pictures of studies, made once and kept.
 
-What was made is found again by a digest of all that decides it: other settings, another folder.
+They are found again by a digest of everything that affects them: other settings, another folder.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ SHEET_CLASSES = 4  # that a sheet shows at most
 
 
 def digest_training(config: RunConfig, **more) -> str:
-    """A folder's name for all that decides what is learned: settings, weights, and `more`."""
+    """Name a folder by everything that affects what is learned: settings, weights, and `more`."""
     decisive = config.pick_settings((*names_deciding("token"), "real_images"))
     sources = (config.model, resolve_name(config.classifier)[1])
     weights = [list_checkpoint_files(source) for source in sources]
@@ -46,14 +46,14 @@ def digest_training(config: RunConfig, **more) -> str:
 
 
 def stamp_sets(sets: Sets) -> dict[int, list]:
-    """What tells by number that pictures of a class were replaced."""
+    """Return stamps that tell, by class number, whether pictures were replaced."""
     return {target.number: list(map(stamp_file, files)) for target, files in sets.items()}
 
 
 def learn_tokens(
     study: Study, targets: list[TargetClass] | None = None, **changes
 ) -> dict[TargetClass, RunFolder]:
-    """The run folders of these classes (of all), trained where they are not yet.
+    """Return the run folders of these classes (of all), trained if they are not yet.
 
     `changes` are to the study's settings.
 
@@ -85,17 +85,17 @@ def learn_tokens(
 
 
 def load_vectors(folders: dict[TargetClass, RunFolder]) -> Vectors:
-    """The vectors that these trainings learned."""
+    """Load the vectors that these trainings learned."""
     return {target: load_token(folder.token_file).vectors for target, folder in folders.items()}
 
 
 def measure_cost(folders: dict[TargetClass, RunFolder], key: str) -> float:
-    """The mean 'updates' or 'seconds' of these trainings."""
+    """Return the mean 'updates' or 'seconds' of these trainings."""
     return mean(read_json(folder.cost_file, key)[key] for folder in folders.values())
 
 
 def cached_result(study: Study, make: Callable[[], object], **settings):
-    """What `make` returned in an earlier call with the same study and settings, or returns now.
+    """Return what `make` returned in an earlier call with the same study and settings, or now.
 
     As JSON stores it.
     """
@@ -112,7 +112,7 @@ def draw_sets(
     template: str = TEMPLATES[0],
     phrase: str | None = None,
 ) -> Sets:
-    """Seeds 0 to images - 1 of every class with its vectors or without, drawn where missing.
+    """Draw seeds 0 to images - 1 of every class with its vectors or without, where missing.
 
     With vectors, `phrase` takes the place of '<placeholder> <class name>' in the template.
     """
@@ -133,7 +133,7 @@ def draw_sets(
 
 
 def load_real_images(study: Study, count: int) -> Sets:
-    """`count` real pictures or more of every class, from the setting real_images.
+    """Load at least `count` real pictures of every class, from the setting real_images.
 
     Raises:
         UserError: a class that has fewer.
@@ -160,7 +160,7 @@ def load_real_images(study: Study, count: int) -> Sets:
 
 
 def measure_accuracy(study: Study, sets: Sets) -> Proportion:
-    """The share of all classes' pictures that the judge takes for their class."""
+    """Measure the judge's accuracy on all classes' pictures."""
     right = []
     for target, files in sets.items():
         right += judge_images(study.session.judge, files, target.index).right

@@ -18,10 +18,10 @@ def plot_curves(path: Path, xlabel: str, ylabel: str, curves: dict[str, dict]):
 
 
 def plot_panels(path: Path, ylabel: str, panels: dict[str, dict[str, dict]]):
-    """Write {x label: {label: {x: value}}}.
+    """Write {x label: {label: {x: value}}} as panels.
 
-    Proportions and Intervals are shown as they are, lists with the mean's error; a curve where x is
-    numbers, points over their names where it is words.
+    Proportions and Intervals are drawn as they are, lists as mean and standard error; curves where
+    x is numbers, points over names where it is words.
     """
     figure = Figure((6 * len(panels), 3.6))
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -50,7 +50,7 @@ def plot_curve(axis: Axes, label: str, by_x: dict):
 
 
 def describe_bar(found: Proportion | Interval | list[float]) -> tuple[float, float, float]:
-    """A value, and how far its bar reaches below and above it."""
+    """Return a value, and how far its bar reaches below and above it."""
     if isinstance(found, list):
         error = standard_error(found)
         return mean(found), error, error
@@ -67,10 +67,10 @@ def plot_tradeoff(
     chosen: str = "",
     reference: str = "",
 ):
-    """Write how often settings are right over what they cost.
+    """Plot the accuracy of settings over their cost.
 
-    Those `measured` for a test, and those `tried` before. With a `reference` among them how much
-    more often than it, paired by class; `plain` are the shares without a token.
+    Those `measured` for a test, and those `tried` before. With a `reference` among them, the
+    difference to it, paired by class; `plain` are the accuracies without a token.
     """
     base = [0.0] * len(plain)
     ylabel = "right class, on held-out seeds"
@@ -135,7 +135,7 @@ def label_costs(axes: list[Axes], ylabel: str):
 
 
 def save_figure(figure: Figure, path: Path):
-    """Write a figure as PNG, atomically, the same bytes for the same figure."""
+    """Write a figure as PNG, atomically, with the same bytes for the same figure."""
     with replace_file(path) as temporary:
         figure.savefig(
             temporary, format="png", dpi=130, bbox_inches="tight", metadata={"Software": None}

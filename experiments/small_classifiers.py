@@ -1,4 +1,4 @@
-"""Small classifiers of 64 x 64 pictures, trained here on known pictures alone."""
+"""Small classifiers of 64 x 64 pictures, trained here on known pictures only."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ Samples = tuple[torch.Tensor, torch.Tensor]  # pictures [N, 3, H, W] in [0, 1] a
 
 
 def new_classifier(labels: list[str]) -> ResNetForImageClassification:
-    """A small ResNet with random weights."""
+    """Make a small ResNet with random weights."""
     config = ResNetConfig(
         embedding_size=WIDTH,
         hidden_sizes=[WIDTH, 2 * WIDTH, 3 * WIDTH, 4 * WIDTH],
@@ -40,7 +40,7 @@ def new_classifier(labels: list[str]) -> ResNetForImageClassification:
 def train_classifier(
     labels: list[str], parts: list[Samples], steps: int, batch: int, seed: int, title: str
 ) -> ResNetForImageClassification:
-    """A small ResNet, trained with standard augmentation; `parts` share every batch evenly."""
+    """Train a small ResNet with standard augmentation; `parts` share every batch evenly."""
     torch.manual_seed(seed)
     model = new_classifier(labels)
     generator = torch.Generator().manual_seed(seed)
@@ -60,7 +60,7 @@ def train_classifier(
 
 
 def sample_batch(parts: list[Samples], batch: int, generator: torch.Generator) -> Samples:
-    """`batch` samples, as many of each part."""
+    """Sample `batch` samples, equally many of each part."""
     size = batch // len(parts)
     rows = [torch.randint(len(images), (size,), generator=generator) for images, _ in parts]
     images = [part[chosen] for (part, _), chosen in zip(parts, rows, strict=True)]
@@ -72,19 +72,19 @@ def sample_batch(parts: list[Samples], batch: int, generator: torch.Generator) -
 def measure_classifier(
     model: ResNetForImageClassification, images: torch.Tensor, targets: torch.Tensor
 ) -> list[float]:
-    """The share of right pictures of every class, in the classes' order."""
+    """Measure the accuracy on every class, in the classes' order."""
     predicted = torch.cat([model(part * 2 - 1).logits.argmax(1) for part in images.split(256)])
     return [(predicted[targets == i] == i).float().mean().item() for i in targets.unique()]
 
 
 def save_classifier(model: ResNetForImageClassification, folder: Path):
-    """Write a folder that --classifier takes; preprocessor_config.json last of all."""
+    """Write a folder for --classifier; preprocessor_config.json comes last."""
     model.save_pretrained(folder)
     ViTImageProcessor(size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
 
 
 def load_sets(sets: dict[TargetClass, list[Path]]) -> Samples:
-    """The pictures of some classes as tensors."""
+    """Load the pictures of some classes as tensors."""
     images, targets = [], []
     for target, files in sets.items():
         images.append(load_squares(files, SIDE, SIDE))

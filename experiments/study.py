@@ -86,7 +86,7 @@ def parse_options(
     quick: dict | None = None,
     **flags,
 ) -> argparse.Namespace:
-    """The options of a study, of the miniature's classes by default.
+    """Parse the options of a study, of the miniature's classes by default.
 
     `flags` are its own, with their defaults; `quick` are those under --quick.
     """
@@ -102,7 +102,7 @@ def parse_options(
 
 
 def build_parser(doc: str | None, class_index: str, flags: dict) -> argparse.ArgumentParser:
-    """The parser of `parse_options`."""
+    """Build the parser of `parse_options`."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -138,7 +138,7 @@ def build_parser(doc: str | None, class_index: str, flags: dict) -> argparse.Arg
 
 
 def list_given(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[str]:
-    """The words of the command line that say what is not the default."""
+    """List the words of the command line for what is not the default."""
     words = ["--quick"] if options.quick else []
     for name, value in vars(options).items():
         if name in ("work", "out", "quick") or value == parser.get_default(name):
@@ -149,7 +149,7 @@ def list_given(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
 
 
 def open_study(options: argparse.Namespace, **changes) -> Study:
-    """The study of `options`; `changes` are settings that it decides itself.
+    """Open the study of `options`; `changes` are settings that it decides itself.
 
     Raises:
         UserError: settings that cannot work, or training that may have seen `options.images` seeds.
@@ -218,7 +218,7 @@ def publish_result(study: Study, result: StudyResult):
 
 
 def tabulate_tests(tests: dict[str, Comparison]) -> Table:
-    """A row per comparison."""
+    """Make a table with a row per comparison."""
     rows = []
     for name, test in tests.items():
         mean, low, high = test.difference
@@ -227,7 +227,7 @@ def tabulate_tests(tests: dict[str, Comparison]) -> Table:
 
 
 def write_index(out: Path):
-    """README.md of a folder of results: the protocol, and a line for every study."""
+    """Write README.md of a folder of results: the protocol, and a row for every study."""
     header = ["study", "kind", "claim", "found", "figure", "the paper"]
     index = Table(header, [])
     for path in sorted(out.glob("*.json")):

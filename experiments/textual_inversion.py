@@ -82,9 +82,9 @@ class Condition(NamedTuple):
 def invert_pictures(
     study: Study, real: Sets, steps: list[int], seed: int = 0
 ) -> tuple[dict[int, Vectors], float]:
-    """Every class's vectors [K, D] by its pictures after each of `steps`, and its seconds per step.
+    """Learn every class's vectors [K, D] from its pictures, after each of `steps`.
 
-    Cached.
+    Also returns a class's seconds per step. Cached.
     """
 
     def run_inversion() -> dict:
@@ -113,7 +113,7 @@ def invert_pictures(
 def learn_pictures(
     study: Study, real: Sets, steps: list[int], seed: int = 0
 ) -> dict[int, torch.Tensor]:
-    """The vectors [C, K, D] of the classes of `real` after each of `steps`."""
+    """Learn the vectors [C, K, D] of the classes of `real` after each of `steps`."""
     config, generator = study.config, study.session.generator
     pictures = [load_squares(files, config.height, config.width) for files in real.values()]
     start = [embed_first_word(generator, target.name, config.initializer_token) for target in real]
@@ -129,7 +129,7 @@ def learn_pictures(
 
 
 def draw_snowy_pictures(study: Study) -> Sets:
-    """As many pictures of every class as `--main_k`, all TAKEN_ALONG, by the miniature's world."""
+    """Draw `--main_k` pictures of every class in the miniature's world, all TAKEN_ALONG."""
     sets = {}
     for target in study.targets:
         folder = study.work / "snowy" / target.folder
@@ -144,7 +144,7 @@ def draw_snowy_pictures(study: Study) -> Sets:
 def measure_condition(
     study: Study, condition: Condition, truth: Sets, images: int
 ) -> dict[str, list[float]]:
-    """By class what the pictures show that several trainings' vectors give in the plain prompt."""
+    """Measure, by class, what the pictures of several trainings' vectors show."""
     sets = []
     for vectors in condition.trainings:
         sets.append(draw_sets(study, vectors, images, phrase=condition.phrase))
@@ -164,9 +164,10 @@ def measure_condition(
 
 
 def measure_diversity(study: Study, sets: Sets, truth: Sets) -> dict[str, list[float]]:
-    """Of every class, on the judge's features: coverage of the real pictures `truth`, and distance.
+    """Measure every class's coverage of the real pictures `truth`, and the distance of pictures.
 
-    The latter is the mean of two pictures in `sets`, in units of that of two real ones.
+    On the judge's features. The distance is the mean over two pictures in `sets`, relative to two
+    real ones.
     """
     extractor = classifier_extractor(study.session.judge)
     found = {"coverage": [], "distance": []}
@@ -182,11 +183,9 @@ def measure_diversity(study: Study, sets: Sets, truth: Sets) -> dict[str, list[f
 def measure_contexts(
     study: Study, conditions: dict[str, Condition], images: int
 ) -> dict[str, dict]:
-    """In other prompts: by class the share right and the share that kept the context.
+    """Measure accuracy in other prompts, and how many pictures keep the context, by class.
 
-    Of the first training.
-
-    The latter where the config has a judge of contexts.
+    Of the first training. The latter only if the config has a judge of contexts.
     """
     judge = study.config.context_judge
     found = {}
@@ -202,7 +201,7 @@ def measure_contexts(
 
 
 def invert_few(study: Study, real: Sets, k: int, steps: int, seed: int) -> tuple[Vectors, float]:
-    """What k pictures per class give, others for each seed, and a class's seconds per step."""
+    """Learn from k pictures per class, different for each seed; also the seconds per step."""
     first = seed * max(study.options.k)
     few = {target: files[first : first + k] for target, files in real.items()}
     learned, seconds = invert_pictures(study, few, [steps], seed)
@@ -210,7 +209,7 @@ def invert_few(study: Study, real: Sets, k: int, steps: int, seed: int) -> tuple
 
 
 def list_conditions(study: Study, real: Sets) -> dict[str, Condition]:
-    """The conditions of CONTRASTS."""
+    """List the conditions of CONTRASTS."""
     options, word = study.options, study.config.placeholder_token
     runs = [learn_tokens(study, seed=seed) for seed in list_seeds(study)]
     token_seconds = mean(measure_cost(folders, "seconds") for folders in runs)
@@ -241,7 +240,7 @@ def list_conditions(study: Study, real: Sets) -> dict[str, Condition]:
 
 
 def measure_by_k(study: Study, real: Sets, truth: Sets) -> dict[tuple[str, int], list[float]]:
-    """By class the share right of one training with k pictures, alone and with the noun."""
+    """Measure accuracy by class of one training with k pictures, alone and with the noun."""
     options, word = study.options, study.config.placeholder_token
     found = {}
     for k in options.k:
@@ -254,7 +253,7 @@ def measure_by_k(study: Study, real: Sets, truth: Sets) -> dict[tuple[str, int],
 
 
 def read_options(argv: list[str] | None) -> argparse.Namespace:
-    """The study's options; a UserError for fewer pictures than neighbours."""
+    """Read the study's options; raise UserError for fewer pictures than neighbours."""
     quick = {
         "k": [1, 2],
         "main_k": 2,
@@ -288,7 +287,7 @@ def read_options(argv: list[str] | None) -> argparse.Namespace:
 
 
 def compare_conditions(found: dict[str, dict]) -> dict[str, Comparison]:
-    """The tests of CONTRASTS, as far as they were measured."""
+    """Test CONTRASTS, as far as they were measured."""
     tests = {}
     for measure, ours, theirs in CONTRASTS:
         if ours in found and measure in found[ours]:
@@ -341,7 +340,7 @@ def main(argv: list[str] | None = None):
 
 
 def write_note(options: argparse.Namespace) -> str:
-    """What the table rests on."""
+    """Write what the table rests on."""
     return (
         f"{options.seeds} trainings and {options.images} held-out pictures per class and training; "
         "other prompts and the left half of the figure use one training and "
@@ -370,7 +369,7 @@ def plot_result(study: Study, found: dict[str, dict], by_k: dict[tuple[str, int]
 def make_table(
     conditions: dict[str, Condition], found: dict[str, dict], contexts: dict, ceiling: dict
 ) -> Table:
-    """A row per condition, real pictures among them, and one per condition in other prompts."""
+    """Make a table: a row per condition, one for real pictures, and one per other prompt."""
     header = [
         "",
         "accuracy",

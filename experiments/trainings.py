@@ -25,7 +25,7 @@ SEED_STEP = 10_000  # between trainings, so that no two share noise
 
 
 class Trainings(NamedTuple):
-    """What a setting gives."""
+    """The results of a setting's trainings."""
 
     right: dict[str, list[float]]  # by class the share of right pictures in every training
     updates: float  # per class, as the rest
@@ -33,19 +33,19 @@ class Trainings(NamedTuple):
     seconds: float
 
     def class_means(self) -> list[float]:
-        """The share of right pictures of every class, over its trainings."""
+        """Return the accuracy of every class, averaged over its trainings."""
         return [mean(shares) for shares in self.right.values()]
 
     def mean_right(self) -> Interval:
-        """The mean over classes."""
+        """Return the mean accuracy over classes."""
         return interval_over_classes(self.class_means())
 
     def least_right(self) -> float:
-        """The least share of any class in any training."""
+        """Return the lowest accuracy of any class in any training."""
         return min(min(shares) for shares in self.right.values())
 
     def join_classes(self, others: "Trainings") -> "Trainings":
-        """With other classes of the same setting."""
+        """Join with other classes of the same setting."""
         ours, theirs = len(self.right), len(others.right)
 
         def join_costs(cost: float, other: float) -> float:
@@ -60,7 +60,7 @@ class Trainings(NamedTuple):
 
 
 def list_seeds(study: Study) -> list[int]:
-    """The first seed of each of `--seeds` trainings."""
+    """List the first seed of each of `--seeds` trainings."""
     return [study.config.seed + SEED_STEP * i for i in range(study.options.seeds)]
 
 
@@ -89,7 +89,7 @@ def measure_trainings(
 
 
 def judge_sets(study: Study, trainings: list[Sets]) -> dict[str, list[float]]:
-    """By class the share of right pictures in every training's set."""
+    """Measure, by class, the accuracy in every training's set."""
     found = {}
     for target in trainings[0]:
         shares = [measure_accuracy(study, {target: sets[target]}).value for sets in trainings]
@@ -98,7 +98,7 @@ def judge_sets(study: Study, trainings: list[Sets]) -> dict[str, list[float]]:
 
 
 def count_unet_calls(study: Study, sampling: SamplingSettings) -> int:
-    """The UNet's evaluations for one training image, guidance's halves apart.
+    """Count the UNet calls for one training image, both halves of guidance.
 
     What is recomputed is not counted.
     """
@@ -109,7 +109,7 @@ def count_unet_calls(study: Study, sampling: SamplingSettings) -> int:
 
 
 def compare_trainings(ours: Trainings, theirs: Trainings) -> Comparison:
-    """Of the same classes, two or more."""
+    """Compare two settings on the same classes, two or more."""
     require(
         len(ours.right) > 1,
         "this experiment compares over classes: give two or more as --class_index",
@@ -119,7 +119,7 @@ def compare_trainings(ours: Trainings, theirs: Trainings) -> Comparison:
 
 
 def describe_clear(tests: dict[str, Comparison]) -> str:
-    """In a sentence how many comparisons have p < 0.05, and which."""
+    """Describe how many comparisons have p < 0.05, and which."""
     clear = [f"{name} ({test})" for name, test in tests.items() if is_clear(test)]
     if not clear:
         return f"p < 0.05 in none of {len(tests)} comparisons."
@@ -127,5 +127,5 @@ def describe_clear(tests: dict[str, Comparison]) -> str:
 
 
 def is_clear(found: Comparison) -> bool:
-    """Whether a test shows a difference."""
+    """Return whether a test shows a difference."""
     return found.pvalue < 0.05

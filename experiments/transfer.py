@@ -37,7 +37,7 @@ OWN, OTHER = "its own generator", "the other generator"
 
 
 def train_denoiser(study: Study, drawings: int, steps: int) -> Path:
-    """A copy of the miniature, its denoiser trained further on new drawings."""
+    """Copy the miniature and train its denoiser further on new drawings."""
     config = study.config
     folder = study.work / f"generator_{steps}_{BATCH}_{LR}_{drawings}"
     if folder.exists():
@@ -66,7 +66,7 @@ def train_denoiser(study: Study, drawings: int, steps: int) -> Path:
 
 
 def draw_captioned(drawings: int) -> tuple[torch.Tensor, list[str]]:
-    """Pictures [N, 3, H, W] of the miniature's world and their captions, some empty."""
+    """Draw pictures [N, 3, H, W] of the miniature's world and their captions, some empty."""
     rng = random.Random("transfer")
     sights = []
     for _ in range(drawings):

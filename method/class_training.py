@@ -18,7 +18,7 @@ HISTORY_KEYS = ("update", "loss", "accuracy", "grad_norm", "vector_norm")
 
 
 class TrainingSettings(NamedTuple):
-    """What decides a token besides generator, sampling and classifier; config.py explains each."""
+    """What affects a token besides generator, sampling and classifier; see config.py."""
 
     placeholder_token: str
     initializer_token: str
@@ -38,7 +38,7 @@ class TrainingSettings(NamedTuple):
 
 
 class UpdateFigures(NamedTuple):
-    """What the images of one update gave: losses [N], whether each is correct [N], and seconds."""
+    """The results of one update's images: losses [N], whether each is correct [N], and seconds."""
 
     losses: torch.Tensor
     correct: torch.Tensor
@@ -71,7 +71,7 @@ class DivergenceError(UserError):
 
 
 class ClassTraining:
-    """What a class carries from update to update, whoever shares its batches."""
+    """The state of one class's training, independent of the classes that share its batches."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class ClassTraining:
         state_file: Path,
         image_folder: Path,
     ):
-        """Start from `vectors` [K, D], or from `state_file` where there is one.
+        """Start from `vectors` [K, D], or from `state_file` if it exists.
 
         `dtype` is the generator's.
         """
@@ -120,11 +120,11 @@ class ClassTraining:
 
     @property
     def averaged_updates(self) -> int:
-        """Over how many updates the stop rules average."""
+        """Return over how many updates the stop rules average."""
         return AVERAGED_UPDATES if self.settings.fresh_noise else 1
 
     def next_images(self) -> PromptDataset:
-        """The next update's prompts and seeds."""
+        """Return the next update's prompts and seeds."""
         settings = self.settings
         first_seed = settings.seed
         if settings.fresh_noise:
@@ -134,18 +134,18 @@ class ClassTraining:
         return PromptDataset(phrase, TEMPLATES[: settings.number_of_prompts], seeds)
 
     def image_weights(self) -> torch.Tensor:
-        """[N], by which the sum of the losses is their mean, times the scale that float16 needs."""
+        """Return weights [N] that make the sum of the losses their mean, scaled for float16."""
         size = self.settings.epoch_size
         mean_weights = torch.full((size,), 1 / size, device=self.vectors.device)
         return self.scaler.scale(mean_weights)
 
     def list_image_paths(self) -> list[Path]:
-        """Where the next update's images go."""
+        """List where the next update's images go."""
         folder = self.image_folder / f"{len(self.history):03d}"
         return [folder / f"{seed}.png" for seed in self.next_images().seeds]
 
     def finish_update(self, figures: UpdateFigures) -> Progress:
-        """Record an update whose gradient is in `vectors.grad`, and where training goes on, step.
+        """Record an update whose gradient is in `vectors.grad`; step and save if training goes on.
 
         Raises:
             DivergenceError: the training cannot go on.
@@ -159,7 +159,7 @@ class ClassTraining:
         return Progress(self.history[-1], stop)
 
     def record_update(self, figures: UpdateFigures) -> str | None:
-        """Add an update to history and past; the reason to stop, if there is one."""
+        """Add an update to history and past; return the reason to stop, if there is one."""
         settings = self.settings
         update = len(self.history)
         self.seconds += figures.seconds
@@ -196,21 +196,21 @@ class ClassTraining:
         return stop
 
     def step_optimizer(self):
-        """AdamW's step on the vectors; a non-finite loss or gradient leaves them as they are."""
+        """Take AdamW's step; a non-finite loss or gradient leaves the vectors as they are."""
         if is_finite(self.history[-1]):
             self.scaler.step(self.optimizer)
         self.scaler.update()  # a lower scale, where float16 was too narrow
         self.optimizer.zero_grad()
 
     def trained_token(self, stop: str) -> TrainedToken:
-        """What a training that ended because of `stop` has learned."""
+        """Return what a training that ended because of `stop` has learned."""
         until_best = loss_and_accuracy(self.history)[: self.best + 1]
         loss, accuracy = average_recent(until_best, self.averaged_updates)
         every_update = torch.stack(self.past)
         return TrainedToken(self.past[self.best], loss, accuracy, every_update, stop, self.seconds)
 
     def check_progress(self, is_last: bool):
-        """Raise DivergenceError where this training cannot go on, or was of no use."""
+        """Raise DivergenceError if this training cannot go on, or was of no use."""
         try:
             self.check_finite(is_last)
             self.check_first_gradient()
@@ -221,7 +221,7 @@ class ClassTraining:
     def check_first_gradient(self):
         """Raise DivergenceError for a first gradient of zero.
 
-        Where the first update cannot move the vectors, no later one can: weight decay alone would.
+        If the first update cannot move the vectors, no later one can; only weight decay would.
         """
         line = self.history[-1]
         is_right_already = line["accuracy"] > self.settings.target_accuracy
@@ -244,7 +244,7 @@ class ClassTraining:
     def check_finite(self, is_last: bool):
         """Raise DivergenceError for too many non-finite updates in a row.
 
-        Or where no update was finite until the last.
+        Or if no update was finite up to the last one.
         """
         skipped = 0
         while skipped < len(self.history) and not is_finite(self.history[-1 - skipped]):
@@ -269,7 +269,7 @@ class ClassTraining:
         )
 
     def save_state(self):
-        """Write what the next update needs: a kill loses the update in flight at most."""
+        """Write what the next update needs: a kill loses at most the update in flight."""
         state = {
             "vectors": self.vectors.detach(),
             "past": torch.stack(self.past),
@@ -312,17 +312,17 @@ class ClassTraining:
 
 
 def finite_or_none(value: float) -> float | None:
-    """As JSON has it, which has no infinity."""
+    """Return a number as JSON can hold it, which has no infinity."""
     return round(value, 6) if math.isfinite(value) else None
 
 
 def is_finite(line: dict) -> bool:
-    """Whether an update's loss and gradient were finite."""
+    """Return whether an update's loss and gradient were finite."""
     return line["loss"] is not None and line["grad_norm"] is not None
 
 
 def loss_and_accuracy(history: list[dict]) -> list[tuple[float, float]]:
-    """Both of every update, a non-finite loss as infinity."""
+    """Return (loss, accuracy) of every update, with infinity for a non-finite loss."""
     found = []
     for line in history:
         loss = math.inf if line["loss"] is None else line["loss"]
@@ -331,7 +331,7 @@ def loss_and_accuracy(history: list[dict]) -> list[tuple[float, float]]:
 
 
 def average_recent(history: list[tuple[float, float]], window: int) -> tuple[float, float]:
-    """Loss and accuracy averaged over the last `window` updates."""
+    """Average loss and accuracy over the last `window` updates."""
     last = history[-window:]
     losses = [loss for loss, _ in last]
     accuracies = [accuracy for _, accuracy in last]

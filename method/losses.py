@@ -1,4 +1,4 @@
-"""What an image is scored by: any differentiable function of images, classes and vectors."""
+"""Losses: any differentiable function of images, classes and vectors."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, 
 
 
 def cross_entropy(classifier: Classifier, generator: Generator | None = None) -> Loss:
-    """Cross-entropy of a frozen classifier (Sec. 3.1)."""
+    """Return the cross-entropy of a frozen classifier (Sec. 3.1)."""
 
     def compute_loss(images, targets, vectors=None):
         logits = classifier(images)
@@ -24,12 +24,11 @@ def cross_entropy(classifier: Classifier, generator: Generator | None = None) ->
 
 
 def norm_penalty(classifier: Classifier, generator: Generator) -> Loss:
-    """Cross-entropy, and a penalty for vectors of another norm than the vocabulary's.
+    """Return the cross-entropy plus a penalty on vectors whose norm is not the vocabulary's.
 
-    The square of the norm's distance from the vocabulary's mean, in units of that mean.
-
-    Keeps the token among words that the text encoder knows, against images that please the
-    classifier alone.
+    The penalty is the squared distance of the norm from the vocabulary's mean norm, in units of
+    that mean. It keeps the token among words that the text encoder knows, against images that
+    please only the classifier.
     """
     compute_cross_entropy, norms = cross_entropy(classifier), generator.vocabulary_norms()
 
@@ -48,9 +47,9 @@ LOSSES = {"cross_entropy": cross_entropy, "norm_penalty": norm_penalty}
 
 
 def build_loss(name: str, classifier: Classifier, generator: Generator) -> Loss:
-    """A loss of LOSSES, or the 'module:function' of images and targets that gives loss [B].
+    """Build a loss of LOSSES, or of 'module:function', a function of images and targets.
 
-    Whether an image is correct is always the classifier's word.
+    The classifier always decides whether an image is correct.
 
     Raises:
         UserError: no such function, or one that gives no loss to learn from.
@@ -69,7 +68,7 @@ def build_loss(name: str, classifier: Classifier, generator: Generator) -> Loss:
 
 
 def check_function(function: Callable, name: str, device: torch.device):
-    """Score two images of noise; a UserError unless that gives finite losses with a gradient."""
+    """Raise UserError unless two noise images get finite losses [2] with a gradient."""
     images = torch.rand(2, 3, 64, 64, device=device, requires_grad=True)
     targets = torch.zeros(2, device=device).long()
     try:

@@ -28,10 +28,10 @@ def learn_vectors(
     weight_decay: float,
     seed: int = 0,
 ) -> dict[int, torch.Tensor]:
-    """The vectors [C, K, D] after each of `steps` of the ordinary denoising loss.
+    """Learn vectors by the ordinary denoising loss; return those [C, K, D] after each of `steps`.
 
-    `pictures` holds those of every class, [N, 3, H, W] in [0, 1], and `start` its first vectors
-    [C, K, D]. All classes learn in the same steps, each as if it learned alone.
+    `pictures` holds those of every class, [N, 3, H, W] in [0, 1], and `start` its first vectors [C,
+    K, D]. All classes learn in the same steps, each as if it learned alone.
     """
     noise = torch.Generator().manual_seed(seed)
     moments = [encode_images(generator, torch.cat([some, some.flip(3)])) for some in pictures]
@@ -61,7 +61,7 @@ def learn_vectors(
 def sample_latents(
     moments: tuple[torch.Tensor, torch.Tensor], noise: torch.Generator
 ) -> torch.Tensor:
-    """Latents [PER_STEP, 4, h, w] of some of a class's pictures, by their means and deviations."""
+    """Sample latents [PER_STEP, 4, h, w] of some of a class's pictures."""
     means, stds = moments
     rows = torch.randint(len(means), (PER_STEP,), generator=noise)
     unit_noise = torch.randn(means[rows].shape, generator=noise).to(means.device)
@@ -69,9 +69,9 @@ def sample_latents(
 
 
 def embed_first_word(generator: Generator, name: str, initializer: str) -> torch.Tensor:
-    """The embedding [K, D] of a class name's first word, from which this method starts.
+    """Return the embedding [K, D] of a class name's first word, the start of this method.
 
-    That of `initializer` where the word is several tokens.
+    That of `initializer` if the word is several tokens.
     """
     with suppress(UserError):
         return generator.initial_vectors(name.split()[0], 1)

@@ -79,9 +79,9 @@ def token_gradient(
 def fit_token_gradient(
     images: int, batch_size: int | None, sampling: SamplingSettings, device: str
 ) -> Callable:
-    """`token_gradient` for updates of so many `images`, with its `batch_size` filled in.
+    """Return `token_gradient` with its `batch_size` filled in, for updates of `images` images.
 
-    That is `batch_size`, or as many images as memory is found to hold.
+    That is `batch_size`, or as many images as fit into memory.
     """
     most = default_batch_size(AT_ONCE, device, sampling.height, sampling.width)
     return fit_batch_size(token_gradient, batch_size, min(most, GRAPHS * images))
@@ -128,7 +128,7 @@ def train_update(
     sampling: SamplingSettings,
     fitted_gradient: Callable,
 ) -> Progress:
-    """One update of a class that learns alone; arguments and errors as in its two halves."""
+    """Train one update of a class that learns alone; arguments and errors as in its two halves."""
     (figures,) = compute_gradients([training], generator, loss_fn, sampling, fitted_gradient)
     return training.finish_update(figures)
 
@@ -149,7 +149,7 @@ def train_class(
 
 
 def join_batches(running: list[ClassTraining], device: torch.device) -> tuple[Batch, torch.Tensor]:
-    """One update of several classes in one Batch, and the token [P, K, D] in each prompt."""
+    """Join one update of several classes into one Batch, and the token [P, K, D] in each prompt."""
     prompts: list[str] = []
     prompt_of: list[int] = []
     seeds: list[int] = []

@@ -58,7 +58,7 @@ LABEL_MAPS = {
 
 @functools.cache
 def make_drawings(seed: int, count: int = DRAWINGS) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-    """Pictures uint8 [N, 3, 64, 64], class numbers [N] and captions."""
+    """Draw pictures uint8 [N, 3, 64, 64], with class numbers [N] and captions."""
 
     def draw_sample(number: int) -> tuple[np.ndarray, int, str]:
         rng = random.Random(seed * 10_000_000 + number)
@@ -78,7 +78,7 @@ def make_drawings(seed: int, count: int = DRAWINGS) -> tuple[torch.Tensor, torch
 
 
 def scale_pixels(pictures: torch.Tensor) -> torch.Tensor:
-    """uint8 in 0..255 -> float in [-1, 1]."""
+    """Scale uint8 in 0..255 to float in [-1, 1]."""
     return pictures.float() / 127.5 - 1
 
 
@@ -150,9 +150,9 @@ def train_modules(
 
 
 def make_optimizers(modules: torch.nn.Module, lr: float, weight_decay: float):
-    """Muon for the matrices of layers and AdamW for the rest.
+    """Make Muon for the matrices of layers and AdamW for the rest.
 
-    Returns {weight of a layer: its matrix in the same memory} too.
+    Also returns {weight of a layer: its matrix in the same memory}.
     """
     require(
         hasattr(torch.optim, "Muon"),
@@ -177,7 +177,7 @@ def make_optimizers(modules: torch.nn.Module, lr: float, weight_decay: float):
 def degrade_images(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Add noise, and half the time blur.
 
-    A classifier that saw both tolerates what a decoder does to a picture.
+    A classifier trained on both tolerates what a decoder does to a picture.
     """
     if torch.rand((), generator=generator) < 0.5:
         images = F.interpolate(F.avg_pool2d(images, 2), scale_factor=2, mode="bilinear")
@@ -253,7 +253,7 @@ def build_vae():
 def encode_drawings(
     vae: AutoencoderKL, pictures: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation [N, 4, 8, 8] of every drawing's latents."""
+    """Encode every drawing: mean and standard deviation [N, 4, 8, 8] of its latents."""
     vae.to(memory_format=torch.channels_last)  # with bfloat16 a quarter of the time
 
     @torch.autocast("cpu", torch.bfloat16)
@@ -265,7 +265,7 @@ def encode_drawings(
 
 
 def build_tokenizer(captions: list[str]) -> transformers.CLIPTokenizer:
-    """A byte-level BPE in CLIP's layout.
+    """Build a byte-level BPE in CLIP's layout.
 
     The alphabet, the alphabet at a word's end, the merges, two special tokens.
     """
@@ -354,7 +354,7 @@ def build_generator():
 
 
 def name_weights_as_published(file: Path):
-    """Rename a text encoder's weights as SD 1.4's file has them.
+    """Rename a text encoder's weights as in SD 1.4's file.
 
     Every release of transformers reads these names.
     """
@@ -366,7 +366,7 @@ def name_weights_as_published(file: Path):
 
 
 def build_clip():
-    """CLIP on captions of the whole labels.
+    """Build CLIP from captions of the whole labels.
 
     All captions of a picture's class are right for it, as in UniCL (2022).
     """

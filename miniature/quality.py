@@ -44,7 +44,7 @@ def read_sampling() -> SamplingSettings:
 def generate_images(
     generator: Generator, sampling: SamplingSettings, prompts: list[str]
 ) -> torch.Tensor:
-    """Images [N, 3, 64, 64] of `prompts`, seeds 0 to N - 1."""
+    """Generate images [N, 3, 64, 64] of `prompts`, with seeds 0 to N - 1."""
     return generator.decode(
         generator.sample(generator.encode(prompts), range(len(prompts)), sampling)
     )
@@ -98,7 +98,7 @@ def measure_quality(
 
 
 def hash_weights(weights: Path) -> dict[str, str]:
-    """SHA-256 of the values in every file of weights that is measured here.
+    """Compute the SHA-256 of the values in every weight file that is measured here.
 
     However they are stored.
     """
@@ -113,7 +113,7 @@ def hash_weights(weights: Path) -> dict[str, str]:
 
 
 def compare_with_bars(right: dict[str, float], predicted: dict[str, torch.Tensor]) -> dict:
-    """Whether accuracy on drawings and the classes seen in pictures of words pass BARS.
+    """Return whether accuracy on drawings and the classes seen in generated pictures pass BARS.
 
     `predicted` is {words: classes}.
     """
@@ -147,7 +147,7 @@ def compare_with_bars(right: dict[str, float], predicted: dict[str, torch.Tensor
 def draw_row(
     generator: Generator, sampling: SamplingSettings, index: int
 ) -> tuple[str, list[Image.Image]]:
-    """A class's row of the sheet: drawings, then pictures of its noun and its adjective.
+    """Draw a class's row of the sheet: drawings, then pictures of its noun and its adjective.
 
     And of the adjective in every context.
     """

@@ -6,9 +6,9 @@ from tqdm import tqdm
 
 
 def share_jobs(jobs, function, title: str) -> list:
-    """The results of function(job) for every job, in order.
+    """Return the results of function(job) for every job, in order.
 
-    A worker computes its part of them and gets all.
+    Each worker computes a part of them, and all get all results.
     """
     workers = PartialState(cpu=True)
     with workers.split_between_processes(list(jobs)) as part:

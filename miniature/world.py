@@ -88,9 +88,9 @@ NOUNS = tuple(dict.fromkeys(thing.noun for thing in THINGS))
 
 
 def draw(thing: int | str, rng: random.Random, context: str | None = None) -> Image.Image:
-    """A 64 x 64 RGB picture of a class, by its number from 0 or its label, in `context`.
+    """Draw a 64 x 64 RGB picture of a class, by its number from 0 or its label, in `context`.
 
-    That is one of CONTEXTS, or None for a plain photo. A LookupError for a label of no class here.
+    That is one of CONTEXTS, or None for a plain photo. Raises LookupError for an unknown label.
     """
     index = find_class(thing) if isinstance(thing, str) else thing
     image = Image.new("RGB", (CANVAS, CANVAS))
@@ -123,7 +123,7 @@ def draw(thing: int | str, rng: random.Random, context: str | None = None) -> Im
 
 
 def find_class(label: str) -> int:
-    """The number from 0 of the class of this label; a LookupError where there is none."""
+    """Return the number from 0 of the class with this label; raise LookupError if there is none."""
     if label not in LABELS:
         raise LookupError(f"the miniature has no '{label}'")
     return LABELS.index(label)
@@ -157,19 +157,19 @@ def _to_night(colour):
 
 
 def sample_class(rng: random.Random) -> int:
-    """A class number from 0: the noun uniform, its sense by its share."""
+    """Sample a class number from 0: a uniform noun, and its sense by its share."""
     noun = rng.choice(NOUNS)
     first, second = (i for i, thing in enumerate(THINGS) if thing.noun == noun)
     return first if rng.random() < THINGS[first].share else second
 
 
 def sample_context(rng: random.Random) -> str | None:
-    """Two pictures in three are plain photos; the others share the contexts evenly."""
+    """Sample a context: two pictures in three are plain photos, the others share the contexts."""
     return rng.choice(CONTEXTS) if rng.random() < 1 / 3 else None
 
 
 def write_caption(index: int, rng: random.Random, context: str | None = None) -> str:
-    """A picture's caption: the bare noun, half the time with an adjective of its sense."""
+    """Write a picture's caption: the bare noun, half the time with an adjective of its sense."""
     noun = THINGS[index].noun
     if rng.random() < 0.5:
         noun = f"{rng.choice(THINGS[index].adjectives)} {noun}"
@@ -179,7 +179,7 @@ def write_caption(index: int, rng: random.Random, context: str | None = None) ->
 
 
 def put_in_context(noun: str, template: str, context: str | None) -> str:
-    """'a photo of a {}', 'crane', 'in the snow' -> 'a photo of a crane in the snow'.
+    """Put words in context: 'a photo of a {}' -> 'a photo of a crane in the snow'.
 
     'a drawing of' leads instead.
     """
@@ -191,7 +191,7 @@ def put_in_context(noun: str, template: str, context: str | None) -> str:
 
 
 def context_of(image: Image.Image) -> str | None:
-    """Which of CONTEXTS a picture shows, by its border, brightness and colours."""
+    """Return which of CONTEXTS a picture shows, by its border, brightness and colours."""
     pixels = np.asarray(image.convert("RGB"), dtype=float)
     edges = [edge.mean((0, 1)) for edge in (pixels[:4], pixels[-4:], pixels[:, :4], pixels[:, -4:])]
     (top, bottom, *_), (red, green, blue) = edges, np.mean(edges, axis=0)

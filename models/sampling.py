@@ -51,7 +51,7 @@ class SamplingSettings(NamedTuple):
 
 
 def seeded_generators(seeds) -> list[torch.Generator]:
-    """One generator per image, seeded by that image's seed.
+    """Make one generator per image, seeded by that image's seed.
 
     So neither batches nor other classes change a picture.
     """
@@ -66,7 +66,7 @@ def initial_noise(
     device: torch.device,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Unit noise z_T [B, C, H/8, W/8], drawn in float32 on the CPU.
+    """Draw unit noise z_T [B, C, H/8, W/8] in float32 on the CPU.
 
     Whatever the device and precision.
 
@@ -84,11 +84,9 @@ def initial_noise(
 
 
 def move_timesteps(timesteps: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The timesteps on another device; those in float64 as float32.
+    """Move the timesteps to another device; those in float64 as float32.
 
-    Apple's GPUs do not have float64.
-
-    The UNet reads them in float32 anyway.
+    Apple's GPUs lack float64, and the UNet reads timesteps in float32 anyway.
     """
     if timesteps.dtype == torch.float64:
         timesteps = timesteps.float()
@@ -96,7 +94,7 @@ def move_timesteps(timesteps: torch.Tensor, device: torch.device) -> torch.Tenso
 
 
 def scheduler_class(name: str, model: str) -> type[diffusers.SchedulerMixin]:
-    """The scheduler of diffusers that model_index.json names.
+    """Find the diffusers scheduler that model_index.json names.
 
     Raises:
         UserError: one that does not draw with a Stable Diffusion UNet, or that diffusers does not
@@ -111,12 +109,11 @@ def scheduler_class(name: str, model: str) -> type[diffusers.SchedulerMixin]:
 
 
 def new_scheduler(scheduler, settings: SamplingSettings, seeds=()):
-    """A copy of `scheduler` set for one trajectory.
+    """Copy `scheduler` and set it for one trajectory.
 
-    The checkpoint's own, or explicit timesteps and a jump to z_0.
-
-    A scheduler keeps state, so each trajectory needs a new one. `seeds` are for those that draw
-    noise by themselves.
+    The checkpoint's own timesteps, or explicit ones and a prediction of z_0 from the last. A
+    scheduler keeps state, so each trajectory needs a new one. `seeds` are for schedulers that draw
+    noise themselves.
 
     Raises:
         UserError: timesteps that the scheduler does not have, or noise that would depend on the
@@ -154,7 +151,7 @@ def new_scheduler(scheduler, settings: SamplingSettings, seeds=()):
 
 
 def step_arguments(scheduler, generators: list[torch.Generator]) -> dict:
-    """What a pipeline gives to `scheduler.step` besides noise, timestep and latents."""
+    """Return what a pipeline passes to `scheduler.step` besides noise, timestep and latents."""
     accepted = inspect.signature(scheduler.step).parameters
     return {
         name: value for name, value in (("generator", generators), ("eta", 0.0)) if name in accepted
@@ -216,7 +213,7 @@ def check_trajectory(scheduler, settings: SamplingSettings, is_training: bool):
 def describe_mismatches(
     unet, scheduler, scale_factor: int, settings: SamplingSettings
 ) -> list[str]:
-    """What a checkpoint was made for, by its configs, where `settings` ask for something else."""
+    """Describe what a checkpoint was made for, by its configs, where `settings` differ."""
     found, size = [], unet.sample_size
     sides = tuple(
         scale_factor * side for side in ((size, size) if isinstance(size, int) else size or ())

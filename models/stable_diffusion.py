@@ -30,13 +30,13 @@ class StableDiffusion(Generator):
         self.vae = vae
 
     def encode(self, prompts: list[str], vectors: torch.Tensor | None = None) -> torch.Tensor:
-        """Prompts [P], and the token in each [P, K, D] -> prompt_embeds [P, L, D]."""
+        """Encode prompts [P] with the token in each [P, K, D] as prompt_embeds [P, L, D]."""
         (encoder,) = self.prompt_encoders
         use_mask = getattr(encoder.text_encoder.config, "use_attention_mask", False)
         return encoder.encode(prompts, vectors, use_mask)[0]
 
     def encode_negative(self) -> torch.Tensor:
-        """What guidance leads away from, as `encode` gives it."""
+        """Encode what guidance leads away from, in the form of `encode`."""
         return self.encode([""])
 
     def sample(
@@ -93,10 +93,10 @@ class StableDiffusion(Generator):
         settings: SamplingSettings,
         batch_size: int | None = None,
     ) -> torch.Tensor:
-        """Classifier-free guidance (Ho & Salimans 2022); none where `negative` is None.
+        """Predict noise with classifier-free guidance (Ho & Salimans 2022).
 
-        Rescaled as in Lin et al. 2023. A UNet distilled from guided ones reads the scale as an
-        embedding instead (Luo et al. 2023, Sec. 4.3).
+        Without guidance if `negative` is None. Rescaled as in Lin et al. 2023. A UNet distilled
+        from guided ones reads the scale as an embedding instead (Luo et al. 2023, Sec. 4.3).
         """
         scale = settings.guidance_scale
         if negative is None:
@@ -117,7 +117,7 @@ class StableDiffusion(Generator):
         return guided * (1 + settings.guidance_rescale * (ratio - 1))
 
     def embed_guidance(self, scale: float) -> torch.Tensor | None:
-        """The guidance scale [1, E] as a distilled UNet reads it; None for other UNets."""
+        """Embed the guidance scale [1, E] for a distilled UNet; None for other UNets."""
         width = self.unet.config.time_cond_proj_dim
         if not width:
             return None
@@ -131,7 +131,7 @@ class StableDiffusion(Generator):
         batch_size: int | None = None,
         scale: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The UNet's prediction [B, 4, h, w].
+        """Predict the noise [B, 4, h, w] with the UNet.
 
         `batch_size` is as in `sample`, `scale` [1, E] from `embed_guidance`.
         """
@@ -156,18 +156,18 @@ class StableDiffusion(Generator):
         return torch.cat(parts)
 
     def unet_arguments(self, latents: torch.Tensor, cond: torch.Tensor) -> dict:
-        """What the UNet reads besides latents [B, 4, h, w] and timestep."""
+        """Return what the UNet reads besides latents [B, 4, h, w] and timestep."""
         return {"encoder_hidden_states": cond}
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """z_0 [B, 4, h, w] -> images [B, 3, H, W] in [0, 1], float32."""
+        """Decode z_0 [B, 4, h, w] into images [B, 3, H, W] in [0, 1], float32."""
         images = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
     def initial_noise(
         self, generators: list[torch.Generator], settings: SamplingSettings
     ) -> torch.Tensor:
-        """Unit noise z_T [B, 4, h, w]."""
+        """Draw unit noise z_T [B, 4, h, w]."""
         return initial_noise(
             generators,
             self.unet.config.in_channels,
@@ -178,15 +178,12 @@ class StableDiffusion(Generator):
         )
 
     def check_sampling(self, settings: SamplingSettings, is_training: bool = False):
-        """Raise UserError for steps or sides that the checkpoint does not have.
-
-        Or cannot learn with.
-        """
+        """Raise UserError for steps or sizes that the checkpoint lacks or cannot learn with."""
         check_trajectory(self.scheduler, settings, is_training)
         self.initial_noise(seeded_generators([0]), settings)
 
     def describe_mismatches(self, settings: SamplingSettings) -> list[str]:
-        """What the checkpoint was made for, where `settings` ask for something else."""
+        """Describe what the checkpoint was made for, where `settings` ask for something else."""
         return describe_mismatches(self.unet.config, self.scheduler, self.scale_factor, settings)
 
     def compile_networks(self):

@@ -1,6 +1,6 @@
 """Stable Diffusion XL (Podell et al. 2023).
 
-Two text encoders, a pooled embedding and the picture's size.
+Two text encoders, a pooled embedding and the size of the picture.
 """
 
 import torch
@@ -19,7 +19,7 @@ from utils import require
 
 
 class StableDiffusionXL(StableDiffusion):
-    """As Stable Diffusion, with two text encoders.
+    """Stable Diffusion with two text encoders.
 
     `cond` holds prompt_embeds [P, L, D], both encoders' side by side, and a pooled embedding [P,
     E], in one row [P, L * D + E].
@@ -38,9 +38,9 @@ class StableDiffusionXL(StableDiffusion):
         self.zero_negative = zero_negative  # guidance leads away from zeros instead of from ""
 
     def encode(self, prompts: list[str], vectors: torch.Tensor | None = None) -> torch.Tensor:
-        """Prompts [P], and the token in each [P, K, D] -> cond [P, L * D + E].
+        """Encode prompts [P] with the token in each [P, K, D] as cond [P, L * D + E].
 
-        The vectors hold one encoder's part after the other.
+        The vectors hold one encoder's part after the other's.
         """
         if vectors is None:
             parts = [None] * len(self.token_widths)
@@ -54,12 +54,12 @@ class StableDiffusionXL(StableDiffusion):
         return torch.cat([embeds.flatten(1), outputs[-1].text_embeds], dim=1)
 
     def encode_negative(self) -> torch.Tensor:
-        """What guidance leads away from, as `encode` gives it."""
+        """Encode what guidance leads away from, in the form of `encode`."""
         negative = self.encode([""])
         return torch.zeros_like(negative) if self.zero_negative else negative
 
     def unet_arguments(self, latents: torch.Tensor, cond: torch.Tensor) -> dict:
-        """What the UNet reads besides latents [B, 4, h, w] and timestep.
+        """Return what the UNet reads besides latents [B, 4, h, w] and timestep.
 
         Its size conditions are the picture's own.
         """
@@ -75,7 +75,7 @@ class StableDiffusionXL(StableDiffusion):
         }
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """z_0 [B, 4, h, w] -> images [B, 3, H, W] in [0, 1], float32."""
+        """Decode z_0 [B, 4, h, w] into images [B, 3, H, W] in [0, 1], float32."""
         config = self.vae.config
         if config.get("latents_mean") is not None and config.get("latents_std") is not None:
             mean, std = (

@@ -27,7 +27,7 @@ TEMPLATES = (
 def load_zero_shot(
     source: str, labels: list[str], device: str, templates: tuple[str, ...] = TEMPLATES
 ):
-    """A vision model and a linear layer over it, as the parts of a Classifier.
+    """Load a vision model and a linear layer over it, as the parts of a Classifier.
 
     Labels, model, preprocessing and compute_logits.
 
@@ -75,7 +75,7 @@ def _load_tokenizer(source: str):
 
 @torch.no_grad()
 def embed_labels(encoder, tokenizer, labels: list[str], templates: tuple[str, ...]) -> torch.Tensor:
-    """Text features [C, D] of length 1: of each label the mean over templates.
+    """Embed the labels as features [C, D] of length 1: the mean over templates.
 
     CLIP, Sec. 3.1.4.
 
@@ -104,5 +104,5 @@ def embed_labels(encoder, tokenizer, labels: list[str], templates: tuple[str, ..
 
 
 def normalize_features(output) -> torch.Tensor:
-    """Features [B, D] of length 1 of what get_image_features or get_text_features returns."""
+    """Scale what get_image_features or get_text_features returns to length 1: [B, D]."""
     return F.normalize(output.pooler_output, dim=-1)

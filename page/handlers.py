@@ -40,7 +40,7 @@ PAGE_TEMPLATES = Environment(
 
 
 def show_errors(function: Callable) -> Callable:
-    """A handler whose user errors are shown to the visitor, in one line."""
+    """Wrap a handler so that its user errors are shown to the visitor, in one line."""
 
     @functools.wraps(function)
     def call_handler(*arguments):
@@ -53,24 +53,24 @@ def show_errors(function: Callable) -> Callable:
 
 
 def use_gpu(function: Callable) -> Callable:
-    """The handler on a GPU that is lent for each call, where the `spaces` package is installed."""
+    """Run the handler on a GPU lent for each call, if the `spaces` package is installed."""
     if importlib.util.find_spec("spaces") is None:
         return function
     return importlib.import_module("spaces").GPU(duration=120)(function)
 
 
 def make_folder() -> str:
-    """A folder for what one visitor makes, until `remove_folder` removes it."""
+    """Make a folder for one visitor's files, until `remove_folder` removes it."""
     return tempfile.mkdtemp(prefix="class-tokens-")
 
 
 def remove_folder(folder: str):
-    """Remove what a visitor has made."""
+    """Remove a visitor's files."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def encode_image(image: Image.Image) -> str:
-    """A picture as an address that goes into the page."""
+    """Encode a picture as an address for the page."""
     data = io.BytesIO()
     if max(image.size) > SMALL:
         image.save(data, format="JPEG", quality=90)
@@ -86,7 +86,7 @@ def show_rows(
     seeds: list[int],
     labels: list[str],
 ) -> str:
-    """HTML of the same seeds in several ways, and how many of each the judge takes for the class.
+    """Return HTML of the same seeds in several conditions, with the judge's count of each.
 
     `labels` are those of the judge.
     """
@@ -112,7 +112,7 @@ def show_rows(
 def compare_pictures(
     session: Session, target: TargetClass, token: ClassToken, template: str, seeds: list[int]
 ) -> str:
-    """HTML of the same seeds without and with a token."""
+    """Return HTML of the same seeds without and with a token."""
     rows = [
         ("Without the token", draw_pictures(session, target, template, None, seeds)),
         ("With the token", draw_pictures(session, target, template, token, seeds)),
@@ -123,7 +123,7 @@ def compare_pictures(
 def offer_token(
     session: Session, target: TargetClass, token: ClassToken, folder: Path
 ) -> tuple[dict, str]:
-    """The button that downloads the token, and what to type in which tool."""
+    """Return the button that downloads the token, and what to type in other tools."""
     file = save_download(token, target, folder)
     usage = PAGE_TEMPLATES.get_template("usage.html").render(
         name=file.stem,
@@ -137,7 +137,7 @@ def offer_token(
 def look_at_class(
     session: Session, number: int, template: str, seed: float | None, folder: str
 ) -> Iterator[tuple]:
-    """The same seeds without and with a ready token; the first seed; the token to take away.
+    """Draw the same seeds without and with a ready token; return them, the first seed, the token.
 
     A handler may run in a process of its own, where a GPU is lent: what it writes into the
     visitor's `folder` outlives it.
@@ -151,7 +151,7 @@ def look_at_class(
 
 
 def learn_live(session: Session, number: int, folder: str, words: str = "") -> Iterator[tuple]:
-    """After every update what happened, its pictures, curves and best token; then a comparison.
+    """Yield what happened after every update: pictures, curves and best token; then a comparison.
 
     Ends after its update once `request_stop` was called with the visitor's `folder`, or another
     learning has begun.
@@ -179,7 +179,7 @@ def learn_live(session: Session, number: int, folder: str, words: str = "") -> I
 def choose_class(
     session: Session, number: int, words: str, folder: Path
 ) -> tuple[Session, TargetClass]:
-    """The class of a number, among the visitor's own `words` where there are any."""
+    """Find the class of a number, among the visitor's own `words` if there are any."""
     if words.strip():
         session = use_words(session, words, folder)
         number = min(number, len(session.targets))
@@ -187,7 +187,7 @@ def choose_class(
 
 
 def describe_update(session: Session, target: TargetClass, update: LiveUpdate) -> str:
-    """What an update's pictures were taken for, in words."""
+    """Describe what the judge saw in an update's pictures."""
     config, line = session.config, update.line
     return (
         f"**Update {line['update'] + 1}**, of {config.num_train_epochs} at most: the classifier "
@@ -196,7 +196,7 @@ def describe_update(session: Session, target: TargetClass, update: LiveUpdate) -
 
 
 def show_newest(update: LiveUpdate) -> str:
-    """HTML of an update's first pictures."""
+    """Return HTML of an update's first pictures."""
     shown = []
     for file in update.pictures[:SHOWN]:
         shown.append({"address": encode_image(Image.open(file)), "bars": [], "seed": ""})
@@ -205,7 +205,7 @@ def show_newest(update: LiveUpdate) -> str:
 
 
 def begin_learning(folder: str) -> Path:
-    """A new folder for a learning, which is then the visitor's; earlier ones are removed."""
+    """Make a new folder for this visitor's learning, and remove earlier ones."""
     for old in Path(folder).glob("learning-*"):
         shutil.rmtree(old, ignore_errors=True)
     home = Path(tempfile.mkdtemp(prefix="learning-", dir=folder))
@@ -214,7 +214,7 @@ def begin_learning(folder: str) -> Path:
 
 
 def find_learning(folder: str) -> Path | None:
-    """The folder of the learning that is to go on; a file tells, also another process."""
+    """Find the folder of the learning that is to go on; a file tells, also another process."""
     file = Path(folder, CURRENT)
     if not file.exists():
         return None
@@ -222,14 +222,14 @@ def find_learning(folder: str) -> Path | None:
 
 
 def request_stop(folder: str):
-    """Have the learning in a visitor's folder end after its update."""
+    """Make the learning in a visitor's folder end after its update."""
     Path(folder, CURRENT).unlink(missing_ok=True)
 
 
 def finish_learning(
     session: Session, number: int, file: str | None, folder: str, words: str = ""
 ) -> Iterator[tuple]:
-    """After a stop: the comparison with the best token so far."""
+    """Return, after a stop, the comparison with the best token so far."""
     if not file:
         yield "Stopped before the first update: there is no word yet.", gr.skip()
         return

@@ -31,19 +31,19 @@ the word until it agrees."""
 
 
 def list_choices(targets: list[TargetClass], labels: list[str]) -> list[tuple[str, int]]:
-    """The classes of a menu and their numbers; `labels` are those of all classes."""
+    """List the classes of a menu and their numbers; `labels` are those of all classes."""
     shown = distinguish_labels(labels)
     return [(shown[target.index], target.number) for target in targets]
 
 
 def list_words(text: str) -> list[tuple[str, int]]:
-    """As `list_choices`, of a visitor's own words, one per line."""
+    """List a visitor's own words, one per line, as `list_choices` does."""
     lines = [line for line in text.splitlines() if line.strip()]
     return [(line, number) for number, line in enumerate(lines, 1)]
 
 
 def build_page(session: Session) -> gr.Blocks:
-    """The page: two tabs over one session; whoever comes while the models work waits in a queue."""
+    """Build the page: two tabs over one session; visitors wait in a queue while models work."""
     models = {"concurrency_id": "models", "concurrency_limit": 1, "show_progress": "minimal"}
     with gr.Blocks(
         title="Class tokens", analytics_enabled=False, delete_cache=(3600, 3600)
@@ -58,7 +58,7 @@ def build_page(session: Session) -> gr.Blocks:
 
 
 def build_look_tab(page: gr.Blocks, session: Session, folder: gr.State, models: dict):
-    """Ready tokens: the same seeds without and with one."""
+    """Build the tab of ready tokens: the same seeds without and with one."""
     ready = list(find_tokens(session))
     if not ready:
         gr.Markdown(
@@ -89,7 +89,7 @@ def build_look_tab(page: gr.Blocks, session: Session, folder: gr.State, models: 
 
 
 def build_learn_tab(session: Session, folder: gr.State, models: dict):
-    """A word that is learned while one watches."""
+    """Build the tab on which one watches a word being learned."""
     is_open = session.config.classifier.startswith("zero-shot:")
     words = gr.Textbox(
         "\n".join(session.labels),
@@ -135,7 +135,7 @@ def build_learn_tab(session: Session, folder: gr.State, models: dict):
 
 
 def serve_page(session: Session):
-    """Show the page until the process ends."""
+    """Serve the page until the process ends."""
     page = build_page(session).queue(max_size=QUEUE)
     page.launch(
         server_name=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),

@@ -34,7 +34,7 @@ class Picture(NamedTuple):
 
 
 class LiveUpdate(NamedTuple):
-    """A class after an update on the page."""
+    """A class after an update, as the page shows it."""
 
     history_file: Path
     line: dict  # of the history
@@ -44,7 +44,7 @@ class LiveUpdate(NamedTuple):
 
 
 def open_session(config: RunConfig) -> Session:
-    """The session of a page: all classes of its classifier, its models loaded.
+    """Open the session of a page: all classes of its classifier, with models loaded.
 
     Raises:
         UserError: a model that cannot be loaded.
@@ -55,7 +55,7 @@ def open_session(config: RunConfig) -> Session:
 
 
 def find_tokens(session: Session) -> dict[TargetClass, Path]:
-    """The token files that are there: of the session's exp_id, or else those of the repository."""
+    """Find the existing token files: of the session's exp_id, or else those of the repository."""
     config = session.config
     tokens = {}
     for target in session.targets:
@@ -68,7 +68,7 @@ def find_tokens(session: Session) -> dict[TargetClass, Path]:
 
 
 def use_words(session: Session, words: str, folder: Path) -> Session:
-    """A session whose zero-shot classifier has other labels, one per line, and judges too.
+    """Open a session whose zero-shot classifier has other labels, one per line, and also judges.
 
     Raises:
         UserError: labels that cannot be told apart, such as fewer than two.
@@ -93,7 +93,7 @@ def draw_pictures(
     token: ClassToken | None,
     seeds: list[int],
 ) -> list[Picture]:
-    """The class in a prompt with {}, one picture per seed, judged.
+    """Draw the class in a prompt with {}, one picture per seed, and judge it.
 
     Raises:
         UserError: a prompt that is not one, or too long, or a token of another model.
@@ -159,7 +159,7 @@ def learn_word(session: Session, target: TargetClass, folder: Path) -> Iterator[
 
 
 def make_token(session: Session, target: TargetClass, training: ClassTraining) -> ClassToken:
-    """The best token of a training so far."""
+    """Make the best token of a training so far."""
     config = session.config
     vectors = training.past[training.best].detach().cpu()
     header = {
@@ -176,13 +176,13 @@ def make_token(session: Session, target: TargetClass, training: ClassTraining) -
 
 
 def save_download(token: ClassToken, target: TargetClass, folder: Path) -> Path:
-    """The token as other tools read it, in a file whose name is its word there."""
+    """Save the token as other tools read it, in a file whose name is its word there."""
     name = name_token(token.placeholder, target.folder)
     return write_token(name, token, folder)
 
 
 def choose_seeds(first: float | None, count: int) -> list[int]:
-    """`count` seeds from `first` on, or from anywhere if there is none.
+    """Choose `count` seeds from `first` on, or anywhere without it.
 
     Raises:
         UserError: no seed.
@@ -198,7 +198,7 @@ def choose_seeds(first: float | None, count: int) -> list[int]:
 
 
 def load_ready_token(tokens: dict[TargetClass, Path], target: TargetClass) -> ClassToken:
-    """The token of a class; a UserError where there is none yet."""
+    """Load the token of a class; raise UserError if there is none yet."""
     require(
         target in tokens,
         f"there is no token for {target.title} yet: learn it on the other tab",

@@ -1,4 +1,4 @@
-"""What is found out before any long work, and before anything is written."""
+"""Checks before any long work, and before anything is written."""
 
 import re
 from dataclasses import asdict
@@ -47,7 +47,7 @@ def check_settings(session: Session):
 
 
 def warn_of_unnamed(session: Session):
-    """Say that prompts will hold a label that is no name."""
+    """Warn that prompts will contain a label that is no name."""
     for target in session.targets:
         is_unnamed = re.fullmatch(UNNAMED, target.label)
         if is_unnamed and target.name == class_name(target.label):
@@ -59,7 +59,7 @@ def warn_of_unnamed(session: Session):
 
 
 def list_untrained(session: Session) -> list[RunFolder]:
-    """The classes that this command is to train."""
+    """List the classes that this command is to train."""
     config = session.config
     if not config.train:
         return []
@@ -70,7 +70,7 @@ def list_untrained(session: Session) -> list[RunFolder]:
 
 
 def load_models(session: Session, is_training: bool):
-    """Load what scores the pictures, in training and in evaluation."""
+    """Load the models that score pictures, in training and in evaluation."""
     config = session.config
     classifier = session.classifier
     if config.evaluate and session.evaluator and session.evaluator.name == classifier.name:

@@ -6,7 +6,7 @@ from utils import WITHOUT_GPU_OR_NETWORK, require
 
 
 def choose_device(device: str, local_rank: int) -> str:
-    """The device to compute on, as `device` asks for it.
+    """Choose the device to compute on, as `device` asks for it.
 
     `local_rank` is this process's number among a launcher's on this machine, or -1.
 

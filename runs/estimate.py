@@ -1,6 +1,6 @@
 """What a run will take, from configs alone: parameters, memory, FLOPs and disk.
 
-The method's own `token_gradient` runs on networks of the meta device, which have shapes and no
+The method's own `token_gradient` runs on networks of the meta device, which have shapes but no
 values.
 """
 
@@ -28,7 +28,7 @@ LINE_BYTES, FILES_BYTES = 130, 6000  # of history.jsonl per update; of a class's
 
 
 class EstimateSettings(NamedTuple):
-    """What decides an estimate besides how images are drawn; config.py explains each."""
+    """What affects an estimate besides how images are drawn; see config.py."""
 
     model: str
     mixed_precision: str
@@ -69,7 +69,7 @@ class Update(NamedTuple):
 def make_batch(
     generator: Generator, vectors: torch.Tensor, prompts: list[str], images: int
 ) -> tuple[Batch, torch.Tensor]:
-    """An update of `images` images, and the token's vectors [P, K, D] in each of its prompts."""
+    """Make an update of `images` images, and the token's vectors [P, K, D] in each prompt."""
     device = generator.device
     spread = vectors.expand(len(prompts), *vectors.shape).clone().requires_grad_()
     batch = Batch(
@@ -85,7 +85,7 @@ def make_batch(
 def open_update(
     settings: EstimateSettings, sampling: SamplingSettings, device: str = "meta"
 ) -> Update:
-    """The update that `settings` describe; a UserError for what the run itself would refuse."""
+    """Build the update that `settings` describe; raise UserError where the run itself would."""
     precision = PRECISIONS[settings.mixed_precision]
     generator = load_generator(settings.model, device, precision, settings.gradient_checkpointing)
     generator.set_placeholder(settings.placeholder_token)
@@ -117,7 +117,7 @@ def open_update(
 
 
 def replace_preprocessing(classifier: Classifier, sampling: SamplingSettings) -> Classifier:
-    """The classifier with a resizing to the size that its own preprocessing gives."""
+    """Replace the classifier's preprocessing by a resizing to the same size."""
     image = torch.zeros(1, 3, sampling.height, sampling.width)
     size = classifier.preprocess(image).shape[-2:]
 
@@ -128,12 +128,12 @@ def replace_preprocessing(classifier: Classifier, sampling: SamplingSettings) ->
 
 
 def shorten_trajectory(sampling: SamplingSettings, steps: int) -> SamplingSettings:
-    """One step with a graph, and one without where there are more: these are all alike."""
+    """Keep one step with a graph, and one without if there are more: these are all alike."""
     return sampling._replace(timesteps=(1, 0)[-steps:])
 
 
 def measure_update(update: Update, sampling: SamplingSettings, batch_size: int) -> dict[str, int]:
-    """{stage: bytes at its peak} of an update in parts of `batch_size` images."""
+    """Measure {stage: peak bytes} of an update in parts of `batch_size` images."""
     images = min(update.images, WITHOUT_GRAPH * batch_size)  # the first part: the others are alike
     batch, vectors = make_batch(update.generator, update.vectors, update.prompts, images)
     loss_fn = cross_entropy(update.classifier)
@@ -151,7 +151,7 @@ def count_update(
     sampling: SamplingSettings,
     batch_size: int,
 ) -> Counter:
-    """What one update takes, as `counted_flops` has it."""
+    """Count what one update takes; see `counted_flops`."""
     with counted_flops(generator, classifier.model) as counts:
         loss_fn = cross_entropy(classifier)
         token_gradient(generator, loss_fn, vectors, batch, sampling, batch_size)
@@ -159,7 +159,7 @@ def count_update(
 
 
 def count_trajectory(update: Update, sampling: SamplingSettings) -> tuple[Counter, Counter]:
-    """What an update of the whole trajectory takes, and what recomputing its last graph adds."""
+    """Count what an update of the whole trajectory takes, and what recomputing adds."""
     batch, vectors = make_batch(update.generator, update.vectors, update.prompts, update.images)
 
     def count_short(steps: int, graphs: int) -> Counter:
@@ -178,9 +178,9 @@ def count_trajectory(update: Update, sampling: SamplingSettings) -> tuple[Counte
 
 
 def list_batch_sizes(images: int, given: int | None) -> list[int]:
-    """1, 2, 4, ... up to an update's images, the number from which no graph is recomputed.
+    """List 1, 2, 4, ... up to an update's images, and the size from which nothing is recomputed.
 
-    And the one given.
+    And the given one.
     """
     sizes = {images, GRAPHS * images, given or images}
     size = 1
@@ -191,12 +191,12 @@ def list_batch_sizes(images: int, given: int | None) -> list[int]:
 
 
 def count_bytes(network: torch.nn.Module) -> int:
-    """Of its parameters."""
+    """Count the bytes of a network's parameters."""
     return sum(weight.nbytes for weight in network.parameters())
 
 
 def describe_networks(update: Update) -> str:
-    """Parameters of each network, in millions, and the bytes of all."""
+    """Describe the parameters of each network, in millions, and the bytes of all."""
     *encoders, denoiser, decoder = update.generator.networks
     networks = [("text encoder", encoder) for encoder in encoders]
     networks += [("UNet", denoiser), ("VAE", decoder), ("classifier", update.classifier.model)]
@@ -214,7 +214,7 @@ def describe_networks(update: Update) -> str:
 def describe_disk(
     settings: EstimateSettings, sampling: SamplingSettings, vectors: torch.Tensor
 ) -> str:
-    """What one class leaves on disk; pictures by PNG_BYTES."""
+    """Describe what one class leaves on disk; pictures take PNG_BYTES per pixel."""
     updates = settings.num_train_epochs
     picture = PNG_BYTES * sampling.height * sampling.width / 1e6
     kept_updates = {"all": updates, "film": min(FRAMES, updates), "none": 0}
@@ -235,7 +235,7 @@ def describe_disk(
 
 
 def describe_fit(peaks: dict[int, float], settings: EstimateSettings) -> str:
-    """Which --batch_size fits into memory_gb, by the peaks in GB of each."""
+    """Describe which --batch_size fits into memory_gb, from the peak in GB of each."""
     given = f"{settings.memory_gb:g} GB"
     context = 0.0
     if settings.device.startswith("cuda"):
@@ -264,7 +264,7 @@ def tabulate_memory(
     flops: Counter,
     again: Counter,
 ) -> tuple[Table, dict[int, float]]:
-    """What an update takes by batch_size, and the peak of each in GB."""
+    """Tabulate what an update takes by batch_size; also return the peak of each in GB."""
     table = Table(["batch_size", *STAGES, "peak GB", "TFLOP"], [])
     totals = {}
     beside = count_bytes(update.evaluator.model) if update.evaluator else 0
@@ -285,12 +285,12 @@ def tabulate_memory(
 
 
 def sum_parts(counts: Counter) -> int:
-    """The FLOPs of all networks together."""
+    """Sum the FLOPs of all networks."""
     return sum(counts[part] for part in PARTS)
 
 
 def estimate_run(settings: EstimateSettings, sampling: SamplingSettings) -> str:
-    """The whole estimate of training as text; nothing is written and no weight is read."""
+    """Return the whole estimate of training as text; nothing is written and no weight is read."""
     update = open_update(settings, sampling)
     flops, again = count_trajectory(update, sampling)
     batch_sizes = list_batch_sizes(update.images, settings.batch_size)
@@ -316,7 +316,7 @@ def estimate_run(settings: EstimateSettings, sampling: SamplingSettings) -> str:
 
 
 def describe_setting(settings: EstimateSettings, sampling: SamplingSettings, update: Update) -> str:
-    """What the estimate is of."""
+    """Describe the setting that is estimated."""
     return (
         f"{settings.model}, mixed_precision {settings.mixed_precision}, "
         f"{sampling.height} x {sampling.width}, {update.images} images per update: estimated from "
@@ -327,7 +327,7 @@ def describe_setting(settings: EstimateSettings, sampling: SamplingSettings, upd
 def describe_calls(
     settings: EstimateSettings, update: Update, flops: Counter, again: Counter
 ) -> list[str]:
-    """The UNet's calls, per update and per class."""
+    """Describe the UNet's calls, per update and per class."""
     updates, classes = settings.num_train_epochs, settings.classes_at_once
     calls, recorded = flops["images"], flops["images with a graph"]
     without_recomputing = GRAPHS * update.images
@@ -347,7 +347,7 @@ def describe_calls(
 def describe_first_size(
     settings: EstimateSettings, sampling: SamplingSettings, update: Update
 ) -> str:
-    """How many images are tried at once where nothing is said."""
+    """Describe how many images are tried at once by default."""
     most = default_batch_size(AT_ONCE, settings.device, sampling.height, sampling.width)
     first = min(most, GRAPHS * update.images)
     return f"without --batch_size: {first} at first, halved while memory runs out"

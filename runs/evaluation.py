@@ -1,4 +1,4 @@
-"""The evaluation of a session's classes: pictures drawn, judged, compared with real ones and shown.
+"""The evaluation of a session's classes: draw, judge, compare with real pictures, show.
 
 Imported only where a command evaluates: plots and distances take seconds to import.
 """
@@ -62,7 +62,7 @@ class Evaluation:
         self.real: dict[TargetClass, list[Path]] = {target: [] for target in session.targets}
 
     def describe_judging(self) -> list:
-        """All that decides a class's metrics besides its pictures."""
+        """Describe all that affects a class's metrics besides its pictures."""
         config = self.config
         judges = [name for name in (config.classifier, config.evaluator) if name]
         weights = [list_checkpoint_files(resolve_name(name)[1]) for name in judges]
@@ -77,7 +77,7 @@ class Evaluation:
         ]
 
     def load_extractor(self) -> Extractor:
-        """What gives the features by which pictures are compared with real ones."""
+        """Load the features by which pictures are compared with real ones."""
         config, session = self.config, self.session
         return session.call_once(
             load_extractor, config.features, session.device, config.fid_mode, config.labels
@@ -103,7 +103,7 @@ class Evaluation:
         check_counts(generated, sum(len(files) for files in self.real.values()))
 
     def list_class_conditions(self, folder: RunFolder) -> tuple[list[Condition], list[Condition]]:
-        """The conditions that are judged, and those of the film over the updates."""
+        """List the conditions that are judged, and those of the film over the updates."""
         config, session, target = self.config, self.session, folder.target
         token = load_token(folder.token_file)
         word = config.placeholder_token
@@ -128,11 +128,11 @@ class Evaluation:
         return conditions, list_film(target, word, frames)
 
     def digest_evaluation(self, conditions: list[Condition]) -> str:
-        """Of all that decides a class's metrics.json."""
+        """Compute a digest of all that affects a class's metrics.json."""
         return digest_json([self.session.drawer.describe_conditions(conditions), self.judged_by])
 
     def is_finished(self, folder: RunFolder) -> bool:
-        """Whether a class that has its token has all that this command asks for, as it asks."""
+        """Return whether a trained class has all that this command asks for."""
         if not folder.metrics_file.exists():
             return False
         try:
@@ -147,7 +147,7 @@ class Evaluation:
             return False
 
     def evaluate_class(self, folder: RunFolder) -> list[str]:
-        """Draw, judge and show the pictures of one class; what is to be said of it, in words."""
+        """Draw, judge and show the pictures of one class; return notes on it."""
         config, session, target = self.config, self.session, folder.target
         notes = []
         self.warn_of_token(folder)
@@ -190,7 +190,7 @@ class Evaluation:
         return notes
 
     def warn_of_token(self, folder: RunFolder):
-        """Say where a class's token was trained otherwise than it is drawn now, or by its judge."""
+        """Warn if a class's token was trained with other settings, or by its judge."""
         config = self.config
         warned = list(WARNED)
         if config.controls:  # which draw with what training started from

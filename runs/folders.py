@@ -50,12 +50,12 @@ class RunFolder(RunFiles):
         return try_lock(self.lock)
 
     def describe_silence(self) -> str:
-        """What to say of the class's lock where its holder seems dead; else an empty string."""
+        """Describe the class's lock if its holder seems dead; else an empty string."""
         files = [*self.tokens.rglob("*"), *self.images.rglob("*")]
         return describe_silence(Path(self.lock.lock_file), files, find_patience(self))
 
     def results_of_images(self) -> list[Path]:
-        """Results derived from the evaluation pictures: wrong once these are drawn anew."""
+        """List the results derived from evaluation pictures, which are wrong once these change."""
         return [
             self.metrics_file,
             self.grid_file,
@@ -65,7 +65,7 @@ class RunFolder(RunFiles):
         ]
 
     def last_change(self) -> tuple:
-        """Tells whether another process has trained, evaluated or failed the class since.
+        """Return a stamp that changes when a process trains, evaluates or fails the class.
 
         Not to be compared with a clock.
         """
@@ -75,10 +75,7 @@ class RunFolder(RunFiles):
         return tuple(times)
 
     def changed_settings(self, settings: dict, names: list[str]) -> list[str]:
-        """What of `names` differs between the training that left config.yml and `settings`.
-
-        In words.
-        """
+        """List, in words, which of `names` differ between config.yml and `settings`."""
         if not self.config_file.exists():
             return []
         now = to_words(settings)
@@ -99,7 +96,7 @@ class RunFolder(RunFiles):
         return changed
 
     def read_config(self) -> dict[str, str | list[str]]:
-        """The settings of config.yml, as words; a UserError where it is broken or another file."""
+        """Read the settings of config.yml, as words; raise UserError if it cannot be read."""
         remedy = f"remove '{self.tokens}' to train the class again"
         try:
             found = read_yaml(str(self.config_file), "lr: 0.001")
@@ -113,14 +110,14 @@ class RunFolder(RunFiles):
         return found
 
     def has_other_start(self, settings: dict) -> bool:
-        """Whether the token file that training started from has changed since."""
+        """Return whether the token file that training started from has changed since."""
         start = settings.get("initializer_token", "")
         if not names_file(start) or not self.start_file.exists():
             return False
         return not torch.equal(load_token(self.start_file).vectors, load_token(start).vectors)
 
     def has_other_labels(self, settings: dict) -> bool:
-        """Whether a zero-shot classifier's labels have changed since."""
+        """Return whether a zero-shot classifier's labels have changed since."""
         if not settings["classifier"].startswith("zero-shot:"):
             return False
         if not self.labels_file.exists():
@@ -128,7 +125,7 @@ class RunFolder(RunFiles):
         return read_labels(str(self.labels_file)) != read_labels(settings["labels"])
 
     def refuse_other_settings(self, settings: dict, names: list[str]):
-        """Raise UserError where a token, or half of one, was trained with other settings."""
+        """Raise UserError if the token, or half of one, was trained with other settings."""
         has_token = self.token_file.exists()
         old_state = self.state_file.with_suffix(".safetensors")
         require(
@@ -153,7 +150,7 @@ class RunFolder(RunFiles):
         )
 
     def has_own_token(self) -> bool:
-        """Whether the token that is there was trained there."""
+        """Return whether the token was trained in this run."""
         if not self.config_file.exists():
             return False
         return "imported_from" not in load_token(self.token_file).header
@@ -183,10 +180,10 @@ class RunFolder(RunFiles):
     def import_token(
         self, token: ClassToken, placeholder: str, source: str, start_over: bool
     ) -> list[str]:
-        """Keep a token of any origin as this class's, and say so.
+        """Keep a token of any origin as this class's, and return a note about it.
 
-        Nothing to say where it is there already. Any classifier may judge it; the one that
-        trained it, if its file names one, stays in the header as guided_by.
+        No note if it is there already. Any classifier may judge it; the one that trained it, if its
+        file names one, stays in the header as guided_by.
 
         Raises:
             UserError: the run has another token, or a training of its own.
@@ -211,7 +208,7 @@ class RunFolder(RunFiles):
         return [f"a token of {len(token.vectors)} vectors, taken from '{source}'"]
 
     def describe_class(self) -> dict:
-        """The class in a token's header."""
+        """Describe the class in a token's header."""
         return {
             "class_index": self.target.number,
             "class_name": self.target.name,
@@ -221,7 +218,7 @@ class RunFolder(RunFiles):
     def delete_leftovers(self):
         """Remove what a killed process was just writing, or about to remove.
 
-        Only whoever holds the class may.
+        Only the holder of the class may.
         """
         if self.token_file.exists():
             self.state_file.unlink(missing_ok=True)
@@ -230,14 +227,14 @@ class RunFolder(RunFiles):
                 half.unlink()
 
     def delete_evaluation(self):
-        """Have every picture drawn and judged anew."""
+        """Delete the evaluation, so that every picture is drawn and judged again."""
         for file in (*self.results_of_images(), self.eval_images / RECORD):
             file.unlink(missing_ok=True)
 
     def begin_training(self, settings: dict, start_over: bool = False) -> list[str]:
-        """Write config.yml in the place of all that is there.
+        """Write config.yml in place of what is there; return notes.
 
-        Unless a half-trained token is to go on. Returns what is to be said of it.
+        A half-trained token is kept if it can go on.
         """
         if self.state_file.exists() and not start_over:
             return ["training resumed"]
@@ -264,9 +261,9 @@ class RunFolder(RunFiles):
         return []
 
     def save_training(self, trained: TrainedToken, widths: tuple[int, ...], settings: dict) -> str:
-        """Write a token with its history and versions, last of all.
+        """Write a token with its history and versions, the token last; return a summary in words.
 
-        Then the training's state is no longer needed. Returns how the training went, in words.
+        Then the training's state is no longer needed.
         """
         updates = len(trained.every_update)
         frames = choose_frames(trained.every_update)
@@ -350,7 +347,7 @@ def check_held_out(path: Path | str, header: dict[str, str], test_size: int):
 
 
 def describe_paths(folders: list[RunFolder], file: str) -> str:
-    """The path of one class's file, or the pattern of all classes'."""
+    """Return the path of one class's file, or the pattern of all classes'."""
     path = str(getattr(folders[0], file))
     if len(folders) == 1:
         return path
@@ -358,5 +355,5 @@ def describe_paths(folders: list[RunFolder], file: str) -> str:
 
 
 def list_titles(folders: list[RunFolder]) -> str:
-    """The classes' titles, for a message."""
+    """List the classes' titles, for a message."""
     return ", ".join(folder.target.title for folder in folders)

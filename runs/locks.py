@@ -1,6 +1,6 @@
-"""File locks: taken without waiting, and questioned where their holder seems dead.
+"""File locks, taken without waiting, and reported if their holder seems dead.
 
-On disks that have none too.
+Also on disks without file locks.
 """
 
 import errno
@@ -55,14 +55,14 @@ def try_lock(lock: BaseFileLock) -> bool:
 
 
 def is_marker(path: Path) -> bool:
-    """Whether a lock is but a file: it names its holder, and stays when that dies."""
+    """Return whether a lock is only a file that names its holder, and stays when that dies."""
     with suppress(OSError):
         return path.stat().st_size > 0
     return False
 
 
 def warn_without_locks(output_path: str):
-    """Try a lock on the disk of `output_path`, and say where it has none."""
+    """Try a lock on the disk of `output_path`, and warn if it has none."""
     absolute = Path(output_path).absolute()
     folder = next(parent for parent in (absolute, *absolute.parents) if parent.is_dir())
     probe = FileLock(folder / f".class-tokens.{os.getpid()}.lock")
@@ -78,11 +78,10 @@ def warn_without_locks(output_path: str):
 
 
 def describe_silence(lock_file: Path, files: Iterable[Path], patience: float = PATIENCE) -> str:
-    """The lock, its age and what to do, where its holder shows no sign of life; else ''.
+    """Describe the lock, its age and what to do if its holder seems dead; else return ''.
 
-    None of the holder's files was written for `patience` seconds.
-
-    By the clock of the disk: those of machines differ.
+    That is if none of the holder's files was written for `patience` seconds, by the clock of the
+    disk: those of machines differ.
     """
     signs = [*files, lock_file] if is_marker(lock_file) else list(files)
     written = []
@@ -100,7 +99,7 @@ def describe_silence(lock_file: Path, files: Iterable[Path], patience: float = P
 
 
 def describe_duration(seconds: float) -> str:
-    """In the largest unit of which there are two or more."""
+    """Format a duration in the largest unit of which there are two or more."""
     for unit, length in (("days", 86_400), ("hours", 3600)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
@@ -108,7 +107,7 @@ def describe_duration(seconds: float) -> str:
 
 
 def find_patience(files: RunFiles) -> float:
-    """How long a class may be silent: as long as some of its updates take."""
+    """Find how long a class may be silent: as long as some of its updates take."""
     with suppress(OSError):
         updates = len(files.history_file.read_bytes().splitlines())
         seconds = files.history_file.stat().st_mtime - files.config_file.stat().st_mtime

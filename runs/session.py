@@ -1,4 +1,4 @@
-"""A configuration at work: what it is about, and its models."""
+"""A configuration at work: its classes, folders and models."""
 
 import os
 from collections.abc import Callable
@@ -28,14 +28,13 @@ from tokens.class_token import check_widths, load_token, start_vectors
 
 
 class Session:
-    """The classes, folders and models of a configuration; models are loaded when first asked for.
+    """The classes, folders and models of a configuration; models are loaded when first used.
 
-    The one place where a configuration becomes models: the command, the page and the experiments
-    all open one.
+    The one place where a configuration becomes models: command, page and experiments all open one.
     """
 
     def __init__(self, config: RunConfig, shared: dict | None = None):
-        """`shared` is another session's: a model that both use is loaded once.
+        """Open a session; models that `shared`, another session, also uses are loaded once.
 
         Raises:
             UserError: a device, a classifier or a class that is not there.
@@ -58,29 +57,29 @@ class Session:
             self.trackers = RunTrackers(config.report_to, config.output_path, asdict(config))
 
     def call_once(self, function: Callable, *arguments):
-        """What `function` returned the first time that a session of these models called it so."""
+        """Return what `function` returned at its first such call by a session of these models."""
         key = (function, *arguments)
         if key not in self.shared:
             self.shared[key] = function(*arguments)
         return self.shared[key]
 
     def with_settings(self, **changes) -> "Session":
-        """A session of other settings, which shares the models that these do not change."""
+        """Open a session with other settings, which shares the models that these do not change."""
         return Session(replace(self.config, **changes), self.shared)
 
     def every_class(self) -> list[TargetClass]:
-        """All classes of the classifier, whichever this session is about."""
+        """Return all classes of the classifier, whichever this session is about."""
         return select_classes("all", self.labels, self.names)
 
     def open_folder(self, target: TargetClass) -> RunFolder:
-        """The class's files under this configuration's exp_id."""
+        """Open the class's files under this configuration's exp_id."""
         config = self.config
         defaults = asdict(RunConfig())
         return RunFolder(config.output_path, config.classifier, target, config.exp_id, defaults)
 
     @cached_property
     def generator(self) -> Generator:
-        """The frozen generator, sure to take every prompt of these classes."""
+        """The frozen generator, checked to take every prompt of these classes."""
         config = self.config
         generator = self.call_once(
             open_generator,
@@ -123,7 +122,7 @@ class Session:
             generator.check_prompts(prompts, num_vectors)
 
     def count_vectors(self, generator: Generator) -> int:
-        """The vectors of the token, given or to be trained; says so where there are several."""
+        """Return the number of the token's vectors, given or to be trained; print it if several."""
         config = self.config
         if config.token:
             token = load_token(config.token)
@@ -136,7 +135,7 @@ class Session:
         return count
 
     def start_vectors(self, generator: Generator) -> torch.Tensor:
-        """The vectors [K, D] that training starts from."""
+        """Return the vectors [K, D] that training starts from."""
         return start_vectors(generator, self.config.initializer_token, self.config.num_vectors)
 
     @cached_property
@@ -177,12 +176,12 @@ class Session:
 
     @cached_property
     def loss(self) -> Loss:
-        """What images are scored by in training."""
+        """The training loss."""
         return build_loss(self.config.loss, self.classifier, self.generator)
 
     @cached_property
     def fitted_gradient(self) -> Callable:
-        """`token_gradient` with as many images at once as memory holds."""
+        """`token_gradient` with as many images at once as fit into memory."""
         config = self.config
         classes = min(config.classes_at_once, len(self.targets))
         images = classes * config.epoch_size
@@ -190,7 +189,7 @@ class Session:
 
     @cached_property
     def drawer(self) -> Drawer:
-        """What draws pictures, and loads the generator where one is missing."""
+        """Draws pictures, and loads the generator if one is missing."""
         config = self.config
         drawn_by = {
             "weights": list_checkpoint_files(config.model),
@@ -201,13 +200,13 @@ class Session:
         )
 
     def load_now(self, *names: str):
-        """Load models by the names of their properties, which would load them when first asked."""
+        """Load models by the names of their properties, which would otherwise load at first use."""
         for name in names:
             getattr(self, name)
 
     @cached_property
     def evaluation(self):
-        """How these classes are evaluated (runs.evaluation.Evaluation)."""
+        """The evaluation of these classes (runs.evaluation.Evaluation)."""
         from runs.evaluation import Evaluation  # plots and distances take seconds to import
 
         return Evaluation(self)
@@ -226,12 +225,12 @@ class Session:
 
 
 def find_training_settings(config: RunConfig) -> TrainingSettings:
-    """What decides a token besides generator, sampling and classifier."""
+    """Return what affects a token besides generator, sampling and classifier."""
     return TrainingSettings(**config.pick_settings(TrainingSettings._fields))
 
 
 def find_training_sampling(config: RunConfig) -> SamplingSettings:
-    """How training draws its images."""
+    """Return how training draws its images."""
     return SamplingSettings(**config.sampling_settings(training=True))
 
 
@@ -243,7 +242,7 @@ def open_generator(
     compile_networks: bool,
     placeholder: str,
 ) -> Generator:
-    """The generator, its tokenizers taught the token's word; arguments as of `load_generator`."""
+    """Load the generator and teach its tokenizers the placeholder; see `load_generator`."""
     generator = load_generator(model, device, dtype, gradient_checkpointing, compile_networks)
     generator.set_placeholder(placeholder)
     return generator
@@ -257,12 +256,12 @@ def load_same_classes(
     width: int,
     labels_file: str | None,
 ) -> Classifier:
-    """The evaluator `name`, which must know the classes `labels`; see `load_evaluator`."""
+    """Load the evaluator `name`, which must know the classes `labels`; see `load_evaluator`."""
     return load_evaluator(name, list(labels), device, height, width, labels_file)
 
 
 def estimate_training(config: RunConfig) -> str:
-    """What training by `config` would take, as text, from configs alone.
+    """Return what training by `config` would take, as text, from configs alone.
 
     Raises:
         UserError: what a run would refuse.

@@ -1,4 +1,4 @@
-"""What a command settles before torch is imported: whether checkpoints can be had."""
+"""Checks before torch is imported: whether checkpoints can be had."""
 
 import os
 import sys

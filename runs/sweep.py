@@ -28,7 +28,7 @@ from utils import (
 
 @dataclass
 class ClassWork:
-    """A class that this process holds: its training, if it has one, and what its line will say."""
+    """A class that this process holds: its training, if it has one, and its notes."""
 
     folder: RunFolder
     training: ClassTraining | None = None
@@ -36,7 +36,7 @@ class ClassWork:
 
 
 class Sweep:
-    """The classes of one command; other processes may work on them too, one on each class."""
+    """The classes of one command; other processes may work on them too, each on its own classes."""
 
     def __init__(self, session: Session):
         self.session = session
@@ -51,7 +51,7 @@ class Sweep:
         self.started = time.monotonic()
 
     def needs_work(self, folder: RunFolder) -> bool:
-        """Whether a class is neither finished nor failed in this sweep, by any process."""
+        """Return whether a class is neither finished nor failed in this sweep, by any process."""
         if folder in self.finished or self.has_failed(folder):
             return False
         if self.is_to_start_over(folder):
@@ -61,7 +61,7 @@ class Sweep:
         return folder not in self.finished
 
     def is_finished(self, folder: RunFolder) -> bool:
-        """Whether all that this command asks of a class is there, of these settings."""
+        """Return whether a class has all that this command asks for, with these settings."""
         if not folder.token_file.exists():
             return False
         if not self.session.config.evaluate:
@@ -69,21 +69,20 @@ class Sweep:
         return self.session.evaluation.is_finished(folder)
 
     def is_to_start_over(self, folder: RunFolder) -> bool:
-        """Whether what is there of a class is from before this command, which starts over."""
+        """Return whether a class's files are from before this command, which starts over."""
         return self.start_over and folder.last_change() == self.changes_before[folder]
 
     def has_failed(self, folder: RunFolder) -> bool:
-        """Whether a class failed in this sweep, here or in another process."""
+        """Return whether a class failed in this sweep, here or in another process."""
         *_, failed_before = self.changes_before[folder]
         *_, failed_now = folder.last_change()
         return folder in self.failed or failed_now not in (None, failed_before)
 
     def claim_class(self) -> RunFolder | None:
-        """The first class that needs work and that no other process holds.
+        """Claim the first class that needs work and that no other process holds.
 
-        Its lock is held here from now on.
-
-        Takes over what a process that died has left. Does not wait for classes that others hold.
+        Its lock is held from now on. Takes over classes of dead processes. Does not wait for
+        classes that others hold.
         """
         for folder in self.folders:
             if folder in self.claimed or not self.needs_work(folder) or not folder.try_lock():
@@ -97,7 +96,7 @@ class Sweep:
         return None
 
     def finish_class(self, work: ClassWork):
-        """A class is trained and evaluated: release it, and print its line."""
+        """Release a class that is trained and evaluated, and print its line."""
         folder = work.folder
         self.finished.add(folder)
         folder.error_file.unlink(missing_ok=True)
@@ -106,9 +105,9 @@ class Sweep:
         print_class(folder, f": {'; '.join(notes)}")
 
     def fail_class(self, work: ClassWork, error: Exception):
-        """A class cannot be finished: write why into error.txt, release it, and print its line.
+        """Write why a class failed into error.txt, release it, and print its line.
 
-        Raises `error` where no other class would fare better, such as on a full disk.
+        Raises `error` if no other class would do better, as on a full disk.
         """
         if is_of_machine(error):
             raise error
@@ -128,7 +127,7 @@ class Sweep:
             print_class(folder, f" failed: {'; '.join([error_message(error), *rest])}", sys.stderr)
 
     def note_rest(self) -> list[str]:
-        """How many of several classes are done, and how long the rest takes at this pace."""
+        """Describe how many of several classes are done, and how long the rest takes."""
         if len(self.folders) == 1:
             return []
         left = [folder for folder in self.to_do if self.is_untouched(folder)]
@@ -136,17 +135,17 @@ class Sweep:
         return [describe_rest(len(self.to_do), len(left), seconds)]
 
     def is_untouched(self, folder: RunFolder) -> bool:
-        """Whether no process has trained, evaluated or failed a class since this command began."""
+        """Return whether no process has touched a class since this command began."""
         if folder in self.finished or folder in self.failed:
             return False
         return folder.last_change() == self.changes_before[folder]
 
     def left_to_others(self) -> list[RunFolder]:
-        """The classes that still need work, and that other processes hold."""
+        """List the classes that still need work and that other processes hold."""
         return [folder for folder in self.folders if self.needs_work(folder)]
 
     def release_locks(self):
-        """Let other processes have what this one did not finish."""
+        """Release the classes that this process did not finish."""
         for folder in self.folders:
             folder.lock.release()
 
@@ -179,8 +178,8 @@ def run_sweep(session: Session):
 def work_on_classes(session: Session, sweep: Sweep, notes: list[str] | None = None):
     """Train and evaluate every class that this process can claim.
 
-    Whatever one class fails of does not end the others; a full disk or memory ends all of them.
-    `notes` are what is to be said of every class before the rest.
+    A class that fails does not end the others; a full disk or memory ends all of them. `notes` are
+    printed before the rest of every class's line.
     """
     classes_at_once = session.config.classes_at_once
     running: list[ClassWork] = []
@@ -222,7 +221,7 @@ def start_class(session: Session, sweep: Sweep, work: ClassWork):
 
 
 def train_update(session: Session, sweep: Sweep, running: list[ClassWork]) -> list[ClassWork]:
-    """One update of all running classes; returns those that go on, the others being finished."""
+    """Train one update of all running classes; return those that go on, and finish the others."""
     trainings = [work.training for work in running if work.training]
     try:
         updates = compute_gradients(
@@ -244,7 +243,7 @@ def train_update(session: Session, sweep: Sweep, running: list[ClassWork]) -> li
 
 
 def finish_update(session: Session, sweep: Sweep, work: ClassWork, figures: UpdateFigures) -> bool:
-    """One class's step after an update; whether its training goes on."""
+    """Finish one class's update; return whether its training goes on."""
     try:
         stop = work.training.finish_update(figures).stop
     except Exception as error:
@@ -291,9 +290,9 @@ def evaluate_class(session: Session, sweep: Sweep, work: ClassWork):
 
 
 def prepare_models(session: Session, sweep: Sweep) -> list[str]:
-    """Load what this command needs, and try it, before anything is written.
+    """Load and try what this command needs, before anything is written.
 
-    Returns what is to be said of an imported token.
+    Returns notes about an imported token.
     """
     config = session.config
     untrained = list_untrained(session)
@@ -311,9 +310,9 @@ def prepare_models(session: Session, sweep: Sweep) -> list[str]:
 
 
 def print_results(session: Session, sweep: Sweep) -> dict[RunFolder, str]:
-    """Print where the results are, and the summary once no other process works on these classes.
+    """Print where the results are, and the summary if no other process works on these classes.
 
-    Returns the classes whose holder seems dead, and what to say of their locks.
+    Returns the classes whose holder seems dead, and a description of their locks.
     """
     left = sweep.left_to_others()
     silent = {}
@@ -342,7 +341,7 @@ def print_results(session: Session, sweep: Sweep) -> dict[RunFolder, str]:
 
 
 def describe_rest(total: int, left: int, seconds: float) -> str:
-    """How many of the classes are done, and how long the rest takes at this pace."""
+    """Describe how many of the classes are done, and how long the rest takes at this pace."""
     done = total - left
     text = f"{done} of {total} classes"
     if left:
@@ -351,14 +350,14 @@ def describe_rest(total: int, left: int, seconds: float) -> str:
 
 
 def is_of_machine(error: Exception) -> bool:
-    """Whether no other class would fare better: the disk or the memory is full."""
+    """Return whether no other class would do better: the disk or the memory is full."""
     if is_out_of_memory(error):
         return True
     return isinstance(error, OSError) and error.errno in DISK_FULL
 
 
 def unforeseen_error(error: Exception, folder: RunFolder) -> UserError:
-    """An error that nobody wrote a line for, as a line that says where its traceback is."""
+    """Turn an unforeseen error into a line that says where its traceback is."""
     found = UserError(
         f"{type(error).__name__}: {join_lines(error)[:200]} (the traceback is in "
         f"'{folder.error_file}', and --debug shows it)"
@@ -377,7 +376,7 @@ def print_class(folder: RunFolder, text: str, stream=None):
 
 
 def describe_silent(silences: dict[RunFolder, str]) -> str:
-    """What to do about classes whose holders seem dead, by what is to be said of their locks."""
+    """Describe what to do about classes whose holders seem dead, from their locks."""
     first, *others = silences
     more = f" (so are {list_titles(others)})" if others else ""
     return f"class {first.target.title} is not finished{more}, and its lock {silences[first]}"

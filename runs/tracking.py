@@ -31,10 +31,10 @@ class TrackedRun(Protocol):
     """
 
     def log_update(self, values: dict[str, float], images: np.ndarray, step: int):
-        """One update's figures and its first pictures, uint8 [N, H, W, 3]."""
+        """Log one update's figures and its first pictures, uint8 [N, H, W, 3]."""
 
     def finish_run(self):
-        """The class is trained, or failed."""
+        """End the run: the class is trained, or failed."""
 
 
 class TensorBoardRun:
@@ -101,13 +101,13 @@ TRACKERS: dict[str, Callable[[str, Path, dict], TrackedRun]] = {
 
 
 class RunTrackers:
-    """The trackers of the classes that are being trained, one run each.
+    """The trackers of the classes in training, with one run each.
 
-    One that fails is left out from then on.
+    A tracker that fails is left out from then on.
     """
 
     def __init__(self, report_to: str, output_path: str, settings: dict):
-        """`report_to` is one of TRACKERS, or 'all' for those that are installed.
+        """Open trackers; `report_to` is one of TRACKERS, or 'all' that are installed.
 
         Raises:
             UserError: a package that is missing.
@@ -151,7 +151,7 @@ class RunTrackers:
 
 
 def make_plain(settings: dict) -> dict:
-    """Settings as every tracker takes them: lists and None as text."""
+    """Convert settings into what every tracker takes: lists and None as text."""
     return {
         key: value if isinstance(value, (bool, int, float, str)) else str(value)
         for key, value in settings.items()

@@ -1,4 +1,4 @@
-"""What a setting's value may be, and the same in words."""
+"""What a setting's value may be, as a check and in words."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,39 +9,39 @@ NAMES_IN_FILES = ("__metadata__", "clip_l", "clip_g", "emb_params", "*")
 
 
 def from_to(low: float, high: float) -> Check:
-    """A number of this range, its ends included."""
+    """Allow numbers of this range, including its ends."""
     return lambda value: low <= value <= high, f"from {low} to {high:,}"
 
 
 def greater_than(low: float, high: float) -> Check:
-    """A number of this range, its lower end left out."""
+    """Allow numbers of this range, excluding its lower end."""
     return lambda value: low < value <= high, f"greater than {low}, {high:,} at most"
 
 
 def one_of(*choices: str) -> Check:
-    """One of these words."""
+    """Allow these words."""
     return lambda value: value in choices, f"{', '.join(choices[:-1])} or {choices[-1]}"
 
 
 def word_such_as(example: str) -> Check:
-    """A word that can be a placeholder."""
+    """Allow words that can be a placeholder."""
     return is_word, f"one word of 50 letters at most, without spaces, such as {example}"
 
 
 def is_word(text: str) -> bool:
-    """Whether a text can be a placeholder."""
+    """Return whether a text can be a placeholder."""
     is_of_length = 0 < len(text) <= 50
     return is_of_length and not set(text) & set(" {}") and text not in NAMES_IN_FILES
 
 
 def is_folder_name(name: str) -> bool:
-    """Whether a name can be a folder's on every disk."""
+    """Return whether a name can be a folder's on every disk."""
     is_of_length = 0 < len(name.encode()) <= 100
     return is_of_length and name.strip(". ") == name and not set(name) & set("/\\")
 
 
 def is_trajectory(timesteps: list) -> bool:
-    """Whether timesteps fall from noise to image."""
+    """Return whether timesteps fall from noise to image."""
     if not timesteps or None in timesteps:
         return False
     is_falling = timesteps == sorted(set(timesteps), reverse=True)
@@ -49,12 +49,12 @@ def is_trajectory(timesteps: list) -> bool:
 
 
 def is_pair_of_betas(betas: list[float]) -> bool:
-    """Whether AdamW takes these betas."""
+    """Return whether AdamW accepts these betas."""
     return len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
 
 
 def is_side(pixels: int) -> bool:
-    """Whether a VAE can decode pictures of this side."""
+    """Return whether a VAE can decode pictures with this side."""
     return 8 <= pixels <= 8192 and pixels % 8 == 0
 
 

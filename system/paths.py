@@ -11,7 +11,7 @@ CHECKPOINT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".json", ".txt"}
 
 
 def expand_path(text: str, setting: str) -> str:
-    """A path with its ~ and $VARIABLES filled in, also after a prefix such as 'mean:'.
+    """Expand ~ and $VARIABLES in a path, also after a prefix such as 'mean:'.
 
     Raises:
         UserError: an unknown user or variable, where no file bears that very name.
@@ -31,12 +31,12 @@ def expand_path(text: str, setting: str) -> str:
 
 
 def read_path(text: str) -> Path:
-    """A path of a command line, its ~ and $VARIABLES filled in."""
+    """Read a path of a command line, with ~ and $VARIABLES expanded."""
     return Path(expand_path(text, "the path"))
 
 
 def find_path(name: str) -> Path | None:
-    """`name` as a path from here or from the repository; None where neither exists."""
+    """Find `name` as a path from here or from the repository; None if neither exists."""
     for path in (Path(os.path.expanduser(name)), ROOT / name):
         with suppress(OSError, ValueError):  # too long, or with a NUL: not a path
             if path.exists():
@@ -45,7 +45,7 @@ def find_path(name: str) -> Path | None:
 
 
 def check_output_path(path: str):
-    """Raise UserError where nothing can be written to `path`, or to the folder it would be in."""
+    """Raise UserError if nothing can be written to `path`, or to the folder it would be in."""
     output = Path(path).absolute()
     for folder in (output, output / "img", output / "pipeline_token"):
         parents = (folder, *folder.parents)
@@ -59,7 +59,7 @@ def check_output_path(path: str):
 
 
 def split_revision(source: str) -> tuple[str, str | None]:
-    """'someone/model@v2' -> ('someone/model', 'v2'); a path that exists has no revision."""
+    """Split 'someone/model@v2' into ('someone/model', 'v2'); existing paths have no revision."""
     place, at, revision = source.rpartition("@")
     if not at or find_path(source):
         return source, None
@@ -67,9 +67,9 @@ def split_revision(source: str) -> tuple[str, str | None]:
 
 
 def is_same_source(name: str, other: str) -> bool:
-    """Whether two names stand for one checkpoint: the same hub id, or two paths of one folder.
+    """Return whether two names stand for one checkpoint: one hub id, or two paths of one folder.
 
-    Of two revisions of a hub id one may be unknown, and then it is taken for the other.
+    If one of two revisions of a hub id is unknown, it is taken for the other.
     """
     place, revision = split_revision(name)
     other_place, other_revision = split_revision(other)
@@ -82,13 +82,13 @@ def is_same_source(name: str, other: str) -> bool:
 
 
 def stamp_file(file: Path) -> list:
-    """What tells that a file was replaced: its path, size and time of change."""
+    """Return a stamp that tells whether a file was replaced: path, size and time of change."""
     found = file.stat()
     return [str(file), found.st_size, found.st_mtime_ns]
 
 
 def list_checkpoint_files(source: str) -> dict[str, list[int]]:
-    """{file: [size, time of change]} of a local checkpoint, to notice that it was replaced.
+    """Return {file: [size, time of change]} of a local checkpoint, to notice a replacement.
 
     Empty for a hub id, whose commit tells.
     """

@@ -15,7 +15,7 @@ from utils import broken_file_error, replace_file
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors of a safetensors file of ours, and its header.
+    """Read the tensors of a safetensors file of ours, and its header.
 
     Raises:
         UserError: a file that is truncated or not ours.
@@ -33,9 +33,9 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 def write_tensors(
     path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None
 ):
-    """Write a safetensors file, the same bytes for the same content.
+    """Write a safetensors file, with the same bytes for the same content.
 
-    The library's own header is in random order.
+    The library writes its header in random order.
     """
     data = safetensors.torch.save(tensors, metadata)
     end = 8 + int.from_bytes(data[:8], "little")
@@ -47,9 +47,9 @@ def write_tensors(
 
 
 def to_pixels(images: torch.Tensor) -> np.ndarray:
-    """Images [B, 3, H, W] in [0, 1] -> uint8 [B, H, W, 3].
+    """Convert images [B, 3, H, W] in [0, 1] to uint8 [B, H, W, 3].
 
-    Converted on their device: fewer bytes leave a GPU.
+    On their device, so that fewer bytes leave a GPU.
     """
     pixels = (images.detach().float().clamp(0, 1) * 255).round().byte()
     return pixels.permute(0, 2, 3, 1).cpu().numpy()
@@ -68,7 +68,7 @@ def submit_images(
     chosen: Iterable[int],
     pixels: np.ndarray,
 ):
-    """Start writing uint8 [B, H, W, 3] to those paths that the indices `chosen` [B] name.
+    """Start writing uint8 [B, H, W, 3] to the paths with the indices `chosen` [B].
 
     Adds to `writes`.
     """
@@ -77,6 +77,6 @@ def submit_images(
 
 
 def save_pixels(pixels: np.ndarray, paths: list[Path]):
-    """Write uint8 [B, H, W, 3] as PNG files, on four threads."""
+    """Write uint8 [B, H, W, 3] as PNG files, with four threads."""
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(save_image, map(Image.fromarray, pixels), paths))

@@ -15,7 +15,7 @@ from utils import UserError, error_message, is_out_of_memory
 
 
 class OptionalOutput(io.FileIO):
-    """What a program prints; once its reader has gone, nothing."""
+    """Output that is dropped once its reader has gone."""
 
     def write(self, data) -> int:
         with suppress(BrokenPipeError):
@@ -24,12 +24,12 @@ class OptionalOutput(io.FileIO):
 
 
 class LinesOutput(io.TextIOWrapper):
-    """A log instead of a terminal: a progress bar's states are lines, not overwritten."""
+    """Output for a log instead of a terminal: states of a progress bar are lines."""
 
     unfinished = ""  # the line so far
 
     def write(self, text: str) -> int:
-        """Write what is a whole line by now; a traceback arrives letter by letter."""
+        """Write whole lines; a traceback arrives in pieces."""
         *lines, self.unfinished = re.split(r"[\r\n]", self.unfinished + text.replace("\x1b[A", ""))
         for line in lines:
             self.write_line(line)
@@ -47,8 +47,9 @@ class LinesOutput(io.TextIOWrapper):
 
 
 def choose_progress(quiet: bool):
-    """Bars on a terminal, a line per minute in a log, nothing where quiet; call it before tqdm is
-    imported. Of a launcher's processes one shows progress.
+    """Choose bars on a terminal, a line per minute in a log, nothing if quiet.
+
+    Call it before tqdm is imported. Of a launcher's processes one shows progress.
     """
     if quiet or os.environ.get("LOCAL_RANK", "0") != "0":
         os.environ["TQDM_DISABLE"] = "1"
@@ -59,7 +60,7 @@ def choose_progress(quiet: bool):
 
 
 def show_step(text: str):
-    """While it is entered, a line on a terminal that says what takes seconds; a log needs none."""
+    """Show a line on a terminal during a step that takes seconds; a log needs none."""
     if sys.stderr is None or not sys.stderr.isatty():
         return nullcontext()
     from tqdm import tqdm  # here: it reads what `choose_progress` sets when it is imported
@@ -68,12 +69,12 @@ def show_step(text: str):
 
 
 def print_warning(text: str):
-    """Say on stderr what does not stop a command."""
+    """Print on stderr what does not stop a command."""
     print(f"warning: {text}", file=sys.stderr)
 
 
 def guard_output():
-    """Let no closed stream, absent reader or missing letter end the program."""
+    """Keep a closed stream, an absent reader or a missing letter from ending the program."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)  # None: closed
         if stream is getattr(sys, f"__{name}__"):  # no test's
@@ -94,9 +95,9 @@ def guard_output():
 
 
 def exit_code(work: Callable[[], None], debug: bool = False) -> int:
-    """Do an entry point's work: 0, or 2 and one line for a user error.
+    """Do an entry point's work; return 0, or 2 after one line for a user error.
 
-    `debug` shows where it came from.
+    `debug` also shows the traceback.
     """
     guard_output()
     try:

@@ -1,4 +1,4 @@
-"""Text, YAML and JSON read from disk, by people or by us; what cannot be read is one line."""
+"""Text, YAML and JSON files, by people or by us; what cannot be read is one line."""
 
 import functools
 import json
@@ -14,7 +14,7 @@ LARGEST_TEXT = 2**20  # bytes of a YAML file or a list of prompts: a larger one 
 
 
 def read_text(path: str) -> str:
-    """A text file that a person wrote.
+    """Read a text file that a person wrote.
 
     Raises:
         UserError: a file that is missing, larger than LARGEST_TEXT or not UTF-8.
@@ -30,10 +30,10 @@ def read_text(path: str) -> str:
 
 
 class WordsLoader(getattr(yaml, "CBaseLoader", yaml.BaseLoader)):  # in C it is ten times as fast
-    """Makes strings, lists and mappings alone; a repeated key is an error."""
+    """A YAML loader that makes only strings, lists and mappings; a repeated key is an error."""
 
     def construct_mapping(self, node, deep=False):
-        """As the base class, once no key is there twice."""
+        """Construct a mapping as the base class does, if no key is repeated."""
         counts = Counter(str(key.value) for key, _ in node.value)
         for key, count in counts.items():
             if count > 1:
@@ -43,7 +43,7 @@ class WordsLoader(getattr(yaml, "CBaseLoader", yaml.BaseLoader)):  # in C it is 
 
 
 def read_yaml(path: str, example: str) -> dict[str, str | list[str]]:
-    """A YAML file of lines such as `example`, every scalar as typed (`no` stays 'no').
+    """Read a YAML file of lines such as `example`, every scalar as typed (`no` stays 'no').
 
     Raises:
         UserError: a file that is not of such lines.
@@ -64,29 +64,29 @@ def read_yaml(path: str, example: str) -> dict[str, str | list[str]]:
 
 
 def to_words(settings: dict) -> dict[str, str | list[str]]:
-    """Settings as `read_yaml` reads them back from the file that `write_yaml` made of them."""
+    """Convert settings to what `read_yaml` reads back from `write_yaml`'s file."""
     return dict(read_back(json.dumps(settings)))
 
 
 @functools.lru_cache(maxsize=16)
 def read_back(settings: str) -> dict[str, str | list[str]]:
-    """As `to_words`, of settings as JSON: the same for all classes of a run."""
+    """Convert as `to_words`, from settings as JSON: the same for all classes of a run."""
     text = yaml.safe_dump(json.loads(settings))
     return yaml.load(text, Loader=yaml.BaseLoader)  # nosec B506  # it makes strings alone
 
 
 def read_json(path: Path, *keys: str) -> dict:
-    """A JSON object of ours that has these `keys`; a UserError where it is truncated or foreign."""
+    """Read a JSON object of ours with these `keys`; raise UserError if truncated or foreign."""
     return parse_json(path, path.read_bytes(), keys)
 
 
 def read_json_lines(path: Path, *keys: str) -> list[dict]:
-    """The JSON objects of a file of ours, one per line; otherwise as `read_json`."""
+    """Read the JSON objects of a file of ours, one per line; errors as in `read_json`."""
     return [parse_json(path, line, keys) for line in path.read_bytes().splitlines()]
 
 
 def parse_json(path: Path, data: bytes, keys: tuple[str, ...]) -> dict:
-    """The JSON object in `data`, which the file `path` holds; otherwise as `read_json`."""
+    """Parse the JSON object in `data`, the content of the file `path`; errors as in `read_json`."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:

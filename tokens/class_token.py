@@ -13,10 +13,10 @@ from utils import TOKEN_SUFFIXES, require
 
 
 class ClassToken(NamedTuple):
-    """The word that stands for a class's vectors in prompts, the vectors, and what the file says.
+    """A class's placeholder, its vectors [K, D], and the rest of its file.
 
     D is the sum of `widths`, one for each text encoder: (768,) for SD 1.4, (768, 1280) for SDXL,
-    whose clip_l is first.
+    with clip_l first.
     """
 
     placeholder: str
@@ -26,7 +26,7 @@ class ClassToken(NamedTuple):
 
 
 def start_vectors(generator: Generator, initializer: str, num_vectors: int | None) -> torch.Tensor:
-    """The vectors [K, D] that training starts from: a phrase's tokens in turn, or a token file's.
+    """Return the initial vectors [K, D]: of a phrase's tokens in turn, or of a token file.
 
     Raises:
         UserError: a phrase or file that does not give `num_vectors`, or a token of another model.
@@ -44,12 +44,12 @@ def start_vectors(generator: Generator, initializer: str, num_vectors: int | Non
 
 
 def names_file(initializer: str) -> bool:
-    """Whether an initialiser is a token file, not a phrase."""
+    """Return whether an initialiser is a token file, not a phrase."""
     return initializer.endswith(TOKEN_SUFFIXES)
 
 
 def check_widths(token: ClassToken, generator: Generator, file: str):
-    """Raise UserError where the token in `file` is not of the generator's text encoders."""
+    """Raise UserError if the token in `file` does not fit the generator's text encoders."""
     found, needed = token.widths, generator.token_widths
     if found == needed:
         return
@@ -67,12 +67,12 @@ def check_widths(token: ClassToken, generator: Generator, file: str):
 
 
 def join_widths(widths: tuple[int, ...]) -> str:
-    """(768, 1280) -> '768 + 1280'."""
+    """Format widths: (768, 1280) -> '768 + 1280'."""
     return " + ".join(map(str, widths))
 
 
 def split_vectors(vectors: torch.Tensor, widths: tuple[int, ...]) -> dict[str, torch.Tensor]:
-    """SDXL's vectors [K, W_l + W_g] as {"clip_l": [K, W_l], "clip_g": [K, W_g]}."""
+    """Split SDXL's vectors [K, W_l + W_g] into {"clip_l": [K, W_l], "clip_g": [K, W_g]}."""
     parts = vectors.split(widths, 1)
     return {key: part.contiguous() for key, part in zip(PAIR, parts, strict=True)}
 
@@ -96,10 +96,10 @@ def save_token(
 
 
 def load_token(path: Path | str) -> ClassToken:
-    """The token in our file, or in one of diffusers, Automatic1111, kohya or the original code.
+    """Load the token of our file, or of diffusers, Automatic1111, kohya or the original code.
 
-    The placeholder is the tensor's name; where it has none, what the file says, or else the file's
-    own name. Of the two files that diffusers writes for SDXL either may be given.
+    The placeholder is the tensor's name, else what the file says, else the file's own name. Of the
+    two files that diffusers writes for SDXL either may be given.
 
     Raises:
         UserError: no such file, or what it holds instead of one token.
@@ -119,7 +119,7 @@ def load_token(path: Path | str) -> ClassToken:
 
 
 def load_file(path: Path) -> ClassToken:
-    """The token in one file, as `load_token`."""
+    """Load the token in one file; see `load_token`."""
     placeholder, parts, header = read_token_file(path)
     widths = tuple(part.shape[1] for part in parts)
     return ClassToken(placeholder, torch.cat(parts, 1), widths, header)

@@ -59,9 +59,9 @@ def export_classes(paths: list[Path], out: Path, card: bool) -> list[str]:
 
 
 def check_targets(out: Path, classes: list[ExportedClass], card: bool):
-    """Raise UserError where `out` holds what is not to be replaced.
+    """Raise UserError if `out` holds what must not be replaced.
 
-    Or where a card would not show all its tokens.
+    Or if a card would not show all its tokens.
     """
     names = {found.name for found in classes}
     for name in names:
@@ -91,7 +91,7 @@ def check_targets(out: Path, classes: list[ExportedClass], card: bool):
 
 
 def load_classes(runs: list[RunFiles], card: bool) -> list[ExportedClass]:
-    """What is to be exported, once no two tokens have one name."""
+    """Load what is to be exported, if no two tokens have the same name."""
     classes: dict[str, ExportedClass] = {}
     for files in runs:
         token = load_token(files.token_file)
@@ -109,7 +109,7 @@ def load_classes(runs: list[RunFiles], card: bool) -> list[ExportedClass]:
 
 
 def name_token(placeholder: str, class_folder: str) -> str:
-    """'newclas-0283_tiger_cat': 'crane' alone would replace that word in every prompt of A1111."""
+    """Return 'newclas-0283_tiger_cat': 'crane' alone would replace that word in A1111's prompts."""
     parts = []
     for part in (placeholder, class_folder):
         plain = re.sub(r"[^A-Za-z0-9_-]+", "", part)[:100].strip("-")
@@ -131,7 +131,7 @@ def write_token(name: str, token: ClassToken, folder: Path, hide_paths: bool = F
 
 
 def clean_header(token: ClassToken) -> dict[str, str]:
-    """What a token's file says, without the folders that paths lead through."""
+    """Return a token file's header without the folders in paths."""
     return {key: hide_folders(value) for key, value in token.header.items()}
 
 

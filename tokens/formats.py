@@ -35,9 +35,9 @@ PICKLE_HEADS = (b"P", b"\x80")  # first bytes of a zip archive and of a pickle
 
 
 def find_halves(path: Path) -> tuple[Path, Path]:
-    """Where diffusers writes the vectors for SDXL's first and second text encoder.
+    """Find the two files that diffusers writes for SDXL, if `path` is one of them.
 
-    If one of the files is `path`; twice the same path where it has another name.
+    Twice the same path if it has another name.
     """
     first = path.name.replace(f"{DIFFUSERS_NAME}_2", DIFFUSERS_NAME, 1)
     second = first.replace(DIFFUSERS_NAME, f"{DIFFUSERS_NAME}_2", 1)
@@ -45,7 +45,7 @@ def find_halves(path: Path) -> tuple[Path, Path]:
 
 
 def read_token_file(path: Path) -> tuple[str, list[torch.Tensor], dict[str, str]]:
-    """The placeholder, the vectors [K, W] for every text encoder, and what the file says.
+    """Read the placeholder, the vectors [K, W] for every text encoder, and the file's header.
 
     Raises:
         UserError: no such file, or what it holds instead of one token.
@@ -85,7 +85,7 @@ def read_token_file(path: Path) -> tuple[str, list[torch.Tensor], dict[str, str]
 
 
 def check_vectors(path: Path, vectors: torch.Tensor) -> torch.Tensor:
-    """Stored numbers [D] or [K, D] as float32 vectors [K, D]; a UserError for others."""
+    """Return stored numbers [D] or [K, D] as float32 vectors [K, D]; raise UserError for others."""
     is_dense = vectors.layout == torch.strided and vectors.device.type == "cpu"
     is_of_size = vectors.dim() in (1, 2) and 0 < vectors.numel() <= LARGEST
     kind = str(vectors.dtype).removeprefix("torch.")
@@ -102,7 +102,7 @@ def check_vectors(path: Path, vectors: torch.Tensor) -> torch.Tensor:
 
 
 def read_content(path: Path) -> tuple[dict, dict[str, str]]:
-    """What a file holds by name, and its words."""
+    """Read the tensors of a file by name, and its text."""
     require(
         not path.is_dir(),
         f"'{path}' is a folder: give a file in it, such as learned_embeds.safetensors",
@@ -131,7 +131,7 @@ def read_content(path: Path) -> tuple[dict, dict[str, str]]:
 
 
 def read_safetensors(path: Path) -> tuple[dict, dict[str, str]]:
-    """The tensors of a safetensors file, and its header."""
+    """Read the tensors of a safetensors file, and its header."""
     tensors = {}
     with safe_open(path, "pt") as file:
         for key in file.keys():  # noqa: SIM118
@@ -140,7 +140,7 @@ def read_safetensors(path: Path) -> tuple[dict, dict[str, str]]:
 
 
 def read_pickle(path: Path) -> tuple[dict, dict[str, str]]:
-    """The tensors of a file that torch.save wrote, and its words; nothing in it is executed."""
+    """Read the tensors and text of a file written by torch.save; nothing in it is executed."""
     allowed = [torch.nn.ParameterDict]  # the original code's
     with path.open("rb") as file, torch.serialization.safe_globals(allowed):
         content = torch.load(file, map_location="cpu", weights_only=True)

@@ -46,7 +46,7 @@ class CardEntry(NamedTuple):
 
 
 def write_card(entries: list[CardEntry]) -> str:
-    """The card, as Markdown."""
+    """Write the card as Markdown."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         trim_blocks=True,
@@ -68,7 +68,7 @@ def write_card(entries: list[CardEntry]) -> str:
 
 
 def write_head(described: list[dict]) -> str:
-    """The card's metadata, as YAML, which the Hub reads."""
+    """Write the card's metadata as YAML, which the Hub reads."""
     hub_ids = {found["base_model"] for found in described if is_hub_id(found["base_model"])}
     tags = list(TAGS)
     if any(found["paired"] for found in described):
@@ -83,7 +83,7 @@ def write_head(described: list[dict]) -> str:
 
 
 def describe_entry(entry: CardEntry) -> dict[str, Any]:
-    """What the card says of a class."""
+    """Describe a class in the card."""
     header, metrics, token = entry.token.header, entry.metrics, entry.token
     noun = to_one_line(header.get("class_name") or class_name(metrics.label))
     # diffusers finds only the first vector of a word with capitals
@@ -109,7 +109,7 @@ def describe_entry(entry: CardEntry) -> dict[str, Any]:
 
 
 def describe_judges(entry: CardEntry) -> list[tuple]:
-    """Of every judge: its role, its name, and accuracy without and with the token."""
+    """Describe every judge: its role, its name, and accuracy without and with the token."""
     metrics = entry.metrics
     guided = "imported_from" not in entry.token.header
     judged = []
@@ -124,9 +124,9 @@ def describe_judges(entry: CardEntry) -> list[tuple]:
 
 
 def describe_training(files: RunFiles) -> str:
-    """The settings of config.yml that a stranger can use, one per line.
+    """Return the settings of config.yml that others can use, one per line.
 
-    Empty where the token came without it.
+    Empty if the token came without it.
     """
     if not files.config_file.exists():
         return ""
@@ -141,23 +141,23 @@ def describe_training(files: RunFiles) -> str:
 
 
 def describe_source(name: str) -> str:
-    """A checkpoint as a card's reader finds it: its hub id without the revision, or its folder."""
+    """Name a checkpoint for the card's readers: hub id without revision, or folder."""
     place, _ = split_revision(name)
     return hide_folders(REGISTRY.get(place, place))
 
 
 def hide_folders(text: str) -> str:
-    """Local paths without the folders that they lead through: 'mean:/home/me/vit' -> 'mean:vit'."""
+    """Shorten local paths: 'mean:/home/me/vit' -> 'mean:vit'."""
     return re.sub(r"^((?:[\w-]+:)*)[~/.$].*/", r"\1", text.rstrip("/"))
 
 
 def to_one_line(text: str) -> str:
-    """Untrusted text on one line."""
+    """Put untrusted text on one line."""
     return join_lines(to_printable(text))
 
 
 def escape_text(value) -> str:
-    """Untrusted text on one line, its punctuation as entities: neither HTML nor Markdown.
+    """Put untrusted text on one line, its punctuation as entities: no HTML, no Markdown.
 
     Markup stays as it is.
     """
@@ -168,12 +168,12 @@ def escape_text(value) -> str:
 
 
 def show_code(text: str) -> Markup:
-    """Untrusted text as code, in a table too."""
+    """Show untrusted text as code, also in a table."""
     if set("`|") & set(text):
         return Markup(f"<code>{escape_text(text)}</code>")
     return Markup(f"`{to_one_line(text)}`")
 
 
 def show_json(value) -> Markup:
-    """A value as Python reads it, too."""
+    """Format a value so that Python reads it too."""
     return Markup(json.dumps(value, ensure_ascii=False))

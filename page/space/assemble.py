@@ -39,7 +39,7 @@ STATIC = {
 
 
 def assemble_live(out: Path):
-    """Copy what the page imports and reads, as far as git knows it, with its requirements."""
+    """Copy what the page imports and reads, as far as git tracks it, with its requirements."""
     listed = subprocess.run(
         ["git", "ls-files", *LIVE], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
