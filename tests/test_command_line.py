@@ -1,6 +1,7 @@
 """Words into settings: flags, the file of --config, paths as a shell has them."""
 
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
@@ -49,30 +50,45 @@ PATHS = [
 ]
 
 
-@pytest.mark.parametrize("name, prefix", PATHS)
-@pytest.mark.parametrize("typed", ["~", "$HOME", "${HOME}", "$DATA/..", "~/a $HOME"])
-def test_paths_as_a_shell_has_them(tmp_path, monkeypatch, name, prefix, typed):
-    """In flags and files alike, and the settings file's own."""
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> str:
+    """The home folder of a user whose $DATA is a folder in it."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("DATA", str(tmp_path / "data"))
-    full = (
-        prefix
-        + typed.replace("$DATA", str(tmp_path / "data"), 1)
-        .replace("~", str(tmp_path))
-        .replace("${HOME}", str(tmp_path))
-        .replace("$HOME", str(tmp_path))
-        + "/x.yml"
-    )
-    value = f"{prefix}{typed}/x.yml"
-    write_yaml(tmp_path / "settings.yml", {name: [value] if name == "eval_prompts" else value})
+    return str(tmp_path)
+
+
+def assert_path_is_expanded(name: str, typed: str, full: str):
+    """In flags and files alike, and the settings file's own."""
+    many = name == "eval_prompts"
+    write_yaml(Path("~/settings.yml").expanduser(), {name: [typed] if many else typed})
     for argv in (
-        [f"--{name}={value}"],
+        [f"--{name}={typed}"],
         ["--config", "$HOME/settings.yml"],
         ["--config=~/settings.yml"],
     ):
         found = getattr(parse_settings(argv)[0], name)
-        assert (found[0] if name == "eval_prompts" else found) == full
-    assert all(SETTINGS[name].metadata["path"] for name, _ in PATHS)
+        assert (found[0] if many else found) == full
+
+
+@pytest.mark.parametrize(
+    "typed, full",
+    [
+        ("~/x.yml", "{}/x.yml"),
+        ("$HOME/x.yml", "{}/x.yml"),
+        ("${HOME}/x.yml", "{}/x.yml"),
+        ("$DATA/../x.yml", "{}/data/../x.yml"),
+        ("~/a $HOME/x.yml", "{}/a {}/x.yml"),
+    ],
+)
+def test_paths_as_a_shell_has_them(home, typed, full):
+    assert_path_is_expanded("model", typed, full.replace("{}", home))
+
+
+def test_paths_of_every_setting(home):
+    for name, prefix in PATHS:
+        assert SETTINGS[name].metadata["path"]
+        assert_path_is_expanded(name, f"{prefix}~/x.yml", f"{prefix}{home}/x.yml")
 
 
 def test_what_is_no_path_stays(tmp_path, monkeypatch):

@@ -164,11 +164,13 @@ def test_pictures_equal_the_pipelines(generator, name, changes):
     assert (draw_by_ours(generator) - theirs).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("name", sorted(find_schedulers() - set(SCHEDULERS)))
-def test_other_schedulers_are_refused_by_name(name):
-    with pytest.raises(UserError, match=f"names the scheduler '{name}'") as raised:
-        scheduler_class(name, "model")
-    assert "\n" not in str(raised.value)
+def test_other_schedulers_are_refused_by_name():
+    others = find_schedulers() - set(SCHEDULERS)
+    assert others
+    for name in others:
+        with pytest.raises(UserError, match=f"names the scheduler '{name}'") as raised:
+            scheduler_class(name, "model")
+        assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
