@@ -83,7 +83,7 @@ def list_sights(noun: int, bias: str) -> list[tuple[int, str | None]]:
 
 def train_biased(study: Study, bias: str) -> str:
     """Train a classifier of nouns with this bias, unless it exists; return its folder."""
-    drawings, steps = study.options.drawings, study.options.classifier_steps
+    drawings, steps = study.options.drawings, study.options.guide_steps
     folder = study.work / "classifiers" / f"{bias.replace(' ', '_')}_{drawings}_{steps}"
     if (folder / "preprocessor_config.json").exists():
         return str(folder)
@@ -187,7 +187,7 @@ def count_planted(study: Study) -> Finding:
     header = ["planted", "pictures", "share that show it", *(noun.name for noun in nouns)]
     data = {
         "shares": shares,
-        "classifier_steps": options.classifier_steps,
+        "guide_steps": options.guide_steps,
         "drawings": options.drawings,
     }
     return Finding(sets, nouns[::4], sentence, Table(header, rows), note, data, tests)
@@ -234,9 +234,9 @@ def compare_labels(study: Study) -> Finding:
 
 def main(argv: list[str] | None = None):
     """Count what the tokens' pictures show, and publish the page."""
-    quick = {"class_index": "1,2,7,8", "images": 2, "drawings": 32, "classifier_steps": 3}
+    quick = {"class_index": "1,2,7,8", "images": 2, "drawings": 32, "guide_steps": 3}
     options = parse_options(
-        __doc__, argv, "all", quick=quick, images=20, drawings=3000, classifier_steps=200
+        __doc__, argv, "all", quick=quick, images=20, drawings=3000, guide_steps=200
     )
     study = open_study(options)
     if study.config.real_images == WORLD:

@@ -35,7 +35,7 @@ HELP = {  # of the flags of single studies
     "nearest_k": "neighbours of coverage",
     "truth": "real pictures per class to be covered",
     "drawings": "new drawings to train on",
-    "classifier_steps": "of the biased classifiers' training",
+    "guide_steps": "of the biased classifiers' training",
     "other": "the other generator (the run's own, trained further)",
 }
 
