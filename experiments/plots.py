@@ -73,10 +73,10 @@ def plot_tradeoff(
     difference to it, paired by class; `plain` are the accuracies without a token.
     """
     base = [0.0] * len(plain)
-    ylabel = "right class, on held-out seeds"
+    ylabel = "accuracy on held-out seeds"
     if reference:
         base = measured[reference].class_means()
-        ylabel = f"right more often than with\n{reference}"
+        ylabel = f"accuracy minus that of\n{reference}"
 
     def compare_base(shares: list[float]) -> Interval:
         differences = [share - other for share, other in zip(shares, base, strict=True)]
