@@ -132,7 +132,7 @@ FLAGS = [  # a flag, its value, and what the line must say besides both
     ("train_guidance_scale", "-1", "from 0 to 100, or none"),
     ("guidance_rescale", "2", "from 0 to 1"),
     ("token", "no_such.safetensors", "leave --train True out"),
-    ("placeholder_token", "newclas", "is part of 'newclas owl': take a word that"),
+    ("placeholder_token", "newclas", "is part of 'newclas owl'"),
     ("initializer_token", "", "a word, a phrase or a token file"),
     ("test_size", "0", "from 1 to 100,000"),
     ("eval_prompts", "", "is neither a file nor a prompt"),

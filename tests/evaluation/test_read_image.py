@@ -180,14 +180,14 @@ REFUSED = {  # name: the file's suffix, its bytes, the reason
     "float above 1": (
         "tiff",
         to_bytes(float_picture(255), "TIFF"),
-        "from 0 to 255, and not between 0 and 1",
+        "from 0 to 255, not from 0 to 1",
     ),
     "float below 0": ("tiff", to_bytes(float_picture(-1), "TIFF"), "from -1 to"),
     "not a number": ("tiff", to_bytes(float_picture(float("nan")), "TIFF"), "nan"),
     "integers above 16 bits": (
         "tiff",
         to_bytes(Image.fromarray(np.full((2, 3), 70000, np.int32)), "TIFF"),
-        "from 70000 to 70000, and not between 0 and 65535",
+        "from 70000 to 70000, not from 0 to 65535",
     ),
     "truncated": ("png", to_bytes(Image.effect_noise((64, 64), 50), "PNG")[:2000], "truncated"),
     "truncated JPEG": (
@@ -270,5 +270,5 @@ def test_grey_of_12_bits(tmp_path):
 
 def test_whole_numbers_of_unknown_range_are_refused(tmp_path):
     Image.fromarray(RAMP.astype(np.int32)).save(tmp_path / "32.tiff")
-    with pytest.raises(UserError, match="whole numbers of 32 bits reach 255"):
+    with pytest.raises(UserError, match="32-bit integers reach 255"):
         read_image(tmp_path / "32.tiff")
