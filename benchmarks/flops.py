@@ -51,7 +51,7 @@ config's resolution, with ViT-L/16 as classifier.
 {table}
 
 How these settings affect the quality of Stable Diffusion's pictures is a hypothesis: it was
-measured on the miniature only ([README](../README.md), [fidelity](fidelity.md)). The cost of a
+measured on the miniature only ([README](../README.md), [findings](findings.md)). The cost of a
 token is that of an update times the number of updates, which also depends on the setting.
 
 - 'Recomputed': where `--batch_size` is too small to hold two graphs of every image, the graph of

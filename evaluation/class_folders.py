@@ -22,7 +22,8 @@ def name_folders(root: Path, classes: list[TargetClass]) -> list[list[str]]:
 
     Names of published data sets that are there are included.
 
-    Raises:     UserError: a folder that matches no class.
+    Raises:
+        UserError: a folder that matches no class.
     """
     allowed = allowed_folder_names(classes)
     known = set()

@@ -188,7 +188,7 @@ class Drawer:
     ) -> int:
         """Draw what is missing of folder/<condition>/<seed>.png, and count it.
 
-        Deletes `stale_results`, which were derived from earlier pictures, first.
+        First deletes `stale_results`, which were derived from earlier pictures.
         """
         stale, missing = self.find_missing(conditions, folder)
         if not missing:

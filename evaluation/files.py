@@ -65,8 +65,9 @@ def check_exported(paths: list[Path], out: Path, card: bool) -> list[RunFiles]:
 
     Imports nothing slow, so that a mistake is answered at once.
 
-    Raises:     UserError: a folder that is no run's, has no token or, for a card, no evaluation;
-    `out` is a         file.
+    Raises:
+        UserError: a folder that is no run's, has no token or, for a card, no evaluation; `out` is a
+            file.
     """
     require(out.is_dir() or not out.exists(), f"'{out}' is a file: --to takes a folder")
     runs = {run.images: run for run in map(find_run, paths)}

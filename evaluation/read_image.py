@@ -139,7 +139,8 @@ def find_fault(file: Path) -> str | None:
 def load_images(paths: list[Path]) -> torch.Tensor:
     """Load image files of one size as float [B, 3, H, W] in [0, 1].
 
-    Raises:     UserError: a broken file, or one of another size than the first.
+    Raises:
+        UserError: a broken file, or one of another size than the first.
     """
     arrays = [np.asarray(read_image(path)) for path in paths]
     for path, array in zip(paths, arrays, strict=True):

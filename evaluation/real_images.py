@@ -170,7 +170,8 @@ def draw_real_image(source: str, target: TargetClass, file: Path) -> Image.Image
 
     Its number may belong to another list.
 
-    Raises:     UserError: whatever the function raises, such as a LookupError for an unknown label.
+    Raises:
+        UserError: whatever the function raises, such as a LookupError for an unknown label.
     """
     draw_image = import_function(source, "real_images")
     try:

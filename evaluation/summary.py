@@ -143,7 +143,7 @@ def find_metrics(run: RunFiles) -> list[Path]:
 def collect_classes(run: RunFiles, ours: list[ClassMetrics]) -> list[dict]:
     """Collect, as JSON, the metrics of all classes of a run that were evaluated like `ours`.
 
-    Others may be being evaluated right now.
+    Another process may be evaluating others right now.
     """
     found = {}  # by number: a renamed class counts once
     for file in find_metrics(run):

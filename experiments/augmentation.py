@@ -196,12 +196,22 @@ def main(argv: list[str] | None = None):
         "accuracy on real pictures",
         curves,
     )
-    tests = compare_conditions(results)
-    k = str(options.k[0])
     right = {
         PLAIN: measure_right(study, PLAIN, 1),
         TOKEN: measure_right(study, TOKEN, options.seeds),
     }
+    publish_result(study, write_result(study, results, curves, right))
+
+
+def write_result(
+    study: Study,
+    results: Results,
+    curves: dict[str, dict[str, Interval]],
+    right: dict[str, Interval],
+) -> StudyResult:
+    """Make the study's page; `curves` holds the accuracy over classes of every condition and k."""
+    options = study.options
+    least = str(options.k[0])
     rows = []
     for condition, by_k in curves.items():
         rows.append([condition, *(by_k.get(str(k), "") for k in options.k)])
@@ -221,19 +231,16 @@ def main(argv: list[str] | None = None):
         "drawn": options.images,
         "right": right,
     }
-    publish_result(
-        study,
-        StudyResult(
-            "augmentation",
-            EXPLORATORY,
-            "Pictures drawn with class tokens help to train a classifier from few real ones",
-            f"Accuracy at k = {k}: {curves[REAL][k]} from real pictures alone, {curves[TOKEN][k]} "
-            "with class tokens' pictures added.",
-            Table(["trained on", *(f"k = {k}" for k in options.k)], rows),
-            note,
-            data,
-            tests,
-        ),
+    return StudyResult(
+        "augmentation",
+        EXPLORATORY,
+        "Pictures drawn with class tokens help to train a classifier from few real ones",
+        f"Accuracy at k = {least}: {curves[REAL][least]} from real pictures alone, "
+        f"{curves[TOKEN][least]} with class tokens' pictures added.",
+        Table(["trained on", *(f"k = {k}" for k in options.k)], rows),
+        note,
+        data,
+        compare_conditions(results),
     )
 
 

@@ -97,8 +97,9 @@ def load_evaluator(
 
     `labels` are the other one's.
 
-    Raises:     UserError: as `load_classifier`; other classes, or another order: both tell classes
-    by index.
+    Raises:
+        UserError: as `load_classifier`; other classes, or another order: both tell classes by
+            index.
     """
     evaluator = load_classifier(name, device, height, width, labels_file)
     require(

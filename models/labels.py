@@ -63,7 +63,8 @@ def find_labels(name: str, labels_file: str | None = None) -> list[str]:
     Does not load the classifier. `labels_file` is that of zero-shot classifiers. ImageNet's labels
     come with this package.
 
-    Raises:     UserError: labels that are not numbered from 0.
+    Raises:
+        UserError: labels that are not numbered from 0, or a broken `labels_file`.
     """
     kind, source = resolve_name(name)
     folder = find_path(source)

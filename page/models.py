@@ -47,9 +47,11 @@ def open_session(config: RunConfig) -> Session:
     """Open the session of a page: all classes of its classifier, with models loaded.
 
     Raises:
-        UserError: a model that cannot be loaded.
+        UserError: a setting that cannot work, or a model that cannot be loaded.
     """
-    session = Session(replace(config, class_index="all"))
+    config = replace(config, class_index="all")
+    config.validate_settings()
+    session = Session(config)
     session.load_now("generator", "classifier", "evaluator")
     return session
 

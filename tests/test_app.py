@@ -404,3 +404,10 @@ def test_the_page_in_a_browser(address, tmp_path):
 def _keep(download, folder):
     download.save_as(folder / download.suggested_filename)
     return folder / download.suggested_filename
+
+
+@pytest.mark.parametrize("name, value", [("mixed_precision", "fp16"), ("lr", -1.0)])
+def test_settings_that_cannot_work_are_refused(name, value):
+    config, _ = parse_settings(["--config", "configs/miniature.yml"])
+    with pytest.raises(UserError, match=name):
+        models.open_session(replace(config, **{name: value}))
