@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 from miniature import drawings
 from miniature.drawings import vary_colour
 
+VERSION = "a2c7b652"  # of the pictures; change it when `draw` draws others
 SIZE = 64
 CANVAS = 256  # drawn four times as large, then averaged down
 TEMPLATES = (

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from evaluation.class_folders import allowed_folder_names, match_published_names, suggest_folder
-from evaluation.real_images import draw_missing_images, find_real_images
+from evaluation.real_images import draw_missing_images, find_real_images, find_version
 from miniature import world
 from models.labels import IMAGENET_LABELS
 from prompt_datasets import class_name, select_classes, target_class
@@ -314,3 +314,17 @@ def test_file_names_that_are_not_utf_8(tiny_config, tmp_path, real_images, capsy
         assert main(argv) == 0
         assert "na\\xefve.jpg" in capsys.readouterr().err
     assert next(tmp_path.rglob("summary_demo.json"))
+
+
+def test_drawn_pictures_are_told_by_version_or_source(tmp_path, monkeypatch):
+    """A comment changes the source and no picture: a module that names its VERSION keeps them."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    draw = "def draw(label, rng):\n    return None\n"
+
+    def find(name: str, source: str) -> str:
+        (tmp_path / f"{name}.py").write_text(source)
+        return find_version(f"{name}:draw")
+
+    assert find("plain", draw) != find("commented", f"# better\n{draw}")
+    assert find("first", f"VERSION = 1\n{draw}") == find("second", f"VERSION = 1  # same\n{draw}")
+    assert find("third", f"VERSION = 2\n{draw}") == "2"
