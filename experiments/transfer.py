@@ -134,7 +134,8 @@ def main(argv: list[str] | None = None):
             "transfer",
             TESTED,
             "A token works on another checkpoint of the same text encoder",
-            f"On another checkpoint accuracy rises from {without} to {with_token}.",
+            f"On another checkpoint accuracy is {without} without the token and {with_token} with "
+            "it.",
             Table(["drawn by", "accuracy without the token", "with the token"], rows),
             note,
             {"right": right},
